@@ -1,0 +1,135 @@
+"""The config of a run: read from a file, checked, written to JSON and back, compared."""
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mnist_jax.errors import UserError, listed, nearest
+
+ConfigDict = ml_collections.ConfigDict
+ROOT = Path(__file__).parent.parent
+# The least value of each whole number in the config.
+LEAST = {'seed': 0, 'epochs': 0, 'batch_size': 1, 'eval_batch_size': 1, 'devices': 0, 'chunks': 1}
+# What says where a run is computed and not what: a resumed run may have others.
+PLACES = ('devices', 'dataset.data_dir', 'dataset.raw_dir')
+
+
+def load(path: str) -> ConfigDict:
+    """The config that `get_config()` in the Python file `path` returns, locked."""
+    file = Path(path)
+    if not file.is_file():
+        problem = 'is a directory' if file.is_dir() else 'does not exist'
+        raise UserError(f'config file {path!r} {problem}; configs/cnn.py is an example')
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # Where 'from configs import default' finds the default config.
+    try:
+        spec = importlib.util.spec_from_file_location('experiment_config', path)
+        if spec is None or spec.loader is None:
+            raise ImportError('its name does not end in .py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # The file is the user's: whatever it raises is for them to mend.
+        raise UserError(f'config file {path!r} cannot be read: {_told(error)}') from None
+    if not callable(getattr(module, 'get_config', None)):
+        raise UserError(f'config file {path!r} has no function get_config(); it must return the ConfigDict of the run')
+    try:
+        config = module.get_config()
+    except Exception as error:
+        raise UserError(f'get_config() in {path!r} failed: {_told(error)}') from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'get_config() in {path!r} returned a {type(config).__name__}; a ConfigDict is wanted')
+    config.unlock()  # A dict put into a locked config is not locked; locking anew locks it too.
+    return config.lock()
+
+
+def _told(error: Exception) -> str:
+    """What an exception out of a config file says, in a line, with the number of that file's line."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    traceback = error.__traceback__
+    while traceback and not isinstance(error, SyntaxError):
+        name = traceback.tb_frame.f_code.co_filename
+        if 'site-packages' not in name and not name.startswith('<') and name != __file__:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    # ConfigDict raises AttributeError(KeyError(text)), and prints the whole config in the middle of that text.
+    inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    text = str(inner.args[0]) if isinstance(inner, KeyError) and inner.args else str(inner)
+    text = re.sub(r'Other fields present:.*?(?=Did you mean|$)', '', text, flags=re.DOTALL)
+    return f'{type(error).__name__}: {" ".join(text.split())}' + (f' (line {line})' if line else '')
+
+
+def fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each field."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from fields(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value
+
+
+def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
+    """The values of all fields by dotted name; a name among `names` that is no field is an error."""
+    values = dict(fields(config))
+    for name in names:
+        if name not in values:
+            raise UserError(f'config.{name} is no field{nearest(name, values)}; the fields are: {listed(values)}')
+    return values
+
+
+def check(config: ConfigDict) -> None:
+    """Raise a UserError unless `config` has the fields of the default, of their types, and numbers in their range.
+
+    Which fields `model`, `optimizer` and `dataset` have beside `name` is checked where these are built.
+    """
+    default = load(str(ROOT / 'configs' / 'default.py'))
+    for name, value in default.items():
+        if name not in config:
+            raise UserError(f'config.{name} is missing; configs/default.py says what it is')
+        if not isinstance(config[name], type(value)):
+            raise UserError(f'config.{name}={config[name]!r} is wrong: a {type(value).__name__} is wanted')
+    for name in config:
+        if name not in default:
+            raise UserError(f'config.{name} is no field{nearest(name, default)}; the fields are: {listed(default)}')
+    for name, least in LEAST.items():
+        if config[name] < least or isinstance(config[name], bool):
+            raise UserError(f'config.{name}={config[name]} is wrong: a whole number of at least {least} is wanted')
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON; a value that JSON does not know is an error."""
+    return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config that `to_json` wrote, locked."""
+    return ConfigDict(_tuples(json.loads(text))).lock()
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
+    """Raise a UserError that names the fields in which `config` asks for another run than the one `saved`.
+
+    More epochs are a continuation; `PLACES` may be others.
+    """
+    old, new = dict(fields(saved)), dict(fields(from_json(to_json(config))))
+    changed = [
+        f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and name not in PLACES and not (name == 'epochs' and new[name] > old[name])
+    ]
+    if changed:
+        raise UserError(
+            f'the workdir holds a run with another config: {"; ".join(changed)}; give another --workdir, or the saved '
+            'values (epochs may be raised)'
+        )

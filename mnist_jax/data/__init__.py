@@ -1,0 +1,1 @@
+"""Raw sources, their TFDS builders, and the batches made from them."""

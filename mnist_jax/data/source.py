@@ -1,0 +1,161 @@
+"""A data set, prepared once under TFDS's data directory, and its splits as arrays in host memory."""
+
+import contextlib
+import fcntl
+import functools
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mnist_jax import files
+from mnist_jax.data import builders
+from mnist_jax.errors import UserError, listed
+
+
+class Split(NamedTuple):
+    """The examples of a split in the order of their files."""
+
+    image: np.ndarray  # uint8 NxHxWxC
+    label: np.ndarray  # int32 N
+
+
+class Source:
+    """A prepared data set.
+
+    Args:
+      name: of the data set, as in the config.
+      make_builder: its class of builders.
+      data_dir: where prepared data sets live; '' is TFDS's own choice.
+      raw_dir: where the raw files lie; '' is with the package, or the network.
+      train, validation, test: splits by these names, in TFDS's slicing ('train[:90%]'); '' for no validation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_builder: type[builders.IdxBuilder],
+        data_dir: str,
+        raw_dir: str,
+        train: str,
+        validation: str,
+        test: str,
+    ):
+        self.name = name
+        self.specs = {'train': train, 'validation': validation, 'test': test}
+        raw = Path(raw_dir).expanduser() if raw_dir else None
+        self._builder = make_builder(raw_dir=raw, data_dir=str(Path(data_dir).expanduser()) if data_dir else None)
+        self._whole: dict[str, Split] = {}
+        self.image_shape: tuple[int, ...] = make_builder.SHAPE
+        self.num_classes: int = make_builder.NUM_CLASSES
+        self.max_pixel: int = make_builder.MAX_PIXEL
+
+    def prepare(self) -> None:
+        """Prepare the data set unless that is done; one process does it, others wait.
+
+        TFDS writes into a directory of its own and renames it at the end, so a killed process leaves nothing that
+        could be taken for a data set; the lock goes with the process, and the next one clears up.
+        """
+        builder, target = self._builder, Path(self._builder.data_path)
+        if target.exists():
+            return
+        files.make_directory(target.parent, 'dataset.data_dir')
+        with _locked(target.parent / 'prepare.lock'):
+            if target.exists():
+                return
+            for leftover in target.parent.glob('incomplete.*'):
+                shutil.rmtree(leftover, ignore_errors=True)
+            logging.info('Preparing %s under %s (once)', self.name, target)
+            tfds.disable_progress_bar()
+            with contextlib.redirect_stdout(io.StringIO()):
+                # After a UserError the builder has written nothing but its own directory, which it removes.
+                builder.download_and_prepare()
+
+    def split(self, name: str) -> Split | None:
+        """The split configured as `name` (train, validation, test), or None where none is configured."""
+        spec = self.specs[name]
+        if not spec:
+            if name == 'validation':
+                return None
+            raise UserError(f"dataset.{name} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
+        splits = self._builder.info.splits
+        try:
+            instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
+        except (ValueError, AssertionError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f'dataset.{name}={spec!r} is no split of {self.name} ({reason}); its splits are: {listed(splits)}, '
+                "and slices such as 'train[:90%]'"
+            ) from None
+        parts = [
+            Split(*(column[part.from_ : part.to] for column in self._whole_split(part.splitname)))
+            for part in instructions
+        ]
+        return parts[0] if len(parts) == 1 else Split(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _whole_split(self, name: str) -> Split:
+        if name not in self._whole:
+            self._whole[name] = self._read(name)
+        return self._whole[name]
+
+    def _read(self, name: str) -> Split:
+        builder = self._builder
+        try:
+            split = _decode(builder.as_data_source(split=name))
+        except Exception as error:  # array_record and protobuf raise what they like for a damaged file.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise self._damaged(name, reason) from None
+        if builders.digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
+            raise self._damaged(name, 'its contents are not those that were prepared (sha256)')
+        return split
+
+    def _damaged(self, name: str, reason: str) -> UserError:
+        path = str(self._builder.data_path)
+        return UserError(
+            f'the prepared split {name!r} of {self.name} is damaged: {reason}; remove {path!r} and run again'
+        )
+
+
+def _decode(data_source: Sequence) -> Split:
+    """All examples of a TFDS data source as two arrays."""
+    records = data_source.data_source.__getitems__(range(len(data_source)))
+    split = _cut(records, first=data_source[0])
+    if split is None:
+        examples = data_source.__getitems__(range(len(data_source)))
+        images, labels = zip(*((example['image'], example['label']) for example in examples), strict=True)
+        split = Split(np.stack(images), np.array(labels, np.int32))
+    return split
+
+
+def _cut(records: Sequence[bytes], first: dict[str, np.ndarray]) -> Split | None:
+    """Cut images and labels out of serialised examples that differ in nothing else, or None where they do.
+
+    TFDS takes 60 us to decode an example, this 1 us: the first example, decoded by TFDS, shows where its pixels lie,
+    and beside them one byte alone may differ between records, the label. `Source` checks the digest of the result.
+    """
+    pixels = first['image'].tobytes()
+    start = records[0].find(pixels)
+    if any(len(record) != len(records[0]) for record in records) or start != records[0].rfind(pixels):
+        return None
+    rows = np.frombuffer(b''.join(records), np.uint8).reshape(len(records), -1)
+    around = np.delete(rows, np.s_[start : start + len(pixels)], axis=1)
+    varying = np.flatnonzero((around != around[0]).any(axis=0))
+    if len(varying) != 1 or around[0, varying[0]] != first['label']:
+        return None
+    images = rows[:, start : start + len(pixels)].reshape(-1, *first['image'].shape)
+    return Split(np.ascontiguousarray(images), around[:, varying[0]].astype(np.int32))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+SOURCES = {name: functools.partial(Source, name, builder) for name, builder in builders.BUILDERS.items()}

@@ -1,0 +1,51 @@
+"""What the user gave is wrong: one exception, and the look-up of names in tables that raises it."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class UserError(Exception):
+    """Something that the user gave is wrong; `main` prints it as one line and exits with status 2."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names as a sorted, comma-separated list."""
+    return ', '.join(sorted(names)) or '(none)'
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint at the most similarly spelled choice, or nothing."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def choose(field: str, name: Any, table: Mapping[str, Any]) -> Any:
+    """`table[name]`; an unknown name is an error that lists the choices."""
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f'{field}={name!r} is unknown{nearest(name, table)}; the choices are: {listed(table)}')
+    return table[name]
+
+
+def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], **given: Any) -> Any:
+    """Call the constructor that `config['name']` selects in `table` with the other fields of `config`.
+
+    `given` are the arguments that come from the program and not from the config. A field that the constructor
+    does not take, or one that it needs and does not get, is an error that names it.
+    """
+    fields = dict(config)
+    constructor = choose(f'{field}.name', fields.pop('name', None), table)
+    parameters = inspect.signature(constructor).parameters
+    # Linen modules add `parent` and `name` to every constructor; they are Flax's own.
+    takes = {name: p for name, p in parameters.items() if name not in given and name not in ('parent', 'name')}
+    wrong = [name for name in fields if name not in takes]
+    if wrong:
+        raise UserError(
+            f'{", ".join(f"{field}.{name}" for name in wrong)} {"are" if len(wrong) > 1 else "is"} not for '
+            f'{config["name"]!r}{nearest(wrong[0], takes)}; its fields are: {listed(takes)}'
+        )
+    for name, parameter in takes.items():
+        if parameter.default is inspect.Parameter.empty and name not in fields:
+            raise UserError(f'{field}.{name} is missing: {config["name"]!r} needs it')
+    return constructor(**fields, **given)

@@ -1,0 +1,113 @@
+"""The one place that turns a config into the parts of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mnist_jax import config as configs
+from mnist_jax import losses, models, optim, parallel, step, summary
+from mnist_jax.data import batches
+from mnist_jax.data.source import SOURCES, Source, Split
+from mnist_jax.errors import UserError, build, choose
+from mnist_jax.ops import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run; what they need of the devices is compiled into its steps."""
+
+    config: configs.ConfigDict
+    source: Source
+    model: nn.Module
+    replicas: parallel.Replicas
+    create_state: Callable[[], step.TrainState]
+    train_step: Callable[[step.TrainState, Tree], tuple[step.TrainState, Tree]]  # gives up the state it is given
+    eval_step: Callable[[step.TrainState, Tree], Tree]
+    train_layout: tuple[int, int]  # chunk size and padded batch size, examples
+    eval_layout: tuple[int, int]
+
+    @functools.cached_property
+    def abstract_state(self) -> Any:
+        """The shapes and types of the state."""
+        return jax.eval_shape(self.create_state)
+
+    @functools.cached_property
+    def train_split(self) -> Split:
+        """The examples to train on; at least one batch of them."""
+        split = self.source.split('train')
+        if len(split.label) < self.config.batch_size:
+            raise UserError(
+                f'batch_size={self.config.batch_size} is larger than the split '
+                f'{self.config.dataset.train!r} with its {len(split.label):,} examples'
+            )
+        return split
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many updates an epoch makes."""
+        return batches.steps_per_epoch(len(self.train_split.label), self.config.batch_size)
+
+    def train_batches(self, epoch: int) -> Iterator[Tree]:
+        """The sharded batches of an epoch, counted from 0."""
+        config = self.config
+        order = (self.train_split, config.seed, epoch, config.batch_size, self.train_layout[1])
+        return map(self.replicas.shard, batches.train_batches(*order))
+
+    def eval_batches(self, split: Split) -> Iterator[Tree]:
+        """The sharded batches of a split, in order."""
+        return map(self.replicas.shard, batches.eval_batches(split, self.config.eval_batch_size, self.eval_layout[1]))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the update that leads to `step`."""
+        return self.config.optimizer.learning_rate
+
+
+def make_experiment(config: configs.ConfigDict) -> Experiment:
+    """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
+    source, model = _source_and_model(config)
+    loss = choose('loss', config.loss, losses.LOSSES)
+    optimizer = build('optimizer', optim.OPTIMIZERS, config.optimizer)
+    found = summary.layers(model, source.image_shape)
+    replicas = parallel.start(
+        config.devices,
+        config.chunks,
+        multiply_adds=config.batch_size * sum(layer.multiply_adds for layer in found),
+        parameters=sum(layer.trainable for layer in found),
+    )
+    source.prepare()
+    whole = any(layer.non_trainable for layer in found)
+    layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas), whole=whole)
+    train_layout, eval_layout = layout(config.batch_size), layout(config.eval_batch_size)
+    parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel}
+    train_step = functools.partial(
+        step.train_step, **parts, optimizer=optimizer, seed=config.seed, chunk_size=train_layout[0]
+    )
+    eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])
+    create_state = functools.partial(step.create_state, model, optimizer, source.image_shape, config.seed)
+    return Experiment(
+        config=config,
+        source=source,
+        model=model,
+        replicas=replicas,
+        create_state=jax.jit(create_state),
+        train_step=replicas.compile(train_step, donate=True),
+        eval_step=replicas.compile(eval_step),
+        train_layout=train_layout,
+        eval_layout=eval_layout,
+    )
+
+
+def layer_table(config: configs.ConfigDict) -> str:
+    """The layer table of the model that `config` describes, as text; computes and prepares nothing."""
+    source, model = _source_and_model(config)
+    return summary.table(model, source.image_shape)
+
+
+def _source_and_model(config: configs.ConfigDict) -> tuple[Source, nn.Module]:
+    configs.check(config)
+    source = build('dataset', SOURCES, config.dataset)
+    return source, models.make_model(config.model, source.num_classes)

@@ -1,0 +1,117 @@
+"""What a person and a program see of a run: lines, the progress bar, `metrics.csv`, TensorBoard."""
+
+import csv
+import io
+import logging as python_logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from mnist_jax import files
+
+COLUMNS = (
+    'epoch',
+    'step',
+    'train_loss',
+    'train_accuracy',
+    'validation_loss',
+    'validation_accuracy',
+    'learning_rate',
+    'seconds',
+    'images_per_second',
+)
+
+
+def configure_logging() -> None:
+    """Show this program's lines, and of the libraries' what is at least a warning, as plain text on standard error."""
+    package = str(Path(__file__).parent)
+
+    def shown(record: python_logging.LogRecord) -> bool:
+        return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
+
+    handler = logging.get_absl_handler()
+    handler.addFilter(shown)
+    handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+    logging.set_verbosity(logging.INFO)
+
+
+class Monitor:
+    """Writes the metrics of a run's epochs to its workdir and to the terminal."""
+
+    def __init__(self, workdir: Path, epochs: int, step: int):
+        """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped."""
+        self._csv = workdir / 'metrics.csv'
+        self._epochs = epochs
+        self._rows = [row for row in self._read_rows() if int(row['step']) <= step]
+        self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+
+    def _read_rows(self) -> list[dict[str, str]]:
+        if not self._csv.exists():
+            return []
+        with open(self._csv, newline='', encoding='utf-8') as file:
+            return list(csv.DictReader(file))
+
+    def progress(self, epoch: int, steps: int) -> 'Progress':
+        """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""
+        return Progress(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps)
+
+    def epoch(self, row: Mapping[str, float | int | None]) -> None:
+        """Record a finished epoch: a line, a row of `metrics.csv`, and TensorBoard's scalars."""
+        self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(self._rows)
+        files.write_text(self._csv, text.getvalue())
+        for name in COLUMNS[2:]:
+            if row[name] is not None:
+                self._tensorboard.add_scalar(name, row[name], row['step'])
+        self._tensorboard.flush()
+        logging.info('%s', _line(row, self._epochs))
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        self._tensorboard.close()
+
+
+def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
+    parts = [
+        f'epoch {row["epoch"]:>{len(str(epochs))}}/{epochs}',
+        f'loss {row["train_loss"]:.4f}',
+        f'accuracy {row["train_accuracy"]:.4f}',
+    ]
+    if row['validation_loss'] is not None:
+        parts += [f'validation loss {row["validation_loss"]:.4f}', f'accuracy {row["validation_accuracy"]:.4f}']
+    return '  '.join([*parts, f'{row["seconds"]:.1f} s', f'{row["images_per_second"]:,.0f} images/s'])
+
+
+class Progress:
+    """The progress bar of an epoch: loss, accuracy, images/s and the time left."""
+
+    def __init__(self, title: str, steps: int):
+        self._bar = tqdm(
+            total=steps,
+            desc=title,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            bar_format='{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]',
+        )
+
+    def update(self, means: Mapping[str, float], images: float) -> None:
+        """One step further; `means` are those of the epoch so far, after `images` images."""
+        if not self._bar.disable:
+            speed = images / max(self._bar.format_dict['elapsed'], 1e-9)
+            self._bar.set_postfix_str(
+                f'loss {means["loss"]:.4f} accuracy {means["accuracy"]:.4f} {speed:,.0f} images/s', refresh=False
+            )
+            self._bar.update()
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()

@@ -1,0 +1,132 @@
+"""Devices: how many, and how a step runs on all of them. No other room knows of devices, axes or processes."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from mnist_jax import ops
+from mnist_jax.errors import UserError
+
+AXIS = 'devices'
+THREADS = 16  # of XLA on the CPU, enough for 8 devices
+# A second CPU device pays where a step computes much, and much for each parameter whose gradient must travel.
+# Measured on two cores: the MLP of configs/mlp.py (128 multiply-adds a step and parameter) loses by it, the CNNs
+# (over 1,000) gain.
+MIN_MULTIPLY_ADDS = 50e6
+MIN_MULTIPLY_ADDS_PER_PARAMETER = 500
+
+
+def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Replicas':
+    """Start the JAX backend with the devices that the run shall use.
+
+    Args:
+      devices: how many; 0 for all of an accelerator's, or about one a core on the CPU where the model gains from it.
+      chunks: of a global batch; on the CPU, an automatic number of devices divides it.
+      multiply_adds: of the forward pass of a global batch.
+      parameters: of the model.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    gains = multiply_adds >= max(MIN_MULTIPLY_ADDS, MIN_MULTIPLY_ADDS_PER_PARAMETER * parameters)
+    on_cpu = devices or (max(n for n in range(1, cores + 1) if chunks % n == 0) if gains else 1)
+    _configure_cpu(min(on_cpu, max(8, cores)))
+    _cache_compilations()
+    available = jax.local_devices()
+    if devices > len(available):
+        kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
+        raise UserError(f'devices={devices} is more than there are: 1 to {len(available)} ({kind}), or 0 for automatic')
+    count = on_cpu if jax.default_backend() == 'cpu' else devices or len(available)
+    return Replicas(available[:count])
+
+
+def _configure_cpu(devices: int) -> None:
+    # Every virtual device blocks a thread while it waits for the others: with fewer than two threads a device,
+    # collectives deadlock. A constant number, because XLA splits some matrix products by the number of threads:
+    # with another number, the sums are taken in another order. The variable is read when the backend starts.
+    os.environ.setdefault('PJRT_NPROC', str(max(THREADS, 2 * devices)))
+    # Where the backend runs already, as in a notebook or a test, what it has is what there is.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update('jax_num_cpu_devices', devices)
+
+
+def _cache_compilations() -> None:
+    """Keep compiled programs in the user's cache directory, unless JAX is told of another place.
+
+    A directory for each kind of processor, since a home directory may be shared by machines that differ.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        processor = re.search(r'^flags\s*:.*$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)[0]
+    except (OSError, TypeError):
+        processor = platform.processor()
+    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    directory = home / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # Compiling anew is only slower.
+    if os.access(directory, os.W_OK):
+        jax.config.update('jax_compilation_cache_dir', str(directory))
+
+
+class Replicas:
+    """The devices of a run, each with a whole copy of the state and a share of every batch."""
+
+    def __init__(self, devices: list[jax.Device]):
+        self.devices = devices
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def __str__(self) -> str:
+        return f'{len(self)} x {self.devices[0].device_kind} ({self.devices[0].platform})'
+
+    def all_sum(self, tree: Any) -> Any:
+        """The sum of `tree` over the devices, in one collective and always in the same order (`ops.tree_sum`)."""
+        if len(self) == 1:
+            return tree
+        vector, unravel = ravel_pytree(tree)
+        gathered = jax.lax.all_gather(vector, AXIS)
+        return unravel(ops.tree_sum([gathered[device] for device in range(len(self))]))
+
+    def compile(self, step: Callable, donate: bool = False) -> Callable:
+        """`step(state, batch, all_sum=...)` on all devices: a replicated state, a sharded batch, replicated results."""
+        return jax.pmap(
+            functools.partial(step, all_sum=self.all_sum),
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=self.devices,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    def shard(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A global batch with a leading axis of devices: the first device takes the first rows."""
+        return {name: rows.reshape(len(self), -1, *rows.shape[1:]) for name, rows in batch.items()}
+
+
+def batch_layout(batch_size: int, chunks: int, devices: int, whole: bool) -> tuple[int, int]:
+    """(chunk size, padded batch size): how a global batch of `batch_size` examples is cut.
+
+    Into `chunks` chunks, or as many more as give each device equally many; where the model needs its share `whole`,
+    into one a device.
+    """
+    if whole:
+        chunks = devices
+    chunk_size = -(-batch_size // chunks)
+    return chunk_size, chunk_size * -(-chunks // devices) * devices
+
+
+def fetch(tree: Any) -> Any:
+    """The tree with its leaves as NumPy arrays in host memory."""
+    return jax.tree.map(np.asarray, tree)

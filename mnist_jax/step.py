@@ -1,0 +1,150 @@
+"""The train step and the evaluation step: pure functions that know nothing of devices.
+
+Why the device count does not change a bit of the result: the global batch is cut into chunks that depend on the
+config alone; the gradient of each chunk is computed by itself; the chunks' gradients are added as one binary tree,
+whose lower levels lie within a device and whose upper levels are `all_sum`. So each floating-point number is the
+same sum, in the same order, on one device and on eight. A model with BatchNorm needs the statistics of the whole
+batch in every layer and is computed in one piece a device; its results agree to rounding, not to the bit.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnist_jax import ops
+from mnist_jax.models import Training
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+AllSum = Callable[[Any], Any]
+
+INIT_STREAM, DROPOUT_STREAM = 0, 1
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes, and all that a checkpoint holds."""
+
+    step: jax.Array  # int32: how many updates were made
+    params: Any
+    batch_stats: Any  # moving averages of BatchNorm; empty without it
+    opt_state: optax.OptState
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int
+) -> TrainState:
+    """The state before the first step."""
+    variables = model.init(_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
+    params = variables['params']
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get('batch_stats', {}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    max_pixel: int,
+    seed: int,
+    chunk_size: int,
+    all_sum: AllSum,
+) -> tuple[TrainState, Sums]:
+    """One update by the mean loss over the global batch, padding left out.
+
+    Args:
+      state: before the update.
+      batch: this device's share {image, label, mask, index} of the global batch.
+      model, loss, optimizer: the parts of the experiment.
+      max_pixel: the pixel value that becomes 1.0.
+      seed: of the dropout.
+      chunk_size: how many examples make a chunk; it divides the share.
+      all_sum: adds a pytree over all devices.
+
+    Returns:
+      The state after it, and the global batch's sums {loss, correct, count}, as seen before the update.
+    """
+    key = jax.random.fold_in(_stream(seed, DROPOUT_STREAM), state.step)
+
+    def summed_loss(params: Any, chunk: Batch) -> tuple[jax.Array, tuple[Sums, Any]]:
+        logits_BxK, updated = model.apply(
+            {'params': params, 'batch_stats': state.batch_stats},
+            _scaled(chunk['image'], max_pixel),
+            Training(chunk['mask'], chunk['index'], all_sum),
+            rngs={'dropout': key},
+            mutable=['batch_stats'],
+        )
+        sums = _sums(logits_BxK, chunk, loss)
+        return sums['loss'], (sums, updated.get('batch_stats', {}))
+
+    parts = []
+    for chunk in _chunks(batch, chunk_size):
+        # One chunk at a time: side by side, their activations would push each other out of the caches.
+        params, chunk, _ = jax.lax.optimization_barrier((state.params, chunk, parts[-1:]))
+        (_, (sums, batch_stats)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, chunk)
+        parts.append((grads, sums))
+    # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
+    grads, sums = jax.lax.optimization_barrier(all_sum(ops.tree_sum(parts)))
+    grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+
+
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    max_pixel: int,
+    chunk_size: int,
+    all_sum: AllSum,
+) -> Sums:
+    """The global batch's sums {loss, correct, count, confusion_matrix KxK: rows are the truth}, padding left out."""
+    parts = []
+    for chunk in _chunks(batch, chunk_size):
+        variables, chunk, _ = jax.lax.optimization_barrier(
+            ({'params': state.params, 'batch_stats': state.batch_stats}, chunk, parts[-1:])
+        )
+        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel))
+        classes = logits_BxK.shape[-1]
+        truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
+        prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
+        parts.append({**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK})
+    return all_sum(ops.tree_sum(parts))
+
+
+def _stream(seed: int, stream: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+def _chunks(batch: Batch, chunk_size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch['label']), chunk_size):
+        yield {name: rows[start : start + chunk_size] for name, rows in batch.items()}
+
+
+def _scaled(image_BxHxWxC: jax.Array, max_pixel: int) -> jax.Array:
+    return image_BxHxWxC.astype(jnp.float32) / max_pixel
+
+
+def _sums(logits_BxK: jax.Array, batch: Batch, loss: Callable) -> Sums:
+    mask_B = batch['mask']
+    correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
+    return {
+        'loss': jnp.sum(loss(logits_BxK, batch['label']) * mask_B),
+        'correct': jnp.sum(correct_B * mask_B),
+        'count': jnp.sum(mask_B),
+    }

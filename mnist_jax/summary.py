@@ -1,0 +1,89 @@
+"""The layer table of a model, found without computing anything."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from mnist_jax.errors import UserError
+
+
+class Layer(NamedTuple):
+    """One row of the layer table. `multiply_adds` are those of the inference of one example."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    trainable: int
+    non_trainable: int
+    multiply_adds: int
+
+
+def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+    """The layers of `model` in the order of their calls."""
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__' and context.module.path:
+            outputs['/'.join(context.module.path)] = (type(context.module).__name__, output.shape[1:])
+        return output
+
+    def init(key: jax.Array) -> Any:
+        with nn.intercept_methods(record):
+            return model.init(key, np.zeros((1, *image_shape), np.float32))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        variables = jax.eval_shape(init, key)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f'the model does not fit images of {image_shape}: {str(error).splitlines()[0]}') from None
+    for name, (_, shape) in outputs.items():
+        if 0 in shape:
+            raise UserError(f'the model does not fit images of {image_shape}: nothing is left of them after {name}')
+    return [_layer(variables, name, kind, shape) for name, (kind, shape) in outputs.items()]
+
+
+def _layer(variables: Any, name: str, kind: str, shape: tuple[int, ...]) -> Layer:
+    parameters = variables['params'].get(name, {})
+    statistics = variables.get('batch_stats', {}).get(name, {})
+    kernel = math.prod(parameters['kernel'].shape) if 'kernel' in parameters else 0
+    # Each of the places of a convolution's output (a dense layer has one) takes the whole kernel once.
+    return Layer(name, kind, shape, _count(parameters), _count(statistics), kernel * math.prod(shape[:-1]))
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
+    """The layer table as text: layer, kind, output shape, parameters, and their totals."""
+    found = layers(model, image_shape)
+    rows = [('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')]
+    rows += [('input', '', _shape(image_shape), '0', '0', '0')]
+    for layer in found:
+        total = layer.trainable + layer.non_trainable
+        numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
+        rows.append((layer.name, layer.kind, _shape(layer.output_shape), *numbers))
+    trainable = sum(layer.trainable for layer in found)
+    non_trainable = sum(layer.non_trainable for layer in found)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  '.join(_aligned(row, widths)).rstrip() for row in rows]
+    lines.insert(1, '-' * max(map(len, lines)))
+    lines.append(lines[1])
+    lines.append(
+        f'parameters: {trainable + non_trainable:,} (trainable {trainable:,}, not trainable {non_trainable:,}); '
+        f'multiply-adds an example: {sum(layer.multiply_adds for layer in found):,}'
+    )
+    return '\n'.join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return ' x '.join(map(str, shape))
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    return [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]

@@ -1,0 +1,67 @@
+"""What the tests share: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from mnist_jax import config as configs
+from mnist_jax import parallel
+from mnist_jax.data.source import SOURCES
+
+ROOT = Path(__file__).parent.parent
+
+parallel.start(8, chunks=8, multiply_adds=0, parameters=0)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> str:
+    """A TFDS data directory that holds the real MNIST."""
+    directory = str(tmp_path_factory.mktemp('data'))
+    SOURCES['mnist'](data_dir=directory, raw_dir='', train='train', validation='', test='test').prepare()
+    return directory
+
+
+@pytest.fixture
+def small(data_dir):
+    """A function that makes the config of a run of seconds: `small('mlp', epochs=3)`."""
+
+    def make(model: str = 'mlp', **overrides) -> ConfigDict:
+        config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
+        config.dataset.data_dir = data_dir
+        config.dataset.train = 'train[:300]'
+        config.dataset.test = 'test[:200]'
+        config.batch_size = 64
+        config.epochs = 2
+        config.devices = 2
+        config.chunks = 2
+        config.model.hidden = (16,)
+        if model == 'cnn':
+            config.model.stages = ((4,), (8,))
+        for name, value in overrides.items():
+            *path, last = name.split('__')
+            place = config
+            for part in path:
+                place = place[part]
+            place[last] = value
+        return config
+
+    return make
+
+
+@pytest.fixture
+def program(data_dir, tmp_path):
+    """A function that runs the program in an empty current directory and returns the finished process."""
+
+    def run(*arguments: str, check: bool = False) -> subprocess.CompletedProcess:
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
+        environment.pop('PJRT_NPROC', None)
+        command = [sys.executable, '-m', 'mnist_jax.main', *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=check)
+
+    return run

@@ -1,0 +1,38 @@
+"""Batches: every example once an epoch, in an order of (seed, epoch) alone."""
+
+import numpy as np
+
+from mnist_jax.data import batches
+from mnist_jax.data.source import Split
+
+SPLIT = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32))
+
+
+def test_an_epoch_has_every_example_once_and_pads_the_last_batch():
+    found = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6))
+    assert [batch['mask'].tolist() for batch in found] == [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]]
+    index = np.concatenate([batch['index'][batch['mask'] == 1] for batch in found])
+    assert sorted(index) == list(range(10)) and list(index) != list(range(10))
+    for batch in found:
+        real = batch['mask'] == 1
+        np.testing.assert_array_equal(batch['image'][real].ravel(), batch['index'][real])
+        np.testing.assert_array_equal(batch['label'][real], batch['index'][real])
+        assert {name: rows.dtype.name for name, rows in batch.items()} == {
+            'image': 'uint8', 'label': 'int32', 'mask': 'float32', 'index': 'int32',
+        }  # fmt: skip
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    orders = {(s, e): tuple(batches.permutation(s, e, 50)) for s in (0, 1) for e in (0, 1)}
+    assert len(set(orders.values())) == 4
+    assert orders[0, 1] == tuple(batches.permutation(0, 1, 50))
+
+
+def test_evaluation_keeps_the_order():
+    found = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3))
+    assert [batch['index'].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
+    assert found[-1]['mask'].tolist() == [1, 0, 0]
+
+
+def test_steps_per_epoch():
+    assert [batches.steps_per_epoch(10, size) for size in (1, 3, 5, 10)] == [10, 4, 2, 1]

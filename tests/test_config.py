@@ -1,0 +1,107 @@
+"""Configs: loaded, checked, written and read again, compared; every field is read by the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mnist_jax import config as configs
+from mnist_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+HEAD = 'from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n'
+
+
+def default():
+    return configs.load(str(ROOT / 'configs' / 'default.py'))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_is_good_and_survives_json(path):
+    config = configs.load(str(path))
+    configs.check(config)
+    again = configs.from_json(configs.to_json(config))
+    assert again == config and again.is_locked
+    assert list(configs.fields(again)) == list(configs.fields(config))
+
+
+def test_every_field_is_read_by_the_code():
+    read = set()
+    for path in (ROOT / 'mnist_jax').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                read.add(node.id)
+    # `name` selects in errors.build, which takes it as a key.
+    fields = {field.rsplit('.', 1)[-1] for field, _ in configs.fields(default())} - {'name'}
+    assert fields <= read, f'declared and never read: {fields - read}'
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        (None, 'does not exist; configs/cnn.py is an example'),
+        ('x = (', "cannot be read: SyntaxError: '(' was never closed"),
+        (
+            'import nothing_like_that',
+            "cannot be read: ModuleNotFoundError: No module named 'nothing_like_that' (line 1)",
+        ),
+        ('config = 1', 'has no function get_config()'),
+        ('def get_config():\n    return 3\n', 'returned a int; a ConfigDict is wanted'),
+        (HEAD + '    config.epohcs = 3\n    return config\n', 'Did you mean "epochs" instead of "epohcs"? (line 6)'),
+        (HEAD + '    config.epochs = "x"\n    return config\n', "cannot be casted to type <class 'int'> (line 6)"),
+        (HEAD, 'returned a NoneType; a ConfigDict is wanted'),
+    ],
+)
+def test_wrong_files_are_told_in_a_line(tmp_path, text, told):
+    path = tmp_path / 'mine.py'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as error:
+        configs.load(str(path))
+    assert told in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'told'),
+    [
+        ('batch_size', 0, 'config.batch_size=0 is wrong: a whole number of at least 1 is wanted'),
+        ('epochs', -1, 'config.epochs=-1 is wrong: a whole number of at least 0 is wanted'),
+        ('devices', -2, 'config.devices=-2 is wrong: a whole number of at least 0 is wanted'),
+        ('seed', -1, 'config.seed=-1 is wrong: a whole number of at least 0 is wanted'),
+    ],
+)
+def test_numbers_out_of_range_are_told(field, value, told):
+    config = default()
+    config[field] = value
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert str(error.value) == told
+
+
+def test_unknown_and_missing_fields_are_told():
+    config = default().copy_and_resolve_references()
+    with config.unlocked():
+        config.epohcs = 3
+    with pytest.raises(UserError, match=r"config.epohcs is no field \(did you mean 'epochs'\?\)"):
+        configs.check(config)
+    with config.unlocked():
+        del config.epohcs
+        del config.seed
+    with pytest.raises(UserError, match=r'config\.seed is missing'):
+        configs.check(config)
+    with pytest.raises(UserError, match=r"config.model.paddding is no field \(did you mean 'model.padding'\?\)"):
+        configs.check_fields(default(), ['epochs', 'model.paddding'])
+
+
+def test_a_run_goes_on_with_more_epochs_and_elsewhere_but_with_nothing_else_changed():
+    saved, asked = default(), default()
+    asked.epochs, asked.devices, asked.dataset.data_dir = 11, 4, '/elsewhere'
+    configs.check_resumable(saved, asked)
+    asked.seed, asked.optimizer.learning_rate, asked.epochs = 1, 0.5, 9
+    with pytest.raises(UserError) as error:
+        configs.check_resumable(saved, asked)
+    for told in ('seed (was 0, is 1)', 'optimizer.learning_rate (was 0.001, is 0.5)', 'epochs (was 10, is 9)'):
+        assert told in str(error.value)
+    assert 'devices' not in str(error.value)

@@ -1,0 +1,61 @@
+"""The pool against Flax's, and the order of sums."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax import ops
+
+
+@pytest.mark.parametrize('padding', ['VALID', 'SAME'])
+@pytest.mark.parametrize('window', [2, 3])
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 9, 1), (3, 5, 6, 2)])
+def test_pool_equals_flax_in_value_and_gradient(shape, window, padding):
+    # A permutation: no two values tie.
+    x = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32) - 40
+
+    def plain(x):
+        return nn.max_pool(x, (window, window), (window, window), padding)
+
+    def ours(x):
+        return ops.max_pool(x, window, padding)
+
+    np.testing.assert_array_equal(ours(x), plain(x))
+    weights = np.random.default_rng(1).normal(size=plain(x).shape).astype(np.float32)
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: (ours(x) * weights).sum())(x), jax.grad(lambda x: (plain(x) * weights).sum())(x)
+    )
+
+
+def test_tied_values_share_the_gradient():
+    gradient = jax.grad(lambda x: ops.max_pool(x, 2, 'VALID').sum())(jnp.ones((1, 2, 2, 1)))
+    assert float(gradient.sum()) == 1 and (gradient > 0).all()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 8])
+def test_tree_sum_adds_neighbours_first(count):
+    names = [{'x': Symbol(chr(97 + i))} for i in range(count)]
+    expected = {1: 'a', 2: '(a+b)', 3: '((a+b)+c)', 5: '(((a+b)+(c+d))+e)', 8: '(((a+b)+(c+d))+((e+f)+(g+h)))'}
+    assert ops.tree_sum(names)['x'].name == expected[count]
+
+
+def test_tree_sum_of_parts_is_the_tree_sum_of_all():
+    parts = list(np.random.default_rng(0).normal(size=(8, 50)).astype(np.float32) * 1e3)
+    whole = ops.tree_sum(parts)
+    for devices in (2, 4, 8):
+        each = 8 // devices
+        np.testing.assert_array_equal(
+            ops.tree_sum([ops.tree_sum(parts[i : i + each]) for i in range(0, 8, each)]), whole
+        )
+
+
+class Symbol:
+    """A number that remembers how it was added up."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __add__(self, other):
+        return Symbol(f'({self.name}+{other.name})')

@@ -1,0 +1,138 @@
+"""Whole runs, small, compared exactly."""
+
+import csv
+import json
+
+import pytest
+
+from mnist_jax import checkpoint, evaluate
+from mnist_jax import train as training
+from mnist_jax.errors import UserError
+from mnist_jax.train import train
+
+WITHOUT_TIMES = slice(0, 7)
+
+
+def rows(workdir):
+    with open(workdir / 'metrics.csv', newline='') as file:
+        return [row[WITHOUT_TIMES] for row in csv.reader(file)]
+
+
+def results(workdir):
+    return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
+
+
+def test_the_same_config_gives_the_same_bytes(small, tmp_path):
+    for name in ('a', 'b'):
+        train(small(), tmp_path / name)
+    assert (tmp_path / 'a' / 'eval.json').read_bytes() == (tmp_path / 'b' / 'eval.json').read_bytes()
+    assert rows(tmp_path / 'a') == rows(tmp_path / 'b')
+    train(small(seed=1), tmp_path / 'c')
+    assert results(tmp_path / 'c')[0]['params_sha256'] != results(tmp_path / 'a')[0]['params_sha256']
+
+
+@pytest.mark.parametrize('model', ['mlp', 'cnn'])
+def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
+    config = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,)}
+    train(small(model, epochs=3, **config), tmp_path / 'uninterrupted')
+    train(small(model, epochs=1, **config), tmp_path / 'resumed')
+    train(small(model, epochs=3, devices=1, **config), tmp_path / 'resumed')
+    assert results(tmp_path / 'resumed') == results(tmp_path / 'uninterrupted')
+    kept = [path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()]
+    assert kept == ['15']
+
+
+def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
+    train(small(epochs=3), tmp_path / 'uninterrupted')
+    collect = training._collect
+
+    def fail(totals, sums, step):
+        if step == 8:
+            raise KeyboardInterrupt
+        return collect(totals, sums, step)
+
+    monkeypatch.setattr(training, '_collect', fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(epochs=3), tmp_path / 'failed')
+    monkeypatch.undo()
+    # As if it had been killed between the row of the first epoch's end and its checkpoint.
+    with open(tmp_path / 'failed' / 'metrics.csv', 'a') as file:
+        file.write('2,10,0.1,0.9,,,0.001,1.0,300\n')
+    train(small(epochs=3), tmp_path / 'failed')
+    assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
+
+
+def test_metrics_have_a_row_an_epoch(small, tmp_path):
+    train(small(dataset__validation='train[300:400]'), tmp_path)
+    header, *found = rows(tmp_path)
+    assert header == list(
+        ('epoch', 'step', 'train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy', 'learning_rate')
+    )
+    assert [row[:2] for row in found] == [['1', '5'], ['2', '10']]
+    assert all(0 < float(row[2]) < 3 and 0 <= float(row[5]) <= 1 and float(row[6]) == 0.001 for row in found)
+    assert float(found[1][2]) < float(found[0][2])
+    assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
+
+
+def test_a_finished_run_says_so_and_is_evaluated(small, tmp_path, caplog):
+    expected = train(small(), tmp_path)
+    (tmp_path / 'eval.json').unlink()
+    with caplog.at_level('INFO', logger='absl'):
+        assert train(small(), tmp_path) == expected
+    assert results(tmp_path)[0] == expected
+    assert 'This run is finished: all 2 epochs are trained' in caplog.text
+
+
+def test_no_epochs_evaluate_the_initial_parameters(small, tmp_path):
+    found = train(small(epochs=0), tmp_path)
+    assert (found['step'], found['count']) == (0, 200)
+    assert found['params_sha256'] == evaluate.evaluate_workdir(tmp_path)['params_sha256']
+
+
+def test_a_changed_field_is_told_and_nothing_is_touched(small, tmp_path):
+    train(small(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match=r'another config: batch_size \(was 64, is 32\); model.hidden \(was \(16,\)'):
+        train(small(batch_size=32, model__hidden=(8,)), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+@pytest.mark.parametrize('batch_size', [7, 64, 200, 999])
+def test_evaluation_counts_every_example(small, tmp_path, batch_size):
+    config = small(eval_batch_size=batch_size, epochs=0, dataset__test='test', devices=2)
+    found = train(config, tmp_path)
+    assert found['count'] == 10_000
+    assert sum(map(sum, found['confusion_matrix'])) == 10_000
+    # The classes of the MNIST test set: http://yann.lecun.com/exdb/mnist/
+    assert [sum(row) for row in found['confusion_matrix']] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert found['correct'] == sum(found['confusion_matrix'][i][i] for i in range(10))
+    assert found['accuracy'] == found['correct'] / 10_000
+
+
+def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
+    train(small(dataset__test='test[:500]'), tmp_path)
+    written = (tmp_path / 'eval.json').read_bytes()
+    for _ in range(2):
+        (tmp_path / 'eval.json').unlink()
+        evaluate.evaluate_workdir(tmp_path)
+        assert (tmp_path / 'eval.json').read_bytes() == written
+    assert set(json.loads(written)) == {
+        'dataset', 'split', 'step', 'count', 'loss', 'accuracy', 'correct', 'confusion_matrix', 'params_sha256',
+    }  # fmt: skip
+
+
+def test_the_digest_is_that_of_the_leaves_in_order(small):
+    import hashlib
+
+    from mnist_jax.experiment import make_experiment
+
+    state = make_experiment(small()).create_state()
+    layers = state.params
+    leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
+    by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    assert checkpoint.params_sha256(state) == by_hand
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
+    with pytest.raises(FloatingPointError, match='the loss of step 2 is'):
+        train(small(optimizer__learning_rate=1e38), tmp_path)
