@@ -32,7 +32,7 @@ def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], 
     """Call the constructor that `config['name']` selects in `table` with the other fields of `config`.
 
     `given` are the arguments that come from the program and not from the config. A field that the constructor
-    does not take, or one that it needs and does not get, is an error that names it.
+    does not take, one that it needs and does not get, or one of the wrong type is an error that names it.
     """
     fields = dict(config)
     constructor = choose(f'{field}.name', fields.pop('name', None), table)
@@ -46,6 +46,15 @@ def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], 
             f'{config["name"]!r}{nearest(wrong[0], takes)}; its fields are: {listed(takes)}'
         )
     for name, parameter in takes.items():
-        if parameter.default is inspect.Parameter.empty and name not in fields:
+        if parameter.default is parameter.empty and name not in fields:
             raise UserError(f'{field}.{name} is missing: {config["name"]!r} needs it')
+        if name in fields:
+            _check_type(f'{field}.{name}', fields[name], parameter.annotation)
     return constructor(**fields, **given)
+
+
+def _check_type(field: str, value: Any, wanted: Any) -> None:
+    """Check a plain value against its annotation; a whole number will do for a float."""
+    accepted = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}.get(wanted)
+    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool)):
+        raise UserError(f'{field}={value!r} is wrong: its type is {wanted.__name__}')

@@ -194,8 +194,6 @@ def make_model(config: Mapping[str, Any], num_classes: int) -> MLP | CNN:
             raise UserError(f'model.pool={model.pool} must have one window for each of the {len(model.stages)} stages')
         if model.padding not in PADDINGS:
             raise UserError(f'model.padding={model.padding!r} is unknown; the choices are: {", ".join(PADDINGS)}')
-        if not isinstance(model.batch_norm, bool):
-            raise UserError(f'model.batch_norm={model.batch_norm!r} is wrong: True or False is wanted')
     return model
 
 

@@ -89,7 +89,8 @@ class Replicas:
         return len(self.devices)
 
     def __str__(self) -> str:
-        return f'{len(self)} x {self.devices[0].device_kind} ({self.devices[0].platform})'
+        kind = 'CPU, virtual' if self.devices[0].platform == 'cpu' else self.devices[0].device_kind
+        return f'{len(self)} ({kind})'
 
     def all_sum(self, tree: Any) -> Any:
         """The sum of `tree` over the devices, in one collective and always in the same order (`ops.tree_sum`)."""

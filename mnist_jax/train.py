@@ -28,7 +28,8 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
         raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
     experiment = make_experiment(config)
     steps_per_epoch = experiment.steps_per_epoch
-    experiment.source.split('validation'), experiment.source.split('test')  # What is wrong there shows before training.
+    for name in ('validation', 'test'):
+        experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
     checkpoints.write_config(config)
     state, first_epoch = _begin(experiment, checkpoints)

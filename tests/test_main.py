@@ -18,7 +18,12 @@ def test_train_and_evaluate(program, tmp_path):
     trained = program(*arguments, check=True)
     lines = [line.split(' ', 1)[1] for line in trained.stderr.splitlines()]
     # Lines of this program only: each has the time in front and none is a library's warning.
-    for begin in ('devices   1 x cpu', 'data set  mnist: train 300, test 200', 'workdir   runs/mlp', 'epoch 1/1  loss'):
+    for begin in (
+        'devices   1 (CPU, virtual)',
+        'data set  mnist: train 300, test 200',
+        'workdir   runs/mlp',
+        'epoch 1/1  loss',
+    ):
         assert any(line.startswith(begin) for line in lines), begin
     assert all('arning' not in line for line in lines) and '\r' not in trained.stderr
     command = '  python -m mnist_jax.main --mode=eval --workdir=runs/mlp'

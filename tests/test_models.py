@@ -144,7 +144,7 @@ def test_batch_norm_equals_linens_and_leaves_padding_out():
         ({'name': 'cnn', 'stages': (32, 64)}, 'model.stages must be a tuple; 32 is in its place'),
         ({'name': 'cnn', 'pool': (2,)}, 'model.pool=(2,) must have one window for each of the 2 stages'),
         ({'name': 'cnn', 'padding': 'sane'}, "model.padding='sane' is unknown; the choices are: same, valid"),
-        ({'name': 'cnn', 'batch_norm': 'yes'}, "model.batch_norm='yes' is wrong: True or False is wanted"),
+        ({'name': 'cnn', 'batch_norm': 'yes'}, "model.batch_norm='yes' is wrong: its type is bool"),
         ({'name': 'cnn', 'num_classes': 3}, "model.num_classes is not for 'cnn'"),
     ],
 )

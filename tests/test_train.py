@@ -71,7 +71,8 @@ def test_metrics_have_a_row_an_epoch(small, tmp_path):
     assert [row[:2] for row in found] == [['1', '5'], ['2', '10']]
     assert all(0 < float(row[2]) < 3 and 0 <= float(row[5]) <= 1 and float(row[6]) == 0.001 for row in found)
     assert float(found[1][2]) < float(found[0][2])
-    assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
+    (events,) = (tmp_path / 'tensorboard').glob('events.out.tfevents.*')
+    assert events.read_bytes().count(b'validation_accuracy') == 2
 
 
 def test_a_finished_run_says_so_and_is_evaluated(small, tmp_path, caplog):

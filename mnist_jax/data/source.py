@@ -5,7 +5,7 @@ import fcntl
 import functools
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +48,21 @@ class Source:
     ):
         self.name = name
         self.specs = {'train': train, 'validation': validation, 'test': test}
-        raw = Path(raw_dir).expanduser() if raw_dir else None
-        self._builder = make_builder(raw_dir=raw, data_dir=str(Path(data_dir).expanduser()) if data_dir else None)
+        self._make_builder = make_builder
+        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
+        self._data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        self._path = self._data_dir / make_builder.name / str(make_builder.VERSION)
         self._whole: dict[str, Split] = {}
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
         self.num_classes: int = make_builder.NUM_CLASSES
         self.max_pixel: int = make_builder.MAX_PIXEL
+
+    @functools.cached_property
+    def _builder(self) -> builders.IdxBuilder:
+        try:
+            return self._make_builder(raw_dir=self._raw_dir, data_dir=str(self._data_dir))
+        except Exception as error:  # TFDS reads what is prepared, and raises whatever its parsers do.
+            raise self._damaged('its description', _line(error)) from None
 
     def prepare(self) -> None:
         """Prepare the data set unless that is done; one process does it, others wait.
@@ -61,20 +70,19 @@ class Source:
         TFDS writes into a directory of its own and renames it at the end, so a killed process leaves nothing that
         could be taken for a data set; the lock goes with the process, and the next one clears up.
         """
-        builder, target = self._builder, Path(self._builder.data_path)
-        if target.exists():
+        if self._path.exists():
             return
-        files.make_directory(target.parent, 'dataset.data_dir')
-        with _locked(target.parent / 'prepare.lock'):
-            if target.exists():
+        files.make_directory(self._path.parent, 'dataset.data_dir')
+        with _locked(self._path.parent / 'prepare.lock'):
+            if self._path.exists():
                 return
-            for leftover in target.parent.glob('incomplete.*'):
+            for leftover in self._path.parent.glob('incomplete.*'):
                 shutil.rmtree(leftover, ignore_errors=True)
-            logging.info('Preparing %s under %s (once)', self.name, target)
+            logging.info('Preparing %s under %s (once)', self.name, self._path)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 # After a UserError the builder has written nothing but its own directory, which it removes.
-                builder.download_and_prepare()
+                self._builder.download_and_prepare()
 
     def split(self, name: str) -> Split | None:
         """The split configured as `name` (train, validation, test), or None where none is configured."""
@@ -83,20 +91,31 @@ class Source:
             if name == 'validation':
                 return None
             raise UserError(f"dataset.{name} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
-        splits = self._builder.info.splits
+        splits = self._splits()
         try:
             instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
         except (ValueError, AssertionError, KeyError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f'dataset.{name}={spec!r} is no split of {self.name} ({reason}); its splits are: {listed(splits)}, '
-                "and slices such as 'train[:90%]'"
+                f'dataset.{name}={spec!r} is no split of {self.name} ({_line(error)}); its splits are: '
+                f"{listed(splits)}, and slices such as 'train[:90%]'"
             ) from None
         parts = [
             Split(*(column[part.from_ : part.to] for column in self._whole_split(part.splitname)))
             for part in instructions
         ]
-        return parts[0] if len(parts) == 1 else Split(*map(np.concatenate, zip(*parts, strict=True)))
+        split = Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+        if not len(split.label):
+            raise UserError(f'dataset.{name}={spec!r} has no examples; give a larger slice')
+        return split
+
+    def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
+        try:
+            splits, digests = self._builder.info.splits, self._builder.info.metadata['sha256']
+        except ValueError as error:
+            raise self._damaged('its description', _line(error)) from None
+        if not splits or set(splits) != set(digests):
+            raise self._damaged('its description', 'dataset_info.json or metadata.json is missing or incomplete')
+        return splits
 
     def _whole_split(self, name: str) -> Split:
         if name not in self._whole:
@@ -108,17 +127,14 @@ class Source:
         try:
             split = _decode(builder.as_data_source(split=name))
         except Exception as error:  # array_record and protobuf raise what they like for a damaged file.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self._damaged(name, reason) from None
+            raise self._damaged(f'split {name!r}', _line(error)) from None
         if builders.digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
-            raise self._damaged(name, 'its contents are not those that were prepared (sha256)')
+            raise self._damaged(f'split {name!r}', 'its contents are not those that were prepared (sha256)')
         return split
 
-    def _damaged(self, name: str, reason: str) -> UserError:
-        path = str(self._builder.data_path)
-        return UserError(
-            f'the prepared split {name!r} of {self.name} is damaged: {reason}; remove {path!r} and run again'
-        )
+    def _damaged(self, part: str, reason: str) -> UserError:
+        path = str(self._path)
+        return UserError(f'the prepared {self.name} is damaged, {part}: {reason}; remove {path!r} and run again')
 
 
 def _decode(data_source: Sequence) -> Split:
@@ -149,6 +165,10 @@ def _cut(records: Sequence[bytes], first: dict[str, np.ndarray]) -> Split | None
         return None
     images = rows[:, start : start + len(pixels)].reshape(-1, *first['image'].shape)
     return Split(np.ascontiguousarray(images), around[:, varying[0]].astype(np.int32))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

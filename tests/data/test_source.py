@@ -64,7 +64,7 @@ def test_slices_are_those_of_tfds(data_dir):
     assert whole.split('validation') is None
 
 
-@pytest.mark.parametrize('spec', ['trian', 'train[:90', 'train[5:2:1]', '', 'train[:x%]'])
+@pytest.mark.parametrize('spec', ['trian', 'train[:90', 'train[5:2:1]', '', 'train[:x%]', 'train[:0]'])
 def test_a_wrong_split_is_told(data_dir, spec):
     with pytest.raises(UserError, match=r'dataset\.train'):
         mnist(data_dir, train=spec).split('train')
@@ -116,6 +116,16 @@ def test_a_data_directory_that_cannot_be_written_is_told(tmp_path):
         mnist(tmp_path / 'file').prepare()
 
 
+@pytest.mark.parametrize('file', ['dataset_info.json', 'metadata.json'])
+@pytest.mark.parametrize('damage', ['truncate', 'remove'])
+def test_damaged_descriptions_are_told(data_dir, tmp_path, file, damage):
+    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
+    path = next(tmp_path.rglob(file))
+    path.write_text(path.read_text()[:9]) if damage == 'truncate' else path.unlink()
+    with pytest.raises(UserError, match=r'the prepared mnist is damaged, its description: .*; remove .*mnist_idx'):
+        mnist(tmp_path).split('test')
+
+
 @pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
 def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
     shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
@@ -128,7 +138,7 @@ def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
         path.write_bytes(contents)
     else:
         path.unlink()
-    with pytest.raises(UserError, match=r"the prepared split 'test' of mnist is damaged: .*; remove .*mnist_idx"):
+    with pytest.raises(UserError, match=r"the prepared mnist is damaged, split 'test': .*; remove .*mnist_idx"):
         mnist(tmp_path).split('test')
 
 
