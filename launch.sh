@@ -12,8 +12,11 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 venv=$root/.venv
 
 find_python() {
-    local name
-    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    local name names=(python3 python3.14 python3.13 python3.12 python3.11)
+    if [[ -n ${PYTHON:-} ]]; then
+        names=("$PYTHON")
+    fi
+    for name in "${names[@]}"; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$name"
             return
@@ -69,7 +72,10 @@ test)
     # configs/ lies beside this script, wherever it is called from.
     args=()
     for arg in "$@"; do
-        [[ $arg == --config=configs/* && ! -e ${arg#--config=} ]] && arg=--config=$root/${arg#--config=}
+        path=${arg#--config=}
+        if [[ $path == configs/*.py && ! -e $path ]]; then
+            arg=${arg%"$path"}$root/$path
+        fi
         args+=("$arg")
     done
     PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$venv/bin/python" -m mnist_jax.main ${args[@]+"${args[@]}"}

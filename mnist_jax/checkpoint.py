@@ -39,9 +39,11 @@ class Checkpoints:
         if not self._config.exists():
             return None
         try:
-            return configs.from_json(self._config.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise UserError(f'{str(self._config)!r} cannot be read: {error}') from None
+            config = configs.from_json(self._config.read_text(encoding='utf-8'))
+            configs.check(config)
+        except (OSError, ValueError, UserError) as error:
+            raise UserError(f'{str(self._config)!r} is damaged: {error}') from None
+        return config
 
     def write_config(self, config: configs.ConfigDict) -> None:
         """Make the workdir and write `config.json`."""
@@ -51,7 +53,7 @@ class Checkpoints:
         """The step of the latest checkpoint, or None where there is none."""
         if not self._directory.is_dir():
             return None
-        return max((int(path.name) for path in self._directory.iterdir() if path.name.isdigit()), default=None)
+        return max((int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()), default=None)
 
     def open(self) -> ocp.training.Checkpointer:
         """Orbax's checkpointer, which makes the directory and keeps the latest checkpoint."""
@@ -64,7 +66,12 @@ class Checkpoints:
 
     def restore(self, step: int, like: Any) -> TrainState:
         """The state of the checkpoint at `step`; `like` has its structure, shapes and types."""
-        return ocp.load(self._directory / str(step), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+        path = self._directory / str(step)
+        try:
+            return ocp.load(path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+        except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
 
 
 def save(checkpointer: ocp.training.Checkpointer, state: TrainState) -> None:

@@ -14,8 +14,16 @@ from mnist_jax.errors import UserError, listed, nearest
 
 ConfigDict = ml_collections.ConfigDict
 ROOT = Path(__file__).parent.parent
-# The least value of each whole number in the config.
-LEAST = {'seed': 0, 'epochs': 0, 'batch_size': 1, 'eval_batch_size': 1, 'devices': 0, 'chunks': 1}
+# The least and the greatest value of each whole number in the config.
+ANY = 2**31 - 1
+RANGES = {
+    'seed': (0, ANY),
+    'epochs': (0, ANY),
+    'batch_size': (1, ANY),
+    'eval_batch_size': (1, ANY),
+    'devices': (0, ANY),
+    'chunks': (1, 64),  # each is a part of the compiled program
+}
 # What says where a run is computed and not what: a resumed run may have others.
 PLACES = ('devices', 'dataset.data_dir', 'dataset.raw_dir')
 
@@ -50,9 +58,11 @@ def load(path: str) -> ConfigDict:
 
 def _told(error: Exception) -> str:
     """What an exception out of a config file says, in a line, with the number of that file's line."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
+    if isinstance(error, SyntaxError):
+        return f'SyntaxError: {error.msg} (line {error.lineno})'
+    line = None
     traceback = error.__traceback__
-    while traceback and not isinstance(error, SyntaxError):
+    while traceback:
         name = traceback.tb_frame.f_code.co_filename
         if 'site-packages' not in name and not name.startswith('<') and name != __file__:
             line = traceback.tb_lineno
@@ -92,13 +102,15 @@ def check(config: ConfigDict) -> None:
         if name not in config:
             raise UserError(f'config.{name} is missing; configs/default.py says what it is')
         if not isinstance(config[name], type(value)):
-            raise UserError(f'config.{name}={config[name]!r} is wrong: a {type(value).__name__} is wanted')
+            raise UserError(f'config.{name}={config[name]!r} is wrong: its type is {type(value).__name__}')
     for name in config:
         if name not in default:
             raise UserError(f'config.{name} is no field{nearest(name, default)}; the fields are: {listed(default)}')
-    for name, least in LEAST.items():
-        if config[name] < least or isinstance(config[name], bool):
-            raise UserError(f'config.{name}={config[name]} is wrong: a whole number of at least {least} is wanted')
+    for name, (least, greatest) in RANGES.items():
+        if not least <= config[name] <= greatest or isinstance(config[name], bool):
+            raise UserError(
+                f'config.{name}={config[name]} is wrong: a whole number from {least} to {greatest} is wanted'
+            )
 
 
 def to_json(config: ConfigDict) -> str:
@@ -107,8 +119,11 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that `to_json` wrote, locked."""
-    return ConfigDict(_tuples(json.loads(text))).lock()
+    """The config that `to_json` wrote, locked; ValueError where it is another JSON value."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError('it is no JSON object')
+    return ConfigDict(_tuples(value)).lock()
 
 
 def _tuples(value: Any) -> Any:

@@ -53,6 +53,12 @@ def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], 
     return constructor(**fields, **given)
 
 
+def check_range(field: str, value: float, least: float, greatest: float) -> None:
+    """Raise a UserError unless `value` lies from `least` to `greatest`; a value that is not a number does not."""
+    if not least <= value <= greatest:
+        raise UserError(f'{field}={value} is wrong: a number from {least:g} to {greatest:g} is wanted')
+
+
 def _check_type(field: str, value: Any, wanted: Any) -> None:
     """Check a plain value against its annotation; a whole number will do for a float."""
     accepted = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}.get(wanted)

@@ -13,7 +13,6 @@ from mnist_jax import losses, models, optim, parallel, step, summary
 from mnist_jax.data import batches
 from mnist_jax.data.source import SOURCES, Source, Split
 from mnist_jax.errors import UserError, build, choose
-from mnist_jax.ops import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Experiment:
     model: nn.Module
     replicas: parallel.Replicas
     create_state: Callable[[], step.TrainState]
-    train_step: Callable[[step.TrainState, Tree], tuple[step.TrainState, Tree]]  # gives up the state it is given
-    eval_step: Callable[[step.TrainState, Tree], Tree]
+    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]  # gives up the state it is given
+    eval_step: Callable[[step.TrainState, Any], step.Sums]
     train_layout: tuple[int, int]  # chunk size and padded batch size, examples
     eval_layout: tuple[int, int]
 
@@ -51,15 +50,15 @@ class Experiment:
         """How many updates an epoch makes."""
         return batches.steps_per_epoch(len(self.train_split.label), self.config.batch_size)
 
-    def train_batches(self, epoch: int) -> Iterator[Tree]:
+    def train_batches(self, epoch: int) -> Iterator[Any]:
         """The sharded batches of an epoch, counted from 0."""
         config = self.config
         order = (self.train_split, config.seed, epoch, config.batch_size, self.train_layout[1])
         return map(self.replicas.shard, batches.train_batches(*order))
 
-    def eval_batches(self, split: Split) -> Iterator[Tree]:
+    def eval_batches(self, split: Split) -> Iterator[Any]:
         """The sharded batches of a split, in order."""
-        return map(self.replicas.shard, batches.eval_batches(split, self.config.eval_batch_size, self.eval_layout[1]))
+        return map(self.replicas.shard, batches.eval_batches(split, self.eval_layout[1]))
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update that leads to `step`."""
@@ -81,7 +80,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     source.prepare()
     whole = any(layer.non_trainable for layer in found)
     layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas), whole=whole)
-    train_layout, eval_layout = layout(config.batch_size), layout(config.eval_batch_size)
+    test_size = len(source.split('test').label)
+    train_layout, eval_layout = layout(config.batch_size), layout(min(config.eval_batch_size, test_size))
     parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel}
     train_step = functools.partial(
         step.train_step, **parts, optimizer=optimizer, seed=config.seed, chunk_size=train_layout[0]

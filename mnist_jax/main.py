@@ -21,15 +21,15 @@ _WORKDIR = flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<con
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags as absl does, but tell what is wrong with the config in one line."""
     joined = '\n'.join(argv)
-    path = re.search(r'^--?config[=\n](.*)$', joined, re.MULTILINE)
+    paths = re.findall(r'^--?config[=\n](.*)$', joined, re.MULTILINE)
     overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', joined, re.MULTILINE)
-    if overrides and not path:
+    if overrides and not paths:
         raise UserError(f'--config.{overrides[0]} overrides a field of a config; give --config=FILE too')
-    values = configs.check_fields(configs.load(path[1]), overrides) if path else {}
+    values = configs.check_fields(configs.load(paths[-1]), overrides) if paths else {}
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        wrong = [name for name in overrides if f'flag --config.{name}=' in str(error)]
+        wrong = [name for name in overrides if f'--config.{name}' in str(error)]
         if not wrong:
             return app.parse_flags_with_usage(argv)
         raise UserError(f'{" ".join(str(error).split())}; its type is {type(values[wrong[0]]).__name__}') from None
@@ -75,6 +75,6 @@ def main(argv: list[str]) -> None:
 if __name__ == '__main__':
     try:
         app.run(main, flags_parser=_parse)
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)

@@ -175,15 +175,16 @@ def _rates(rates: Sequence[float], layers: Sequence) -> Sequence[float]:
 MODELS = {'mlp': MLP, 'cnn': CNN}
 
 
-def make_model(config: Mapping[str, Any], num_classes: int) -> MLP | CNN:
+def make_model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
     """The model that `config` describes: its name in `MODELS`, and the attributes of that class.
 
     Raises:
       UserError: a name, an attribute or a value that does not make a model.
     """
     model = build('model', MODELS, config, num_classes=num_classes)
-    _check_widths('hidden', model.hidden)
-    _check_rates('dropout', model.dropout, 'hidden', model.hidden)
+    if isinstance(model, MLP | CNN):
+        _check_widths('hidden', model.hidden)
+        _check_rates('dropout', model.dropout, 'hidden', model.hidden)
     if isinstance(model, CNN):
         for stage in _sequence('stages', model.stages):
             _check_widths('stages', stage)
@@ -205,7 +206,7 @@ def _sequence(field: str, values: Any) -> Sequence:
 
 def _check_widths(field: str, values: Any) -> None:
     for value in _sequence(field, values):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f'model.{field} must hold whole numbers of at least 1; {value!r} is among them')
 
 

@@ -2,11 +2,10 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-Tree = object
 
 
 def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
@@ -32,7 +31,7 @@ def _same_padding(size: int, window: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def tree_sum(parts: Sequence[Tree]) -> Tree:
+def tree_sum(parts: Sequence[Any]) -> Any:
     """The sum of pytrees, neighbours first: ((a+b)+(c+d))+... .
 
     Floating-point sums depend on their order. In this one, where the parts are dealt out to devices in equal runs of

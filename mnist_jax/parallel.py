@@ -65,10 +65,9 @@ def _cache_compilations() -> None:
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    try:
-        processor = re.search(r'^flags\s*:.*$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)[0]
-    except (OSError, TypeError):
-        processor = platform.processor()
+    cpuinfo = Path('/proc/cpuinfo')
+    features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
+    processor = features[0] if features else platform.platform()
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     directory = home / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
     try:

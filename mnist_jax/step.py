@@ -89,6 +89,8 @@ def train_step(
         sums = _sums(logits_BxK, chunk, loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
+    if state.batch_stats and chunk_size != len(batch['label']):
+        raise ValueError('BatchNorm needs the whole share of a device in one chunk')
     parts = []
     for chunk in _chunks(batch, chunk_size):
         # One chunk at a time: side by side, their activations would push each other out of the caches.

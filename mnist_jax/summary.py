@@ -1,7 +1,7 @@
 """The layer table of a model, found without computing anything."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,13 +23,13 @@ class Layer(NamedTuple):
 
 
 def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
-    """The layers of `model` in the order of their calls."""
-    outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
+    """The layers of `model` in the order of their calls; a nested one has its path as its name."""
+    outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
 
-    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
-        if context.method_name == '__call__' and context.module.path:
-            outputs['/'.join(context.module.path)] = (type(context.module).__name__, output.shape[1:])
+        if context.method_name == '__call__':
+            outputs[context.module.path] = (type(context.module).__name__, output.shape[1:])
         return output
 
     def init(key: jax.Array) -> Any:
@@ -39,24 +39,48 @@ def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         variables = jax.eval_shape(init, key)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f'the model does not fit images of {image_shape}: {str(error).splitlines()[0]}') from None
-    for name, (_, shape) in outputs.items():
+    except ZeroDivisionError:  # What an initialiser makes of a dense layer without inputs.
+        raise _does_not_fit(image_shape, 'nothing is left of them before the dense layers') from None
+    except (ValueError, TypeError) as error:
+        raise _does_not_fit(image_shape, str(error).splitlines()[0]) from None
+    for path, (_, shape) in outputs.items():
         if 0 in shape:
-            raise UserError(f'the model does not fit images of {image_shape}: nothing is left of them after {name}')
-    return [_layer(variables, name, kind, shape) for name, (kind, shape) in outputs.items()]
+            raise _does_not_fit(image_shape, f'nothing is left of them after {"/".join(path)}')
+    found = [_layer(variables, path, kind, shape) for path, (kind, shape) in outputs.items()]
+    # A module that only holds others is no layer: its children are.
+    inner = {path[:-1] for path in outputs if path}
+    return [layer for layer, path in zip(found, outputs, strict=True) if layer.trainable or path not in inner]
 
 
-def _layer(variables: Any, name: str, kind: str, shape: tuple[int, ...]) -> Layer:
-    parameters = variables['params'].get(name, {})
-    statistics = variables.get('batch_stats', {}).get(name, {})
+def _does_not_fit(image_shape: tuple[int, ...], reason: str) -> UserError:
+    return UserError(
+        f'the model does not fit images of {image_shape}: {reason}; take smaller kernels or pools, or fewer'
+    )
+
+
+def _layer(variables: Any, path: tuple[str, ...], kind: str, shape: tuple[int, ...]) -> Layer:
+    parameters = _own(variables['params'], path)
     kernel = math.prod(parameters['kernel'].shape) if 'kernel' in parameters else 0
-    # Each of the places of a convolution's output (a dense layer has one) takes the whole kernel once.
-    return Layer(name, kind, shape, _count(parameters), _count(statistics), kernel * math.prod(shape[:-1]))
+    return Layer(
+        name='/'.join(path) or kind,
+        kind=kind,
+        output_shape=shape,
+        trainable=_count(parameters),
+        non_trainable=_count(_own(variables.get('batch_stats', {}), path)),
+        # Each of the places of a convolution's output (a dense layer has one) takes the whole kernel once.
+        multiply_adds=kernel * math.prod(shape[:-1]),
+    )
 
 
-def _count(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _own(tree: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """The arrays of the module at `path` itself, without those of the modules in it."""
+    for name in path:
+        tree = tree.get(name, {})
+    return {name: leaf for name, leaf in tree.items() if not isinstance(leaf, Mapping)}
+
+
+def _count(arrays: Mapping[str, Any]) -> int:
+    return sum(math.prod(array.shape) for array in arrays.values())
 
 
 def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:

@@ -21,11 +21,12 @@ from mnist_jax.step import TrainState
 def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split."""
     checkpoints = checkpoint.Checkpoints(workdir)
-    saved = checkpoints.read_config() if workdir.is_dir() else None
-    if saved is not None:
+    begun = checkpoints.latest_step() is not None
+    if begun:
+        saved = checkpoints.read_config()
+        if saved is None:
+            raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
         configs.check_resumable(saved, config)
-    elif checkpoints.latest_step() is not None:
-        raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
     experiment = make_experiment(config)
     steps_per_epoch = experiment.steps_per_epoch
     for name in ('validation', 'test'):
@@ -34,7 +35,7 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints.write_config(config)
     state, first_epoch = _begin(experiment, checkpoints)
     _tell_beginning(experiment, workdir)
-    if first_epoch == config.epochs and saved is not None:
+    if begun and first_epoch == config.epochs:
         logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', config.epochs)
     monitor = Monitor(workdir, config.epochs, first_epoch * steps_per_epoch)
     with checkpoints.open() as checkpointer:

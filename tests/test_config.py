@@ -66,10 +66,12 @@ def test_wrong_files_are_told_in_a_line(tmp_path, text, told):
 @pytest.mark.parametrize(
     ('field', 'value', 'told'),
     [
-        ('batch_size', 0, 'config.batch_size=0 is wrong: a whole number of at least 1 is wanted'),
-        ('epochs', -1, 'config.epochs=-1 is wrong: a whole number of at least 0 is wanted'),
-        ('devices', -2, 'config.devices=-2 is wrong: a whole number of at least 0 is wanted'),
-        ('seed', -1, 'config.seed=-1 is wrong: a whole number of at least 0 is wanted'),
+        ('batch_size', 0, 'config.batch_size=0 is wrong: a whole number from 1 to 2147483647 is wanted'),
+        ('epochs', -1, 'config.epochs=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
+        ('devices', -2, 'config.devices=-2 is wrong: a whole number from 0 to 2147483647 is wanted'),
+        ('seed', 2**31, 'config.seed=2147483648 is wrong: a whole number from 0 to 2147483647 is wanted'),
+        ('chunks', 65, 'config.chunks=65 is wrong: a whole number from 1 to 64 is wanted'),
+        ('seed', -1, 'config.seed=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
     ],
 )
 def test_numbers_out_of_range_are_told(field, value, told):

@@ -66,6 +66,12 @@ def test_it_passes_everything_on_from_any_directory(launch, tmp_path):
     ]
     expected = f'in {tmp_path}: -m mnist_jax.main --config={launch.root}/configs/cnn.py --config.epochs=1'
     assert launch('--config=configs/cnn.py', '--config.epochs=1', cwd=tmp_path) == [expected]
+    assert launch('--config', 'configs/cnn.py', cwd=tmp_path) == [
+        f'in {tmp_path}: -m mnist_jax.main --config {launch.root}/configs/cnn.py'
+    ]
+    (tmp_path / 'link').symlink_to(launch.root / 'launch.sh')
+    linked = subprocess.run([tmp_path / 'link', 'setup'], env={**os.environ, 'PYTHON': '/bin/false'}, check=True)
+    assert linked.returncode == 0
 
 
 def test_an_old_python_is_told(launch):

@@ -91,6 +91,27 @@ def test_layer_table_of_the_cnn():
     assert layers[2].multiply_adds == 11 * 11 * 3 * 3 * 32 * 64
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(3)(models.Flatten()(image))
+
+
+class Nested(nn.Module):
+    """A model of one's own: a block in it, and a parameter of its own."""
+
+    @nn.compact
+    def __call__(self, image, training=None):
+        return nn.Dense(2)(Block()(image)) * self.param('scale', nn.initializers.ones, (1, 2))
+
+
+def test_layer_table_of_a_nested_model():
+    found = [(layer.name, layer.trainable, layer.multiply_adds) for layer in summary.layers(Nested(), (4, 4, 1))]
+    assert found == [
+        ('Block_0/Flatten_0', 0, 0), ('Block_0/Dense_0', 51, 48), ('Dense_0', 8, 6), ('Nested', 2, 0),
+    ]  # fmt: skip
+
+
 def test_initialisers_are_keras():
     variables = models.MLP(10, hidden=(512,)).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     kernel, bias = variables['params']['Dense_0']['kernel'], variables['params']['Dense_0']['bias']

@@ -98,9 +98,9 @@ def test_a_changed_field_is_told_and_nothing_is_touched(small, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
-@pytest.mark.parametrize('batch_size', [7, 64, 200, 999])
+@pytest.mark.parametrize('batch_size', [64, 999, 10**9])
 def test_evaluation_counts_every_example(small, tmp_path, batch_size):
-    config = small(eval_batch_size=batch_size, epochs=0, dataset__test='test', devices=2)
+    config = small(eval_batch_size=batch_size, epochs=0, dataset__test='test')
     found = train(config, tmp_path)
     assert found['count'] == 10_000
     assert sum(map(sum, found['confusion_matrix'])) == 10_000
@@ -132,6 +132,46 @@ def test_the_digest_is_that_of_the_leaves_in_order(small):
     leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
     by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
     assert checkpoint.params_sha256(state) == by_hand
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"seed": NaN}', 'null'])
+def test_a_broken_config_json_is_told(small, tmp_path, text):
+    train(small(epochs=0), tmp_path)
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=r"config.json' is damaged"):
+        evaluate.evaluate_workdir(tmp_path)
+    with pytest.raises(UserError, match=r"config.json' is damaged"):
+        train(small(epochs=0), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told(small, tmp_path):
+    train(small(epochs=0), tmp_path)
+    for path in (tmp_path / 'checkpoints' / '0').rglob('*'):
+        if path.is_file() and path.parent.name == 'd':
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
+        evaluate.evaluate_workdir(tmp_path)
+
+
+def test_a_run_that_has_no_checkpoint_yet_may_change_its_config(small, tmp_path):
+    checkpoint.Checkpoints(tmp_path).write_config(small(seed=5))
+    train(small(epochs=0), tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'told'),
+    [
+        ('learning_rate', -1.0, 'optimizer.learning_rate=-1.0 is wrong: a number from 0 to inf is wanted'),
+        ('learning_rate', float('nan'), 'optimizer.learning_rate=nan is wrong'),
+        ('rho', 5.0, 'optimizer.rho=5.0 is wrong: a number from 0 to 1 is wanted'),
+        ('epsilon', -1.0, 'optimizer.epsilon=-1.0 is wrong'),
+    ],
+)
+def test_an_optimizer_out_of_range_is_told(small, tmp_path, field, value, told):
+    with pytest.raises(UserError) as error:
+        train(small(**{f'optimizer__{field}': value}), tmp_path / 'run')
+    assert str(error.value).startswith(told) and not (tmp_path / 'run').exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):

@@ -25,9 +25,9 @@ def train_batches(split: Split, seed: int, epoch: int, batch_size: int, padded_s
     return _batches(split, permutation(seed, epoch, len(split.label)), batch_size, padded_size)
 
 
-def eval_batches(split: Split, batch_size: int, padded_size: int) -> Iterator[Batch]:
+def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     """Every example once, in order."""
-    return _batches(split, np.arange(len(split.label), dtype=np.int32), batch_size, padded_size)
+    return _batches(split, np.arange(len(split.label), dtype=np.int32), batch_size, batch_size)
 
 
 def _batches(split: Split, order: np.ndarray, batch_size: int, padded_size: int) -> Iterator[Batch]:

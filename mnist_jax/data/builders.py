@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mnist_jax.data import idx
 from mnist_jax.errors import UserError
@@ -35,6 +36,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
     MAX_PIXEL = 255
     DIRECTORY: Path | None = None  # where the files come with this package
     URL: str | None = None  # where they are published
+    ELSEWHERE = ''  # where else they can be had
 
     def __init__(self, *, raw_dir: Path | None = None, data_dir: str | None = None):
         self._raw_dir = raw_dir or self.DIRECTORY
@@ -59,6 +61,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         paths = self._raw_files(dl_manager)
         arrays = {split: self._read(paths, *names) for split, names in FILES.items()}
+        logging.info('Preparing %s under %s (once)', self.name, self.data_path)
         self.info.metadata['sha256'] = {split: digest(*pair) for split, pair in arrays.items()}
         return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 
@@ -69,10 +72,14 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
     def _raw_files(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         names = [name for pair in FILES.values() for name in pair]
         if self._raw_dir is not None:
+            if not self._raw_dir.is_dir():
+                raise UserError(
+                    f'dataset.raw_dir {str(self._raw_dir)!r} is no directory; the raw files are wanted in it'
+                )
             return {name: idx.find(self._raw_dir, name) for name in names}
         ways_out = (
-            'set --config.dataset.raw_dir to a directory with its four IDX files (Debian: apt-get install '
-            'dataset-fashion-mnist, /usr/share/datasets/fashion-mnist), or --config.dataset.data_dir to prepared data'
+            f'set --config.dataset.raw_dir to a directory with its four IDX files{self.ELSEWHERE}, or '
+            '--config.dataset.data_dir to prepared data'
         )
         check_reachable(f'{self.URL}/{names[0]}.gz', REACH_SECONDS, ways_out)
         try:
@@ -92,7 +99,8 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
             raise UserError(f'raw file {path!r} has {len(labels):,} labels for {len(images):,} images')
         if labels.size and labels.max() >= self.NUM_CLASSES:
             place = int(np.argmax(labels >= self.NUM_CLASSES))
-            raise UserError(f'raw file {path!r} has the label {labels[place]} at {place}; 0 to 9 would be right')
+            most = self.NUM_CLASSES - 1
+            raise UserError(f'raw file {path!r} has the label {labels[place]} at {place}; 0 to {most} would be right')
         return images.reshape(-1, *self.SHAPE), labels
 
 
@@ -112,6 +120,7 @@ class FashionMnistIdx(IdxBuilder):
     """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): downloaded, or from `config.dataset.raw_dir`."""
 
     URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com'
+    ELSEWHERE = ' (Debian: apt-get install dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)'
     SHA256 = {
         'train-images-idx3-ubyte': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
         'train-labels-idx1-ubyte': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',

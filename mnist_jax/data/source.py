@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from mnist_jax import files
 from mnist_jax.data import builders
@@ -78,7 +77,6 @@ class Source:
                 return
             for leftover in self._path.parent.glob('incomplete.*'):
                 shutil.rmtree(leftover, ignore_errors=True)
-            logging.info('Preparing %s under %s (once)', self.name, self._path)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 # After a UserError the builder has written nothing but its own directory, which it removes.
@@ -111,9 +109,10 @@ class Source:
     def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
         try:
             splits, digests = self._builder.info.splits, self._builder.info.metadata['sha256']
-        except ValueError as error:
+            known = set(splits) == set(digests)
+        except (ValueError, KeyError, TypeError) as error:
             raise self._damaged('its description', _line(error)) from None
-        if not splits or set(splits) != set(digests):
+        if not splits or not known:
             raise self._damaged('its description', 'dataset_info.json or metadata.json is missing or incomplete')
         return splits
 

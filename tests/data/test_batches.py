@@ -29,7 +29,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_evaluation_keeps_the_order():
-    found = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3))
+    found = list(batches.eval_batches(SPLIT, batch_size=3))
     assert [batch['index'].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
     assert found[-1]['mask'].tolist() == [1, 0, 0]
 

@@ -100,7 +100,7 @@ def test_raw_files_that_do_not_fit_are_told_and_leave_nothing(tmp_path, wrong, t
 
 
 def test_a_missing_raw_directory_is_told(tmp_path):
-    with pytest.raises(UserError, match=r'raw file train-images-idx3-ubyte \(or .* is missing'):
+    with pytest.raises(UserError, match=r'dataset.raw_dir .*nowhere. is no directory'):
         mnist(tmp_path, raw_dir=tmp_path / 'nowhere').prepare()
 
 
