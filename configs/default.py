@@ -12,7 +12,15 @@ def get_config() -> ConfigDict:
     config.eval_batch_size = 256  # examples a step of the evaluation, over all devices
     config.devices = 0  # how many compute; 0: an accelerator's all, or one a CPU core where the model gains by it
     config.chunks = 8  # parts of a batch, added in a fixed order: 1, 2, 4, ... up to so many devices give the same bits
-    config.loss = 'cross_entropy'  # losses.LOSSES
+
+    loss = ConfigDict()
+    loss.name = 'cross_entropy'  # losses.LOSSES; the other fields are the arguments of that function
+    loss.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
+    config.loss = loss
+
+    schedule = ConfigDict()
+    schedule.name = 'constant'  # schedules.SCHEDULES; the other fields are the arguments of that function
+    config.schedule = schedule
 
     dataset = ConfigDict()
     dataset.name = 'mnist'  # data.builders.BUILDERS
@@ -36,8 +44,8 @@ def get_config() -> ConfigDict:
     config.model = model
 
     optimizer = ConfigDict()
-    optimizer.name = 'rmsprop'  # optim.OPTIMIZERS; the other fields are the arguments of that function
-    optimizer.learning_rate = 1e-3
+    optimizer.name = 'rmsprop'  # optim.OPTIMIZERS; the fields below the next are the arguments of that function
+    optimizer.learning_rate = 1e-3  # which the schedule's factor multiplies
     optimizer.rho = 0.9  # decay of the moving mean of squared gradients
     optimizer.epsilon = 1e-7  # added to it under the root
     config.optimizer = optimizer

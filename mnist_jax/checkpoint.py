@@ -70,7 +70,8 @@ class Checkpoints:
         try:
             return ocp.load(path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # TensorStore appends its whole specification in brackets.
+            reason = (str(error).split(' [tensorstore_spec')[0].splitlines() or [type(error).__name__])[0]
             raise UserError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
 
 

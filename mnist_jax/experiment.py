@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mnist_jax import config as configs
-from mnist_jax import losses, models, optim, parallel, step, summary
+from mnist_jax import losses, models, optim, parallel, schedules, step, summary
 from mnist_jax.data import batches
 from mnist_jax.data.source import SOURCES, Source, Split
-from mnist_jax.errors import UserError, build, choose
+from mnist_jax.errors import UserError, build, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Experiment:
     create_state: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]  # gives up the state it is given
     eval_step: Callable[[step.TrainState, Any], step.Sums]
+    learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step
+    steps_per_epoch: int
     train_layout: tuple[int, int]  # chunk size and padded batch size, examples
     eval_layout: tuple[int, int]
 
@@ -36,19 +40,8 @@ class Experiment:
 
     @functools.cached_property
     def train_split(self) -> Split:
-        """The examples to train on; at least one batch of them."""
-        split = self.source.split('train')
-        if len(split.label) < self.config.batch_size:
-            raise UserError(
-                f'batch_size={self.config.batch_size} is larger than the split '
-                f'{self.config.dataset.train!r} with its {len(split.label):,} examples'
-            )
-        return split
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """How many updates an epoch makes."""
-        return batches.steps_per_epoch(len(self.train_split.label), self.config.batch_size)
+        """The examples to train on."""
+        return self.source.split('train')
 
     def train_batches(self, epoch: int) -> Iterator[Any]:
         """The sharded batches of an epoch, counted from 0."""
@@ -60,16 +53,18 @@ class Experiment:
         """The sharded batches of a split, in order."""
         return map(self.replicas.shard, batches.eval_batches(split, self.eval_layout[1]))
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the update that leads to `step`."""
-        return self.config.optimizer.learning_rate
-
 
 def make_experiment(config: configs.ConfigDict) -> Experiment:
     """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
     source, model = _source_and_model(config)
-    loss = choose('loss', config.loss, losses.LOSSES)
-    optimizer = build('optimizer', optim.OPTIMIZERS, config.optimizer)
+    loss = build('loss', losses.LOSSES, config.loss)
+    optimizer_fields = config.optimizer.to_dict()
+    peak = optimizer_fields.pop('learning_rate', None)
+    if not isinstance(peak, float | int):
+        raise UserError(f'optimizer.learning_rate={peak!r} is wrong: its type is float')
+    check_range('optimizer.learning_rate', peak, 0.0, math.inf)
+    optimizer = build('optimizer', optim.OPTIMIZERS, optimizer_fields)
+    schedule = build('schedule', schedules.SCHEDULES, config.schedule)
     found = summary.layers(model, source.image_shape)
     replicas = parallel.start(
         config.devices,
@@ -78,13 +73,28 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         parameters=sum(layer.trainable for layer in found),
     )
     source.prepare()
+    train_size, test_size = source.count('train'), source.count('test')
+    if train_size < config.batch_size:
+        raise UserError(
+            f'batch_size={config.batch_size} is larger than the split {config.dataset.train!r} with its '
+            f'{train_size:,} examples'
+        )
+    steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     whole = any(layer.non_trainable for layer in found)
     layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas), whole=whole)
-    test_size = len(source.split('test').label)
     train_layout, eval_layout = layout(config.batch_size), layout(min(config.eval_batch_size, test_size))
     parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel}
+
+    def learning_rate(step: Any) -> jax.Array:
+        return peak * schedule(jnp.float32(step) / steps_per_epoch, config.epochs)
+
     train_step = functools.partial(
-        step.train_step, **parts, optimizer=optimizer, seed=config.seed, chunk_size=train_layout[0]
+        step.train_step,
+        **parts,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=config.seed,
+        chunk_size=train_layout[0],
     )
     eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])
     create_state = functools.partial(step.create_state, model, optimizer, source.image_shape, config.seed)
@@ -96,6 +106,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         create_state=jax.jit(create_state),
         train_step=replicas.compile(train_step, donate=True),
         eval_step=replicas.compile(eval_step),
+        learning_rate=learning_rate,
+        steps_per_epoch=steps_per_epoch,
         train_layout=train_layout,
         eval_layout=eval_layout,
     )

@@ -56,7 +56,8 @@ def train_step(
     *,
     model: nn.Module,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
+    learning_rate: Callable[[jax.Array], jax.Array],
     max_pixel: int,
     seed: int,
     chunk_size: int,
@@ -68,6 +69,7 @@ def train_step(
       state: before the update.
       batch: this device's share {image, label, mask, index} of the global batch.
       model, loss, optimizer: the parts of the experiment.
+      learning_rate: of the update that follows a step.
       max_pixel: the pixel value that becomes 1.0.
       seed: of the dropout.
       chunk_size: how many examples make a chunk; it divides the share.
@@ -100,7 +102,7 @@ def train_step(
     # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
     grads, sums = jax.lax.optimization_barrier(all_sum(ops.tree_sum(parts)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate(state.step))
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from mnist_jax import checkpoint, evaluate, files, metrics, parallel, summary
@@ -102,7 +103,8 @@ def _train_epoch(
         'train_accuracy': trained['accuracy'],
         'validation_loss': validated['loss'],
         'validation_accuracy': validated['accuracy'],
-        'learning_rate': experiment.learning_rate((epoch + 1) * steps),
+        # The decimal that a float32 is shown as: 0.001 and not 0.0010000000474974513.
+        'learning_rate': float(str(np.float32(experiment.learning_rate((epoch + 1) * steps - 1)))),
         'seconds': round(seconds, 3),
         'images_per_second': round(float(totals['count']) / seconds, 1),
     }

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from mnist_jax import checkpoint, evaluate
 from mnist_jax import train as training
@@ -34,6 +35,9 @@ def test_the_same_config_gives_the_same_bytes(small, tmp_path):
 @pytest.mark.parametrize('model', ['mlp', 'cnn'])
 def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
     config = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,)}
+    if model == 'cnn':
+        config['optimizer'] = ConfigDict({'name': 'adamw', 'learning_rate': 0.002})
+        config['schedule'] = ConfigDict({'name': 'step_decay', 'every': 1.0, 'factor': 0.5})
     train(small(model, epochs=3, **config), tmp_path / 'uninterrupted')
     train(small(model, epochs=1, **config), tmp_path / 'resumed')
     train(small(model, epochs=3, devices=1, **config), tmp_path / 'resumed')
@@ -73,6 +77,11 @@ def test_metrics_have_a_row_an_epoch(small, tmp_path):
     assert float(found[1][2]) < float(found[0][2])
     (events,) = (tmp_path / 'tensorboard').glob('events.out.tfevents.*')
     assert events.read_bytes().count(b'validation_accuracy') == 2
+
+
+def test_the_schedule_is_followed(small, tmp_path):
+    train(small(schedule=ConfigDict({'name': 'step_decay', 'every': 1.0, 'factor': 0.5})), tmp_path)
+    assert [row[6] for row in rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
 
 
 def test_a_finished_run_says_so_and_is_evaluated(small, tmp_path, caplog):

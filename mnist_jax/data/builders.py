@@ -61,7 +61,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         paths = self._raw_files(dl_manager)
         arrays = {split: self._read(paths, *names) for split, names in FILES.items()}
-        logging.info('Preparing %s under %s (once)', self.name, self.data_path)
+        logging.info('Preparing %s under %s (once)', self.name, self._data_dir_root)
         self.info.metadata['sha256'] = {split: digest(*pair) for split, pair in arrays.items()}
         return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 

@@ -84,27 +84,35 @@ class Source:
 
     def split(self, name: str) -> Split | None:
         """The split configured as `name` (train, validation, test), or None where none is configured."""
+        if name == 'validation' and not self.specs[name]:
+            return None
+        parts = [
+            Split(*(column[places.start : places.stop] for column in self._whole_split(whole)))
+            for whole, places in self._runs(name)
+        ]
+        return Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+
+    def count(self, name: str) -> int:
+        """How many examples the split configured as `name` has; reads none of them."""
+        return sum(len(places) for _, places in self._runs(name))
+
+    def _runs(self, name: str) -> list[tuple[str, range]]:
+        """The runs of examples that make up a configured split: of which prepared split, and where in it."""
         spec = self.specs[name]
         if not spec:
-            if name == 'validation':
-                return None
             raise UserError(f"dataset.{name} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
         splits = self._splits()
         try:
-            instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
+            parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(
                 f'dataset.{name}={spec!r} is no split of {self.name} ({_line(error)}); its splits are: '
                 f"{listed(splits)}, and slices such as 'train[:90%]'"
             ) from None
-        parts = [
-            Split(*(column[part.from_ : part.to] for column in self._whole_split(part.splitname)))
-            for part in instructions
-        ]
-        split = Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
-        if not len(split.label):
+        runs = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
+        if not any(places for _, places in runs):
             raise UserError(f'dataset.{name}={spec!r} has no examples; give a larger slice')
-        return split
+        return runs
 
     def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
         try:

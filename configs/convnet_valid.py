@@ -1,0 +1,22 @@
+"""A CNN on MNIST with unpadded convolutions, three of them; 93,322 parameters.
+
+    python -m mnist_jax.main --config=configs/convnet_valid.py
+
+Reproduces a published tutorial: RMSprop, batch 64, 5 epochs, test accuracy 0.9922, loss 0.0271 (one run).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The default config with another CNN, smaller batches and fewer epochs."""
+    config = default.get_config()
+    config.epochs = 5
+    config.batch_size = 64
+    config.model.stages = ((32,), (64,), (64,))
+    config.model.pool = (2, 2, 1)
+    config.model.padding = 'valid'
+    config.model.hidden = (64,)
+    return config
