@@ -30,7 +30,7 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
         configs.check_resumable(saved, config)
     experiment = make_experiment(config)
     steps_per_epoch = experiment.steps_per_epoch
-    for name in ('validation', 'test'):
+    for name in ('train', 'validation', 'test'):
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
     checkpoints.write_config(config)

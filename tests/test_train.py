@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -160,6 +162,15 @@ def test_a_damaged_checkpoint_is_told(small, tmp_path):
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
         evaluate.evaluate_workdir(tmp_path)
+
+
+def test_damaged_data_leaves_no_workdir(small, data_dir, tmp_path):
+    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'data' / 'mnist_idx')
+    path = next((tmp_path / 'data').rglob('*train.array_record*'))
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="the prepared mnist is damaged, split 'train'"):
+        train(small(dataset__data_dir=str(tmp_path / 'data')), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_that_has_no_checkpoint_yet_may_change_its_config(small, tmp_path):
