@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from mnist_jax import config as configs
 from mnist_jax import losses, models, optim, parallel, schedules, step, summary
@@ -58,12 +59,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
     source, model = _source_and_model(config)
     loss = build('loss', losses.LOSSES, config.loss)
-    optimizer_fields = config.optimizer.to_dict()
-    peak = optimizer_fields.pop('learning_rate', None)
-    if not isinstance(peak, float | int):
-        raise UserError(f'optimizer.learning_rate={peak!r} is wrong: its type is float')
-    check_range('optimizer.learning_rate', peak, 0.0, math.inf)
-    optimizer = build('optimizer', optim.OPTIMIZERS, optimizer_fields)
+    optimizer, peak = _optimizer(config)
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
     found = summary.layers(model, source.image_shape)
     replicas = parallel.start(
@@ -117,6 +113,16 @@ def layer_table(config: configs.ConfigDict) -> str:
     """The layer table of the model that `config` describes, as text; computes and prepares nothing."""
     source, model = _source_and_model(config)
     return summary.table(model, source.image_shape)
+
+
+def _optimizer(config: configs.ConfigDict) -> tuple[optax.GradientTransformationExtraArgs, float]:
+    """The optimizer, and the learning rate that the schedule multiplies."""
+    fields = config.optimizer.to_dict()
+    learning_rate = fields.pop('learning_rate', None)
+    if not isinstance(learning_rate, float | int):
+        raise UserError(f'optimizer.learning_rate={learning_rate!r} is wrong: its type is float')
+    check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf)
+    return build('optimizer', optim.OPTIMIZERS, fields), learning_rate
 
 
 def _source_and_model(config: configs.ConfigDict) -> tuple[Source, nn.Module]:
