@@ -10,7 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_jax import config as configs
 from mnist_jax import files
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, first_line
 from mnist_jax.step import TrainState
 
 
@@ -71,7 +71,7 @@ class Checkpoints:
             return ocp.load(path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
             # TensorStore appends its whole specification in brackets.
-            reason = (str(error).split(' [tensorstore_spec')[0].splitlines() or [type(error).__name__])[0]
+            reason = first_line(error).split(' [tensorstore_spec')[0]
             raise UserError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
 
 

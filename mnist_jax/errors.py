@@ -15,6 +15,11 @@ def listed(names: Iterable[str]) -> str:
     return ', '.join(sorted(names)) or '(none)'
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint at the most similarly spelled choice, or nothing."""
     close = difflib.get_close_matches(str(name), list(choices), n=1)

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from mnist_jax.data import idx
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, first_line
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -85,8 +85,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
         try:
             paths = dl_manager.download({name: f'{self.URL}/{name}.gz' for name in names})
         except Exception as error:  # The download manager raises whatever its backend does.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f'the download from {self.URL} failed ({reason}); {ways_out}') from None
+            raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {ways_out}') from None
         return {name: Path(path) for name, path in paths.items()}
 
     def _read(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:

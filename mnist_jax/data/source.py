@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from mnist_jax import files
 from mnist_jax.data import builders
-from mnist_jax.errors import UserError, listed
+from mnist_jax.errors import UserError, first_line, listed
 
 
 class Split(NamedTuple):
@@ -61,7 +61,7 @@ class Source:
         try:
             return self._make_builder(raw_dir=self._raw_dir, data_dir=str(self._data_dir))
         except Exception as error:  # TFDS reads what is prepared, and raises whatever its parsers do.
-            raise self._damaged('its description', _line(error)) from None
+            raise self._damaged('its description', first_line(error)) from None
 
     def prepare(self) -> None:
         """Prepare the data set unless that is done; one process does it, others wait.
@@ -106,7 +106,7 @@ class Source:
             parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(
-                f'dataset.{name}={spec!r} is no split of {self.name} ({_line(error)}); its splits are: '
+                f'dataset.{name}={spec!r} is no split of {self.name} ({first_line(error)}); its splits are: '
                 f"{listed(splits)}, and slices such as 'train[:90%]'"
             ) from None
         runs = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
@@ -119,7 +119,7 @@ class Source:
             splits, digests = self._builder.info.splits, self._builder.info.metadata['sha256']
             known = set(splits) == set(digests)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged('its description', _line(error)) from None
+            raise self._damaged('its description', first_line(error)) from None
         if not splits or not known:
             raise self._damaged('its description', 'dataset_info.json or metadata.json is missing or incomplete')
         return splits
@@ -134,7 +134,7 @@ class Source:
         try:
             split = _decode(builder.as_data_source(split=name))
         except Exception as error:  # array_record and protobuf raise what they like for a damaged file.
-            raise self._damaged(f'split {name!r}', _line(error)) from None
+            raise self._damaged(f'split {name!r}', first_line(error)) from None
         if builders.digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
             raise self._damaged(f'split {name!r}', 'its contents are not those that were prepared (sha256)')
         return split
@@ -172,10 +172,6 @@ def _cut(records: Sequence[bytes], first: dict[str, np.ndarray]) -> Split | None
         return None
     images = rows[:, start : start + len(pixels)].reshape(-1, *first['image'].shape)
     return Split(np.ascontiguousarray(images), around[:, varying[0]].astype(np.int32))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
