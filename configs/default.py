@@ -13,6 +13,11 @@ def get_config() -> ConfigDict:
     config.devices = 0  # how many compute; 0: an accelerator's all, or one a CPU core where the model gains by it
     config.chunks = 8  # parts of a batch, added in a fixed order: 1, 2, 4, ... up to so many devices give the same bits
 
+    config.folds = (
+        0  # of cross-validation: so many runs, each validated with another part of `train`; 0: one run, no folds
+    )
+    config.fold = 0  # the one of them to train, from 1; 0: all, each in a directory of its own
+
     loss = ConfigDict()
     loss.name = 'cross_entropy'  # losses.LOSSES; the other fields are the arguments of that function
     loss.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
@@ -23,13 +28,33 @@ def get_config() -> ConfigDict:
     config.schedule = schedule
 
     dataset = ConfigDict()
-    dataset.name = 'mnist'  # data.builders.BUILDERS
+    dataset.name = 'mnist'  # data.source.BUILDERS
     dataset.data_dir = ''  # where prepared data lives; '': TFDS's own choice, ~/tensorflow_datasets
     dataset.raw_dir = ''  # where the raw files lie; '': with this package, or downloaded
     dataset.train = 'train'  # the splits, in TFDS's slicing: 'train[:90%]'
     dataset.validation = ''  # '': none
     dataset.test = 'test'
+    dataset.validation_fraction = 0.0  # share of `train` that is drawn at random for validation instead
+    dataset.split_seed = 0  # of what is drawn at random: this share, the folds, Kaggle's split
     config.dataset = dataset
+
+    early_stopping = ConfigDict()
+    early_stopping.monitor = 'validation_accuracy'  # the metric whose best epoch has its checkpoint kept
+    early_stopping.mode = 'auto'  # whether the 'min' or the 'max' is best; 'auto': max for an accuracy
+    early_stopping.min_delta = 0.0  # what is not better by more than this is not better
+    early_stopping.patience = 0  # epochs that are not better before training stops; 0: never
+    early_stopping.restore_best = False  # whether the run ends with the best epoch's parameters, not the last's
+    config.early_stopping = early_stopping
+
+    reduce_lr = ConfigDict()
+    reduce_lr.monitor = 'validation_loss'
+    reduce_lr.mode = 'auto'
+    reduce_lr.min_delta = 1e-4
+    reduce_lr.patience = 0  # epochs that are not better before the learning rate is multiplied; 0: never
+    reduce_lr.factor = 0.1
+    reduce_lr.cooldown = 0  # epochs after that which are not counted
+    reduce_lr.min_lr = 0.0  # the learning rate is not reduced below
+    config.reduce_lr = reduce_lr
 
     model = ConfigDict()
     model.name = 'cnn'  # models.MODELS; the other fields are the attributes of that class

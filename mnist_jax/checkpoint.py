@@ -1,8 +1,9 @@
 """What a workdir keeps of a run so that it can go on or be evaluated: `config.json` and Orbax checkpoints."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_jax import config as configs
 from mnist_jax import files
+from mnist_jax.callbacks import CallbackStates
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.step import TrainState
 
@@ -21,6 +23,13 @@ def params_sha256(state: TrainState) -> str:
     for _, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves):
         found.update(leaf.tobytes())
     return found.hexdigest()
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: TrainState
+    callbacks: CallbackStates
 
 
 class Checkpoints:
@@ -49,33 +58,56 @@ class Checkpoints:
         """Make the workdir and write `config.json`."""
         files.write_text(self._config, configs.to_json(config))
 
-    def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, or None where there is none."""
+    def steps(self) -> list[int]:
+        """The steps of which there are checkpoints, in order."""
         if not self._directory.is_dir():
-            return None
-        return max((int(path.name) for path in self._directory.iterdir() if path.name.isdecimal()), default=None)
+            return []
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
-    def open(self) -> ocp.training.Checkpointer:
-        """Orbax's checkpointer, which makes the directory and keeps the latest checkpoint."""
-        return ocp.training.Checkpointer(
-            self._directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(1),
-            cleanup_tmp_directories=True,
-        )
+    def open(self) -> 'Writer':
+        """What saves checkpoints here; a context manager that waits for the last one at its end."""
+        return Writer(self._directory)
 
-    def restore(self, step: int, like: Any) -> TrainState:
-        """The state of the checkpoint at `step`; `like` has its structure, shapes and types."""
+    def restore(self, step: int, like: Snapshot) -> Snapshot:
+        """What the checkpoint at `step` holds; `like` has its structure, shapes and types."""
         path = self._directory / str(step)
         try:
-            return ocp.load(path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like))
+            return ocp.load(path, jax.tree.map(_zeros, like))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
             # TensorStore appends its whole specification in brackets.
             reason = first_line(error).split(' [tensorstore_spec')[0]
             raise UserError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
 
 
-def save(checkpointer: ocp.training.Checkpointer, state: TrainState) -> None:
-    """Begin to save `state` under its step; it is written in the background, and whole or not at all."""
-    host_state = jax.tree.map(np.array, state)
-    checkpointer.save_async(int(host_state.step), host_state)
+def _zeros(leaf: Any) -> Any:
+    return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') else leaf
+
+
+class Writer:
+    """Saves snapshots under their steps; keeps the latest and the best."""
+
+    def __init__(self, directory: Path):
+        self._best_step = -1
+        self._orbax = ocp.training.Checkpointer(
+            directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=self,
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to save; it is written in the background, and whole or not at all."""
+        self._best_step = snapshot.callbacks.early_stopping.best_step
+        host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
+        self._orbax.save_async(int(host.state.step), host)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax's question: which of the checkpoints, in their order, are to be kept."""
+        kept = (checkpoints[-1].step, self._best_step)
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+    def __enter__(self) -> 'Writer':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._orbax.close()

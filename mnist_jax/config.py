@@ -23,6 +23,8 @@ RANGES = {
     'eval_batch_size': (1, ANY),
     'devices': (0, ANY),
     'chunks': (1, 64),  # each is a part of the compiled program
+    'folds': (0, 100),
+    'fold': (0, 100),
 }
 # What says where a run is computed and not what: a resumed run may have others.
 PLACES = ('devices', 'dataset.data_dir', 'dataset.raw_dir')
@@ -111,6 +113,11 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f'config.{name}={config[name]} is wrong: a whole number from {least} to {greatest} is wanted'
             )
+    if config.folds == 1 or config.fold > config.folds:
+        raise UserError(
+            f'config.folds={config.folds} and config.fold={config.fold} are wrong: folds is 0, or from 2 on; '
+            'fold is at most that'
+        )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -40,19 +40,26 @@ def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], 
     does not take, one that it needs and does not get, or one of the wrong type is an error that names it.
     """
     fields = dict(config)
-    constructor = choose(f'{field}.name', fields.pop('name', None), table)
+    name = fields.pop('name', None)
+    return construct(field, choose(f'{field}.name', name, table), fields, given, f'for {name!r}')
+
+
+def construct(
+    field: str, constructor: Callable, fields: Mapping[str, Any], given: Mapping[str, Any] = {}, whose: str = 'known'
+) -> Any:
+    """Call `constructor` with `fields`, which the section `field` of the config has, and with `given`, checked."""
     parameters = inspect.signature(constructor).parameters
     # Linen modules add `parent` and `name` to every constructor; they are Flax's own.
     takes = {name: p for name, p in parameters.items() if name not in given and name not in ('parent', 'name')}
     wrong = [name for name in fields if name not in takes]
     if wrong:
         raise UserError(
-            f'{", ".join(f"{field}.{name}" for name in wrong)} {"are" if len(wrong) > 1 else "is"} not for '
-            f'{config["name"]!r}{nearest(wrong[0], takes)}; its fields are: {listed(takes)}'
+            f'{", ".join(f"{field}.{name}" for name in wrong)} {"are" if len(wrong) > 1 else "is"} not '
+            f'{whose}{nearest(wrong[0], takes)}; its fields are: {listed(takes)}'
         )
     for name, parameter in takes.items():
         if parameter.default is parameter.empty and name not in fields:
-            raise UserError(f'{field}.{name} is missing: {config["name"]!r} needs it')
+            raise UserError(f'{field}.{name} is missing; its type is {parameter.annotation.__name__}')
         if name in fields:
             _check_type(f'{field}.{name}', fields[name], parameter.annotation)
     return constructor(**fields, **given)

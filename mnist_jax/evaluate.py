@@ -62,17 +62,46 @@ def _rows_on_lines(result: dict[str, Any]) -> str:
     return '{\n' + ',\n'.join(lines) + '\n}\n'
 
 
-def evaluate_workdir(workdir: Path) -> dict[str, Any]:
-    """Evaluate the latest checkpoint of a workdir, which is all that this needs."""
+def evaluate_workdir(workdir: Path, step: str | None = None) -> dict[str, Any]:
+    """Evaluate a checkpoint of a workdir, which is all that this needs.
+
+    Args:
+      workdir: of the run.
+      step: a number, 'latest', 'best', or None for the one that training evaluated at its end.
+    """
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
         raise UserError(f'--workdir {str(workdir)!r} {problem}; give the workdir of a run')
     checkpoints = checkpoint.Checkpoints(workdir)
     config = checkpoints.read_config()
-    latest = checkpoints.latest_step()
-    if config is None or latest is None:
+    if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
     experiment = make_experiment(config)
-    state = checkpoints.restore(latest, experiment.abstract_state)
-    return evaluate_test(experiment, state, workdir)
+    chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
+    return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir)
+
+
+def result_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:
+    """The step whose parameters the run ends with: of the latest checkpoint, or of the best where that is restored."""
+    best = _best_step(experiment, checkpoints) if experiment.callbacks.early_stopping.restore_best else -1
+    return best if best >= 0 else checkpoints.steps()[-1]
+
+
+def _best_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:
+    latest = checkpoints.restore(checkpoints.steps()[-1], experiment.abstract_snapshot)
+    return latest.callbacks.early_stopping.best_step
+
+
+def _chosen_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints, step: str) -> int:
+    kept = checkpoints.steps()
+    if step == 'latest':
+        return kept[-1]
+    best = _best_step(experiment, checkpoints)
+    if step == 'best':
+        if best < 0:
+            raise UserError("--step=best: no epoch of this run was validated; 'latest' is there")
+        return best
+    if not step.isdecimal() or int(step) not in kept:
+        raise UserError(f'--step={step!r} is not there; the choices are: latest, best, {", ".join(map(str, kept))}')
+    return int(step)

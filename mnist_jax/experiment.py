@@ -13,9 +13,12 @@ import optax
 
 from mnist_jax import config as configs
 from mnist_jax import losses, models, optim, parallel, schedules, step, summary
+from mnist_jax.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
+from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data import batches
-from mnist_jax.data.source import SOURCES, Source, Split
-from mnist_jax.errors import UserError, build, check_range
+from mnist_jax.data.records import Split
+from mnist_jax.data.source import SOURCES, Source
+from mnist_jax.errors import UserError, build, check_range, construct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +32,20 @@ class Experiment:
     create_state: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]  # gives up the state it is given
     eval_step: Callable[[step.TrainState, Any], step.Sums]
-    learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step
+    learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
+    callbacks: Callbacks
     steps_per_epoch: int
     train_layout: tuple[int, int]  # chunk size and padded batch size, examples
     eval_layout: tuple[int, int]
 
+    def first_snapshot(self) -> Snapshot:
+        """What there is before the first step."""
+        return Snapshot(self.create_state(), self.callbacks.init())
+
     @functools.cached_property
-    def abstract_state(self) -> Any:
-        """The shapes and types of the state."""
-        return jax.eval_shape(self.create_state)
+    def abstract_snapshot(self) -> Snapshot:
+        """The structure, shapes and types of a snapshot."""
+        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init())
 
     @functools.cached_property
     def train_split(self) -> Split:
@@ -59,6 +67,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
     source, model = _source_and_model(config)
     loss = build('loss', losses.LOSSES, config.loss)
+    callbacks = _callbacks(config, source)
     optimizer, peak = _optimizer(config)
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
     found = summary.layers(model, source.image_shape)
@@ -103,6 +112,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         train_step=replicas.compile(train_step, donate=True),
         eval_step=replicas.compile(eval_step),
         learning_rate=learning_rate,
+        callbacks=callbacks,
         steps_per_epoch=steps_per_epoch,
         train_layout=train_layout,
         eval_layout=eval_layout,
@@ -125,7 +135,22 @@ def _optimizer(config: configs.ConfigDict) -> tuple[optax.GradientTransformation
     return build('optimizer', optim.OPTIMIZERS, fields), learning_rate
 
 
+def _callbacks(config: configs.ConfigDict, source: Source) -> Callbacks:
+    callbacks = Callbacks(
+        construct('early_stopping', EarlyStopping, config.early_stopping),
+        construct('reduce_lr', ReduceLROnPlateau, config.reduce_lr),
+    )
+    callbacks.check_monitors(source.validated)
+    if callbacks.reduce_lr.needed and config.schedule.name != 'constant':
+        raise UserError(
+            f"reduce_lr.patience={config.reduce_lr.patience} needs schedule.name='constant', not "
+            f'{config.schedule.name!r}: one of them alone may set the learning rate'
+        )
+    return callbacks
+
+
 def _source_and_model(config: configs.ConfigDict) -> tuple[Source, nn.Module]:
     configs.check(config)
-    source = build('dataset', SOURCES, config.dataset)
-    return source, models.make_model(config.model, source.num_classes)
+    fold = (config.fold, config.folds) if config.folds else None
+    source = build('dataset', SOURCES, config.dataset, fold=fold)
+    return source, models.make_model(config.model, len(source.class_names))

@@ -17,6 +17,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_string('mode', 'train', 'train (or resume), eval, or summary (the layer table)')
 _WORKDIR = flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<config name>' if not given")
 
+_STEP = flags.DEFINE_string(
+    'step', None, "Which checkpoint to evaluate: best, latest or a step; the run's result if not given"
+)
+
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags as absl does, but tell what is wrong with the config in one line."""
@@ -46,7 +50,7 @@ def _eval() -> None:
 
     if _WORKDIR.value is None or _CONFIG.value is not None:
         raise UserError('--mode=eval needs --workdir, the directory of a run, and no --config: the run has its own')
-    evaluate_workdir(Path(_WORKDIR.value))
+    evaluate_workdir(Path(_WORKDIR.value), _STEP.value)
 
 
 def _summary() -> None:

@@ -146,6 +146,7 @@ class CNN(nn.Module):
                     (self.kernel, self.kernel),
                     padding=self.padding.upper(),
                     kernel_init=nn.initializers.glorot_uniform(),
+                    conv_general_dilated=_convolve,
                 )(x_BxHxWxC)
                 if self.batch_norm:
                     x_BxHxWxC = BatchNorm()(x_BxHxWxC, training)
@@ -155,6 +156,12 @@ class CNN(nn.Module):
             if rate:
                 x_BxHxWxC = Dropout(rate)(x_BxHxWxC, training)
         return _dense_layers(self, x_BxHxWxC, training)
+
+
+def _convolve(
+    image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, strides: Sequence[int], padding: str, **_: Any
+) -> jax.Array:
+    return ops.conv(image_BxHxWxC, kernel_hxwxCxK, padding)
 
 
 def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:

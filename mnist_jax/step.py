@@ -34,6 +34,7 @@ class TrainState:
     params: Any
     batch_stats: Any  # moving averages of BatchNorm; empty without it
     opt_state: optax.OptState
+    learning_rate_scale: jax.Array  # float32: what the schedule's learning rate is multiplied by
 
 
 def create_state(
@@ -47,6 +48,7 @@ def create_state(
         params=params,
         batch_stats=variables.get('batch_stats', {}),
         opt_state=optimizer.init(params),
+        learning_rate_scale=jnp.ones((), jnp.float32),
     )
 
 
@@ -102,9 +104,10 @@ def train_step(
     # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
     grads, sums = jax.lax.optimization_barrier(all_sum(ops.tree_sum(parts)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate(state.step))
+    now = learning_rate(state.step) * state.learning_rate_scale
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
 
 
 def eval_step(

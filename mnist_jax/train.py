@@ -3,6 +3,7 @@
 import math
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from absl import logging
 
 from mnist_jax import checkpoint, evaluate, files, metrics, parallel, summary
 from mnist_jax import config as configs
+from mnist_jax.checkpoint import Snapshot
+from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.metrics import Totals
@@ -22,50 +25,94 @@ from mnist_jax.step import TrainState
 def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split."""
     checkpoints = checkpoint.Checkpoints(workdir)
-    begun = checkpoints.latest_step() is not None
+    begun = bool(checkpoints.steps())
     if begun:
         saved = checkpoints.read_config()
         if saved is None:
             raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
         configs.check_resumable(saved, config)
     experiment = make_experiment(config)
-    steps_per_epoch = experiment.steps_per_epoch
-    for name in ('train', 'validation', 'test'):
+    for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
     checkpoints.write_config(config)
-    state, first_epoch = _begin(experiment, checkpoints)
+    snapshot = _begin(experiment, checkpoints)
     _tell_beginning(experiment, workdir)
-    if begun and first_epoch == config.epochs:
-        logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', config.epochs)
-    monitor = Monitor(workdir, config.epochs, first_epoch * steps_per_epoch)
-    with checkpoints.open() as checkpointer:
-        if checkpoints.latest_step() is None:
-            checkpoint.save(checkpointer, state)
-        for epoch in range(first_epoch, config.epochs):
-            state, row = _train_epoch(experiment, state, epoch, monitor)
-            monitor.epoch(row)
-            checkpoint.save(checkpointer, state)
-    monitor.close()
-    result = evaluate.evaluate_test(experiment, state, workdir)
+    snapshot = _train_epochs(experiment, checkpoints, snapshot, workdir)
+    step = evaluate.result_step(experiment, checkpoints)
+    if step != snapshot.state.step:
+        logging.info('The best epoch is the result: %s', _epoch_name(experiment, step))
+        snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
+    result = evaluate.evaluate_test(experiment, snapshot.state, workdir)
     logging.info('Everything lies in %s; to evaluate again:', workdir)
     logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(workdir)))
     return result
 
 
-def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> tuple[TrainState, int]:
-    """The state to go on from, and the epoch that comes next, counted from 0."""
-    latest = checkpoints.latest_step()
-    if latest is None:
-        return experiment.create_state(), 0
-    epoch = latest // experiment.steps_per_epoch
-    logging.info('Going on from the checkpoint at step %s (epoch %d)', f'{latest:,}', epoch)
-    return checkpoints.restore(latest, experiment.abstract_state), epoch
+def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> Snapshot:
+    """What to go on from."""
+    steps = checkpoints.steps()
+    if not steps:
+        return experiment.first_snapshot()
+    logging.info('Going on from the checkpoint %s', _epoch_name(experiment, steps[-1]))
+    return checkpoints.restore(steps[-1], experiment.abstract_snapshot)
+
+
+def _epoch_name(experiment: Experiment, step: int) -> str:
+    return f'of epoch {step // experiment.steps_per_epoch} (step {step:,})'
+
+
+def _train_epochs(
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path
+) -> Snapshot:
+    """Train the epochs that are left, with a row of metrics and a checkpoint after each; returns the last snapshot."""
+    epochs = experiment.config.epochs
+    first_step = int(snapshot.state.step)
+    first_epoch = first_step // experiment.steps_per_epoch
+    if first_step and _stops(experiment, snapshot):
+        logging.info('This run is finished: it stopped early after %d of %d epochs', first_epoch, epochs)
+    elif first_step and first_epoch == epochs:
+        logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', epochs)
+    monitor = Monitor(workdir, epochs, first_step)
+    with checkpoints.open() as writer:
+        if not checkpoints.steps():
+            writer.save(snapshot)
+        for epoch in range(first_epoch, epochs):
+            if _stops(experiment, snapshot):
+                break
+            state, row = _train_epoch(experiment, snapshot.state, epoch, monitor)
+            monitor.epoch(row)
+            snapshot = _after_epoch(experiment, Snapshot(state, snapshot.callbacks), row)
+            writer.save(snapshot)
+    monitor.close()
+    return snapshot
+
+
+def _stops(experiment: Experiment, snapshot: Snapshot) -> bool:
+    return experiment.callbacks.early_stopping.stops(snapshot.callbacks.early_stopping)
+
+
+def _after_epoch(experiment: Experiment, snapshot: Snapshot, row: Mapping[str, Any]) -> Snapshot:
+    """Decide what follows from an epoch's metrics: the best epoch, whether to stop, the learning rate."""
+    learning_rate = row['learning_rate']
+    states, reduced = experiment.callbacks.update(snapshot.callbacks, row, learning_rate)
+    state = snapshot.state
+    if reduced != learning_rate:
+        scale = float(state.learning_rate_scale) * reduced / learning_rate
+        state = state.replace(learning_rate_scale=np.float32(scale))
+        logging.info('learning rate %g from here on', reduced)
+    after = Snapshot(state, states)
+    if _stops(experiment, after):
+        best = states.early_stopping
+        monitor = experiment.callbacks.early_stopping.monitor.name
+        where = _epoch_name(experiment, best.best_step)
+        logging.info('Stopping early: %s was not better than %.4f, that %s', monitor, best.best, where)
+    return after
 
 
 def _tell_beginning(experiment: Experiment, workdir: Path) -> None:
     source = experiment.source
-    splits = ((name, source.split(name)) for name in ('train', 'validation', 'test'))
+    splits = ((name, source.split(name)) for name in NAMES)
     sizes = ', '.join(f'{name} {len(split.label):,}' for name, split in splits if split is not None)
     logging.info('devices   %s', experiment.replicas)
     logging.info('data set  %s: %s', source.name, sizes)
@@ -93,8 +140,9 @@ def _train_epoch(
         totals = _collect(totals, pending, (epoch + 1) * steps)
     seconds = time.perf_counter() - started
     trained = metrics.means(totals)
+    learning_rate = experiment.learning_rate((epoch + 1) * steps - 1) * state.learning_rate_scale
     validated: dict[str, Any] = {'loss': None, 'accuracy': None}
-    if experiment.source.specs['validation']:
+    if experiment.source.validated:
         validated = metrics.means(evaluate.evaluate_split(experiment, state, 'validation'))
     return state, {
         'epoch': epoch + 1,
@@ -104,7 +152,7 @@ def _train_epoch(
         'validation_loss': validated['loss'],
         'validation_accuracy': validated['accuracy'],
         # The decimal that a float32 is shown as: 0.001 and not 0.0010000000474974513.
-        'learning_rate': float(str(np.float32(experiment.learning_rate((epoch + 1) * steps - 1)))),
+        'learning_rate': float(str(np.float32(learning_rate))),
         'seconds': round(seconds, 3),
         'images_per_second': round(float(totals['count']) / seconds, 1),
     }

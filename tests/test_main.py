@@ -45,7 +45,10 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
     [
         (('cnn', '--config.model.name=cmn'), "model.name='cmn' is unknown (did you mean 'cnn'?); the choices are:"),
         (('cnn', '--config.optimizer.name=rmsprob'), "(did you mean 'rmsprop'?); the choices are: adadelta, adagrad,"),
-        (('cnn', '--config.dataset.name=mnits'), "(did you mean 'mnist'?); the choices are: fashion_mnist, mnist"),
+        (
+            ('cnn', '--config.dataset.name=mnits'),
+            "(did you mean 'mnist'?); the choices are: digits, fashion_mnist, kaggle_digits, mnist",
+        ),
         (('cnn', '--config.loss.name=mse'), "loss.name='mse' is unknown; the choices are: cross_entropy"),
         (('cnn', '--config.epoch=3'), "config.epoch is no field (did you mean 'epochs'?); the fields are:"),
         (('cnn', '--config.model.name=mlp'), "model.stages are not for 'mlp'; its fields are: dropout, hidden"),

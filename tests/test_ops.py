@@ -59,3 +59,25 @@ class Symbol:
 
     def __add__(self, other):
         return Symbol(f'({self.name}+{other.name})')
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize(
+    ('batch', 'height', 'width', 'channels', 'features', 'kernel'),
+    [(1, 5, 7, 1, 2, 3), (16, 8, 8, 3, 4, 3), (17, 9, 6, 2, 3, 2), (40, 7, 7, 4, 1, 5)],
+)
+def test_conv_is_the_plain_convolution(padding, batch, height, width, channels, features, kernel):
+    keys = jax.random.split(jax.random.key(0), 3)
+    image = jax.random.normal(keys[0], (batch, height, width, channels))
+    weights = jax.random.normal(keys[1], (kernel, kernel, channels, features))
+
+    def plain(image, weights):
+        layout = ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(image, weights, (1, 1), padding, dimension_numbers=layout)
+
+    expected, expected_vjp = jax.vjp(plain, image, weights)
+    found, found_vjp = jax.vjp(lambda image, weights: ops.conv(image, weights, padding), image, weights)
+    np.testing.assert_array_equal(found, expected)
+    gradient = jax.random.normal(keys[2], expected.shape)
+    for one, other in zip(found_vjp(gradient), expected_vjp(gradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)

@@ -25,6 +25,17 @@ def results(workdir):
     return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
 
 
+def fail_at(monkeypatch, failing_step):
+    collect = training._collect
+
+    def fail(totals, sums, step):
+        if step == failing_step:
+            raise KeyboardInterrupt
+        return collect(totals, sums, step)
+
+    monkeypatch.setattr(training, '_collect', fail)
+
+
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):
     for name in ('a', 'b'):
         train(small(), tmp_path / name)
@@ -44,20 +55,14 @@ def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
     train(small(model, epochs=1, **config), tmp_path / 'resumed')
     train(small(model, epochs=3, devices=1, **config), tmp_path / 'resumed')
     assert results(tmp_path / 'resumed') == results(tmp_path / 'uninterrupted')
-    kept = [path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()]
-    assert kept == ['15']
+    validated = [(float(accuracy), -int(step)) for _, step, _, _, _, accuracy, _ in rows(tmp_path / 'resumed')[1:]]
+    kept = {path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()}
+    assert kept == {'15', str(-max(validated)[1])}
 
 
 def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
     train(small(epochs=3), tmp_path / 'uninterrupted')
-    collect = training._collect
-
-    def fail(totals, sums, step):
-        if step == 8:
-            raise KeyboardInterrupt
-        return collect(totals, sums, step)
-
-    monkeypatch.setattr(training, '_collect', fail)
+    fail_at(monkeypatch, 8)
     with pytest.raises(KeyboardInterrupt):
         train(small(epochs=3), tmp_path / 'failed')
     monkeypatch.undo()
@@ -84,6 +89,64 @@ def test_metrics_have_a_row_an_epoch(small, tmp_path):
 def test_the_schedule_is_followed(small, tmp_path):
     train(small(schedule=ConfigDict({'name': 'step_decay', 'every': 1.0, 'factor': 0.5})), tmp_path)
     assert [row[6] for row in rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
+
+
+# No epoch after the first is better by 100.
+CALLBACKS = {
+    'dataset__validation_fraction': 0.25,
+    'early_stopping__min_delta': 100.0,
+    'early_stopping__patience': 3,
+    'early_stopping__restore_best': True,
+    'reduce_lr__min_delta': 100.0,
+    'reduce_lr__patience': 1,
+    'reduce_lr__factor': 0.5,
+}
+
+
+def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, caplog):
+    with caplog.at_level('INFO', logger='absl'):
+        found = train(small(epochs=9, **CALLBACKS), tmp_path)
+    assert [row[6] for row in rows(tmp_path)[1:]] == ['0.001', '0.001', '0.0005', '0.00025']
+    # 225 examples in batches of 64.
+    assert found['step'] == 4 and {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'4', '16'}
+    assert 'Stopping early: validation_accuracy was not better than' in caplog.text
+    first = train(small(epochs=1, **CALLBACKS), tmp_path / 'first')
+    assert first == found
+    written = (tmp_path / 'eval.json').read_bytes()
+    assert evaluate.evaluate_workdir(tmp_path, 'latest')['step'] == 16
+    assert evaluate.evaluate_workdir(tmp_path, '16')['step'] == 16
+    assert evaluate.evaluate_workdir(tmp_path, 'best') == evaluate.evaluate_workdir(tmp_path) == found
+    assert (tmp_path / 'eval.json').read_bytes() == written
+    with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, best, 4, 16"):
+        evaluate.evaluate_workdir(tmp_path, '8')
+    caplog.clear()
+    with caplog.at_level('INFO', logger='absl'):
+        assert train(small(epochs=9, **CALLBACKS), tmp_path) == found
+    assert 'This run is finished: it stopped early after 4 of 9 epochs' in caplog.text
+
+
+@pytest.mark.parametrize('failing_step', [3, 7, 14])
+def test_a_run_that_failed_stops_early_at_the_same_epoch(small, tmp_path, monkeypatch, failing_step):
+    config = {**CALLBACKS, 'early_stopping__restore_best': False}
+    train(small(epochs=9, **config), tmp_path / 'uninterrupted')
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        fail_at(patched, failing_step)
+        train(small(epochs=9, **config), tmp_path / 'failed')
+    train(small(epochs=9, **config), tmp_path / 'failed')
+    assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
+    assert results(tmp_path / 'failed')[0]['step'] == 16
+
+
+def test_without_validation_there_is_no_best(small, tmp_path):
+    train(small(epochs=0), tmp_path)
+    with pytest.raises(UserError, match="--step=best: no epoch of this run was validated; 'latest' is there"):
+        evaluate.evaluate_workdir(tmp_path, 'best')
+    with pytest.raises(UserError, match=r'early_stopping.monitor=.* needs validation examples'):
+        train(small(early_stopping__patience=1), tmp_path / 'new')
+    schedule = ConfigDict({'name': 'cosine'})
+    with pytest.raises(UserError, match=r"reduce_lr.patience=1 needs schedule.name='constant', not 'cosine'"):
+        train(small(**CALLBACKS, schedule=schedule), tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_a_finished_run_says_so_and_is_evaluated(small, tmp_path, caplog):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mnist_jax.data.source import Split
+from mnist_jax.data.records import Split
 
 Batch = dict[str, np.ndarray]
 """image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the place in the split."""

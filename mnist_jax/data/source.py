@@ -4,28 +4,25 @@ import contextlib
 import fcntl
 import functools
 import io
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax import files
-from mnist_jax.data import builders
-from mnist_jax.errors import UserError, first_line, listed
+from mnist_jax.data import digits, idx_builders, kaggle, partition, records
+from mnist_jax.data.builder import ArrayBuilder, digest
+from mnist_jax.data.records import Split
+from mnist_jax.errors import UserError, check_range, first_line, listed
 
-
-class Split(NamedTuple):
-    """The examples of a split in the order of their files."""
-
-    image: np.ndarray  # uint8 NxHxWxC
-    label: np.ndarray  # int32 N
+NAMES = ('train', 'validation', 'test')  # what the examples of a run are for
 
 
 class Source:
-    """A prepared data set.
+    """A prepared data set, and the parts of it that a run trains on, validates with and is tested on.
 
     Args:
       name: of the data set, as in the config.
@@ -33,33 +30,55 @@ class Source:
       data_dir: where prepared data sets live; '' is TFDS's own choice.
       raw_dir: where the raw files lie; '' is with the package, or the network.
       train, validation, test: splits by these names, in TFDS's slicing ('train[:90%]'); '' for no validation.
+      validation_fraction: this share of `train`, drawn at random, is for validation instead; 0 for none.
+      split_seed: of what is drawn at random.
+      fold: (which, of how many): one such part of `train` in turn, stratified, is for validation instead.
     """
 
     def __init__(
         self,
         name: str,
-        make_builder: type[builders.IdxBuilder],
+        make_builder: type[ArrayBuilder],
         data_dir: str,
         raw_dir: str,
         train: str,
         validation: str,
         test: str,
+        validation_fraction: float = 0.0,
+        split_seed: int = 0,
+        fold: tuple[int, int] | None = None,
     ):
+        check_range('dataset.validation_fraction', validation_fraction, 0.0, math.nextafter(1.0, 0.0))
+        check_range('dataset.split_seed', split_seed, 0, 2**31 - 1)
+        chosen = {'dataset.validation': validation, 'dataset.validation_fraction': validation_fraction, 'folds': fold}
+        ways = [field for field, value in chosen.items() if value]
+        if len(ways) > 1:
+            raise UserError(f'{ways[0]} and {ways[1]} both say what validates; leave one of them out')
         self.name = name
         self.specs = {'train': train, 'validation': validation, 'test': test}
+        self.validated = bool(ways)
         self._make_builder = make_builder
         self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-        self._path = self._data_dir / make_builder.name / str(make_builder.VERSION)
+        self._fraction = validation_fraction
+        self._split_seed = split_seed
+        self._fold = fold
         self._whole: dict[str, Split] = {}
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
-        self.num_classes: int = make_builder.NUM_CLASSES
+        self.class_names: Sequence[str] = make_builder.CLASS_NAMES
         self.max_pixel: int = make_builder.MAX_PIXEL
 
     @functools.cached_property
-    def _builder(self) -> builders.IdxBuilder:
+    def _path(self) -> Path:
+        variant = self._make_builder.variant(self._raw_dir, self._split_seed)
+        return self._data_dir / self._make_builder.name / variant / str(self._make_builder.VERSION)
+
+    @functools.cached_property
+    def _builder(self) -> ArrayBuilder:
         try:
-            return self._make_builder(raw_dir=self._raw_dir, data_dir=str(self._data_dir))
+            return self._make_builder(raw_dir=self._raw_dir, data_dir=str(self._data_dir), split_seed=self._split_seed)
+        except UserError:
+            raise
         except Exception as error:  # TFDS reads what is prepared, and raises whatever its parsers do.
             raise self._damaged('its description', first_line(error)) from None
 
@@ -83,35 +102,63 @@ class Source:
                 self._builder.download_and_prepare()
 
     def split(self, name: str) -> Split | None:
-        """The split configured as `name` (train, validation, test), or None where none is configured."""
-        if name == 'validation' and not self.specs[name]:
-            return None
+        """The examples that are for `name` (train, validation, test), or None where there is no validation."""
+        places = self._division.get(name) if name != 'test' else None
+        if places is None:
+            return (
+                None
+                if name == 'validation' and not self.specs[name]
+                else self.slice(f'dataset.{name}', self.specs[name])
+            )
+        return Split(*(column[places] for column in self.slice('dataset.train', self.specs['train'])))
+
+    def count(self, name: str) -> int:
+        """How many examples are for `name` (train, test); reads none of them, but for folds."""
+        if name in self._division:
+            return len(self._division[name])
+        return sum(len(places) for _, places in self._runs(f'dataset.{name}', self.specs[name]))
+
+    @functools.cached_property
+    def _division(self) -> dict[str, np.ndarray]:
+        """Which examples of the configured `train` train, and which validate, where these are drawn from it."""
+        if self._fold is not None:
+            which, count = self._fold
+            fold = partition.folds(self.slice('dataset.train', self.specs['train']).label, count, self._split_seed)
+            return {'train': np.flatnonzero(fold != which - 1), 'validation': np.flatnonzero(fold == which - 1)}
+        if not self._fraction:
+            return {}
+        count = sum(len(places) for _, places in self._runs('dataset.train', self.specs['train']))
+        kept, drawn = partition.at_random(count, self._fraction, self._split_seed)
+        if not len(drawn) or not len(kept):
+            raise UserError(
+                f'dataset.validation_fraction={self._fraction} of {count:,} examples leaves '
+                f'{len(kept):,} to train on and {len(drawn):,} to validate with; at least one of each is wanted'
+            )
+        return {'train': kept, 'validation': drawn}
+
+    def slice(self, field: str, spec: str) -> Split:
+        """The examples of a split in TFDS's slicing; `field` is what an error calls it."""
         parts = [
             Split(*(column[places.start : places.stop] for column in self._whole_split(whole)))
-            for whole, places in self._runs(name)
+            for whole, places in self._runs(field, spec)
         ]
         return Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
 
-    def count(self, name: str) -> int:
-        """How many examples the split configured as `name` has; reads none of them."""
-        return sum(len(places) for _, places in self._runs(name))
-
-    def _runs(self, name: str) -> list[tuple[str, range]]:
-        """The runs of examples that make up a configured split: of which prepared split, and where in it."""
-        spec = self.specs[name]
+    def _runs(self, field: str, spec: str) -> list[tuple[str, range]]:
+        """The runs of examples that make up a slice: of which prepared split, and where in it."""
         if not spec:
-            raise UserError(f"dataset.{name} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
+            raise UserError(f"{field} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
         splits = self._splits()
         try:
             parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(
-                f'dataset.{name}={spec!r} is no split of {self.name} ({first_line(error)}); its splits are: '
+                f'{field}={spec!r} is no split of {self.name} ({first_line(error)}); its splits are: '
                 f"{listed(splits)}, and slices such as 'train[:90%]'"
             ) from None
         runs = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
         if not any(places for _, places in runs):
-            raise UserError(f'dataset.{name}={spec!r} has no examples; give a larger slice')
+            raise UserError(f'{field}={spec!r} has no examples; give a larger slice')
         return runs
 
     def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
@@ -132,46 +179,16 @@ class Source:
     def _read(self, name: str) -> Split:
         builder = self._builder
         try:
-            split = _decode(builder.as_data_source(split=name))
+            split = records.decode(builder.as_data_source(split=name))
         except Exception as error:  # array_record and protobuf raise what they like for a damaged file.
             raise self._damaged(f'split {name!r}', first_line(error)) from None
-        if builders.digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
+        if digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
             raise self._damaged(f'split {name!r}', 'its contents are not those that were prepared (sha256)')
         return split
 
     def _damaged(self, part: str, reason: str) -> UserError:
         path = str(self._path)
         return UserError(f'the prepared {self.name} is damaged, {part}: {reason}; remove {path!r} and run again')
-
-
-def _decode(data_source: Sequence) -> Split:
-    """All examples of a TFDS data source as two arrays."""
-    records = data_source.data_source.__getitems__(range(len(data_source)))
-    split = _cut(records, first=data_source[0])
-    if split is None:
-        examples = data_source.__getitems__(range(len(data_source)))
-        images, labels = zip(*((example['image'], example['label']) for example in examples), strict=True)
-        split = Split(np.stack(images), np.array(labels, np.int32))
-    return split
-
-
-def _cut(records: Sequence[bytes], first: dict[str, np.ndarray]) -> Split | None:
-    """Cut images and labels out of serialised examples that differ in nothing else, or None where they do.
-
-    TFDS takes 60 us to decode an example, this 1 us: the first example, decoded by TFDS, shows where its pixels lie,
-    and beside them one byte alone may differ between records, the label. `Source` checks the digest of the result.
-    """
-    pixels = first['image'].tobytes()
-    start = records[0].find(pixels)
-    if any(len(record) != len(records[0]) for record in records) or start != records[0].rfind(pixels):
-        return None
-    rows = np.frombuffer(b''.join(records), np.uint8).reshape(len(records), -1)
-    around = np.delete(rows, np.s_[start : start + len(pixels)], axis=1)
-    varying = np.flatnonzero((around != around[0]).any(axis=0))
-    if len(varying) != 1 or around[0, varying[0]] != first['label']:
-        return None
-    images = rows[:, start : start + len(pixels)].reshape(-1, *first['image'].shape)
-    return Split(np.ascontiguousarray(images), around[:, varying[0]].astype(np.int32))
 
 
 @contextlib.contextmanager
@@ -181,4 +198,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-SOURCES = {name: functools.partial(Source, name, builder) for name, builder in builders.BUILDERS.items()}
+BUILDERS: dict[str, type[ArrayBuilder]] = {
+    'mnist': idx_builders.MnistIdx,
+    'fashion_mnist': idx_builders.FashionMnistIdx,
+    'digits': digits.Digits,
+    'kaggle_digits': kaggle.KaggleDigits,
+}
+SOURCES = {name: functools.partial(Source, name, builder) for name, builder in BUILDERS.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mnist_jax.data import batches
-from mnist_jax.data.source import Split
+from mnist_jax.data.records import Split
 
 SPLIT = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32))
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_jax.data import builders, idx, source
+from mnist_jax.data import idx, idx_builders, source
 from mnist_jax.errors import UserError
 
-EMBEDDED = builders.MnistIdx.DIRECTORY
+EMBEDDED = idx_builders.MnistIdx.DIRECTORIES[0]
 
 
 def mnist(data_dir, raw_dir='', train='train', validation='', test='test'):
@@ -25,7 +25,7 @@ def mnist(data_dir, raw_dir='', train='train', validation='', test='test'):
     )
 
 
-class TinyIdx(builders.IdxBuilder):
+class TinyIdx(idx_builders.IdxBuilder):
     """Like MNIST, but of any contents."""
 
 
@@ -37,7 +37,7 @@ def tiny(data_dir, raw_dir):
 def write_raw(directory, train=7, test=3, labels=None, shape=(28, 28)):
     generator = np.random.default_rng(0)
     directory.mkdir(exist_ok=True)
-    for (images_name, labels_name), count in zip(builders.FILES.values(), (train, test), strict=True):
+    for (images_name, labels_name), count in zip(idx_builders.FILES.values(), (train, test), strict=True):
         images = generator.integers(0, 256, (count, *shape)).astype(np.uint8)
         found = generator.integers(0, 10, count).astype(np.uint8) if labels is None else np.array(labels, np.uint8)
         header = np.array([count, *shape], '>u4').tobytes()
@@ -169,8 +169,9 @@ def test_two_at_once_and_one_killed_leave_a_good_data_set(tmp_path):
 def test_a_host_that_does_not_answer_is_told_within_seconds(tmp_path, monkeypatch):
     with socket.create_server(('127.0.0.1', 0)) as silent:
         url = f'http://127.0.0.1:{silent.getsockname()[1]}'
-        monkeypatch.setattr(builders.FashionMnistIdx, 'URL', url)
-        monkeypatch.setattr(builders, 'REACH_SECONDS', 0.5)
+        monkeypatch.setattr(idx_builders.FashionMnistIdx, 'URL', url)
+        monkeypatch.setattr(idx_builders.FashionMnistIdx, 'DIRECTORIES', ())
+        monkeypatch.setattr(idx_builders, 'REACH_SECONDS', 0.5)
         fashion = source.SOURCES['fashion_mnist'](
             data_dir=str(tmp_path), raw_dir='', train='train', validation='', test='test'
         )
@@ -189,7 +190,6 @@ def test_what_the_host_serves_is_downloaded_and_checked(tmp_path, monkeypatch):
     with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             port = server.stdout.readline().split(' port ')[1].split()[0]
-            monkeypatch.setattr(TinyIdx, 'DIRECTORY', None)
             monkeypatch.setattr(TinyIdx, 'URL', f'http://127.0.0.1:{port}')
             found = source.Source('tiny', TinyIdx, str(tmp_path / 'data'), '', 'train', '', 'test')
             found.prepare()

@@ -1,18 +1,17 @@
-"""TFDS builders for the raw sources, and the table of data sets. They need no TensorFlow."""
+"""MNIST and Fashion-MNIST: data sets in four IDX files, at hand or downloaded."""
 
-import hashlib
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from mnist_jax.data import idx
+from mnist_jax.data.builder import ArrayBuilder, Arrays
 from mnist_jax.errors import UserError, first_line
 
 FILES = {
@@ -22,61 +21,25 @@ FILES = {
 REACH_SECONDS = 8.0
 
 
-class IdxBuilder(tfds.core.GeneratorBasedBuilder):
-    """A data set in four IDX files, in their order, as array_record.
+class IdxBuilder(ArrayBuilder):
+    """A data set in four IDX files, in their order. A subclass says where they are and what they must hold."""
 
-    A subclass says where the files are and what they must hold. The digest of each split is kept with the prepared
-    data (`info.metadata['sha256']`), so that damage shows when it is read.
-    """
-
-    VERSION = tfds.core.Version('1.0.0')
     SHA256: Mapping[str, str] = {}  # of the uncompressed files, by name, where they are known
-    SHAPE = (28, 28, 1)
-    NUM_CLASSES = 10
-    MAX_PIXEL = 255
-    DIRECTORY: Path | None = None  # where the files come with this package
+    DIRECTORIES: Sequence[Path] = ()  # where the files may lie without being told
     URL: str | None = None  # where they are published
     ELSEWHERE = ''  # where else they can be had
 
-    def __init__(self, *, raw_dir: Path | None = None, data_dir: str | None = None):
-        self._raw_dir = raw_dir or self.DIRECTORY
-        super().__init__(data_dir=data_dir, file_format='array_record')
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    'image': tfds.features.Tensor(
-                        shape=self.SHAPE, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-                    ),
-                    'label': tfds.features.ClassLabel(num_classes=self.NUM_CLASSES),
-                }
-            ),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(max_pixel=self.MAX_PIXEL, sha256={}),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
         paths = self._raw_files(dl_manager)
-        arrays = {split: self._read(paths, *names) for split, names in FILES.items()}
-        logging.info('Preparing %s under %s (once)', self.name, self._data_dir_root)
-        self.info.metadata['sha256'] = {split: digest(*pair) for split, pair in arrays.items()}
-        return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
-
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {'image': image, 'label': int(label)}
+        return {split: self._read(paths, *names) for split, names in FILES.items()}
 
     def _raw_files(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         names = [name for pair in FILES.values() for name in pair]
-        if self._raw_dir is not None:
-            if not self._raw_dir.is_dir():
-                raise UserError(
-                    f'dataset.raw_dir {str(self._raw_dir)!r} is no directory; the raw files are wanted in it'
-                )
-            return {name: idx.find(self._raw_dir, name) for name in names}
+        raw_dir = self._raw_dir or next(filter(Path.is_dir, self.DIRECTORIES), None)
+        if raw_dir is not None:
+            if not raw_dir.is_dir():
+                raise UserError(f'dataset.raw_dir {str(raw_dir)!r} is no directory; the raw files are wanted in it')
+            return {name: idx.find(raw_dir, name) for name in names}
         ways_out = (
             f'set --config.dataset.raw_dir to a directory with its four IDX files{self.ELSEWHERE}, or '
             '--config.dataset.data_dir to prepared data'
@@ -88,7 +51,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
             raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {ways_out}') from None
         return {name: Path(path) for name, path in paths.items()}
 
-    def _read(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> Arrays:
         images = idx.read(paths[images_name], dimensions=3, sha256=self.SHA256.get(images_name))
         labels = idx.read(paths[labels_name], dimensions=1, sha256=self.SHA256.get(labels_name))
         path = str(paths[labels_name])
@@ -96,9 +59,9 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
             raise UserError(f'raw file {str(paths[images_name])!r} has images of {images.shape[1:]}, not {self.SHAPE}')
         if len(images) != len(labels):
             raise UserError(f'raw file {path!r} has {len(labels):,} labels for {len(images):,} images')
-        if labels.size and labels.max() >= self.NUM_CLASSES:
-            place = int(np.argmax(labels >= self.NUM_CLASSES))
-            most = self.NUM_CLASSES - 1
+        if labels.size and labels.max() >= len(self.CLASS_NAMES):
+            place = int(np.argmax(labels >= len(self.CLASS_NAMES)))
+            most = len(self.CLASS_NAMES) - 1
             raise UserError(f'raw file {path!r} has the label {labels[place]} at {place}; 0 to {most} would be right')
         return images.reshape(-1, *self.SHAPE), labels
 
@@ -106,7 +69,7 @@ class IdxBuilder(tfds.core.GeneratorBasedBuilder):
 class MnistIdx(IdxBuilder):
     """MNIST, from the original files that come with this package."""
 
-    DIRECTORY = Path(__file__).parent / 'mnist'
+    DIRECTORIES = (Path(__file__).parent / 'mnist',)
     SHA256 = {
         'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
         'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
@@ -116,8 +79,12 @@ class MnistIdx(IdxBuilder):
 
 
 class FashionMnistIdx(IdxBuilder):
-    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): downloaded, or from `config.dataset.raw_dir`."""
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): Debian's files where they are installed, or downloaded."""
 
+    CLASS_NAMES = (
+        'T-shirt/top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot',
+    )  # fmt: skip
+    DIRECTORIES = (Path('/usr/share/datasets/fashion-mnist'),)
     URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com'
     ELSEWHERE = ' (Debian: apt-get install dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)'
     SHA256 = {
@@ -126,16 +93,6 @@ class FashionMnistIdx(IdxBuilder):
         't10k-images-idx3-ubyte': '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
         't10k-labels-idx1-ubyte': '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
     }
-
-
-BUILDERS = {'mnist': MnistIdx, 'fashion_mnist': FashionMnistIdx}
-
-
-def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """The sha256 of a split: its pixels, then its labels, as bytes."""
-    found = hashlib.sha256(np.ascontiguousarray(images, np.uint8))
-    found.update(np.ascontiguousarray(labels, np.uint8))
-    return found.hexdigest()
 
 
 def check_reachable(url: str, seconds: float, ways_out: str) -> None:

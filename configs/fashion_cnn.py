@@ -1,0 +1,38 @@
+"""A CNN with BatchNorm and dropout on Fashion-MNIST; 468,586 parameters, of which 384 are not trainable.
+
+    python -m mnist_jax.main --config=configs/fashion_cnn.py
+
+Reproduces a published tutorial: Adam, batch 128, at most 50 epochs on a random 90 % of the training split; training
+stops when the validation accuracy has not risen for 5 epochs, and the best weights are restored; the learning rate is
+halved when the validation loss has not fallen for 2; test accuracy 0.9379, loss 0.1879 (one run).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The default config with another data set, CNN and optimizer, early stopping and a falling learning rate."""
+    config = default.get_config()
+    config.epochs = 50
+    config.dataset.name = 'fashion_mnist'
+    config.dataset.validation_fraction = 0.1
+    config.early_stopping.patience = 5
+    config.early_stopping.restore_best = True
+    config.reduce_lr.patience = 2
+    config.reduce_lr.factor = 0.5
+    config.reduce_lr.min_lr = 1e-5
+    config.model.stages = ((32, 32), (64, 64))
+    config.model.batch_norm = True
+    config.model.stage_dropout = (0.25, 0.30)
+    config.model.hidden = (128,)
+    config.model.dropout = (0.40,)
+    optimizer = ConfigDict()
+    optimizer.name = 'adam'
+    optimizer.learning_rate = 1e-3
+    optimizer.beta_1 = 0.9  # decay of the moving mean of the gradients
+    optimizer.beta_2 = 0.999  # decay of the moving mean of their squares
+    optimizer.epsilon = 1e-7  # added to its root
+    config.optimizer = optimizer
+    return config

@@ -1,0 +1,128 @@
+"""Kaggle's CSV of digits (https://www.kaggle.com/c/digit-recognizer): read, written, and prepared."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mnist_jax.data import partition
+from mnist_jax.data.builder import ArrayBuilder, Arrays
+from mnist_jax.errors import UserError
+
+SIDE = 28
+HEADER = ['label', *(f'pixel{i}' for i in range(SIDE * SIDE))]
+CLASSES = 10
+
+
+def find(raw_dir: Path | None) -> Path:
+    """The CSV file at `raw_dir`, which is that file or a directory with train.csv."""
+    if raw_dir is None:
+        raise UserError(
+            "dataset.raw_dir='' does not say where Kaggle's CSV lies; give the train.csv of "
+            'https://www.kaggle.com/c/digit-recognizer, or its directory'
+        )
+    path = raw_dir / 'train.csv' if raw_dir.is_dir() else raw_dir
+    if not path.is_file():
+        raise UserError(f'raw file {str(path)!r} does not exist; dataset.raw_dir is a CSV, or a directory of train.csv')
+    return path
+
+
+def read(path: Path) -> Arrays:
+    """Images, uint8 Nx28x28x1, and labels, uint8 N, of a CSV with the header label,pixel0,...,pixel783.
+
+    A byte-order mark, quotes around values, and either kind of line end are read.
+
+    Raises:
+      UserError: anything else; it names the file and the line.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8-sig').rstrip('\r\n').split('\n')
+    except OSError as error:
+        raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise UserError(f'raw file {str(path)!r} is no text in UTF-8; a CSV is wanted') from None
+    _check_header(path, lines[0])
+    if len(lines) < 2:
+        raise UserError(f'raw file {str(path)!r} ends after its header, line 1; a line an image is wanted')
+    try:
+        if not all(map(str.strip, lines)):
+            raise ValueError('blank lines, which NumPy skips')
+        table = np.loadtxt(lines[1:], np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
+        if table.shape[1] != len(HEADER) or table[:, 0].max() >= CLASSES:
+            raise ValueError('a wrong number of columns in all rows, or a wrong label')
+    except ValueError as error:
+        raise _wrong_row(path, lines) or UserError(f'raw file {str(path)!r}: {error}') from None
+    return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
+
+
+def _check_header(path: Path, line: str) -> None:
+    names = next(csv.reader([line]), [])
+    if names == HEADER:
+        return
+    if not line.strip():
+        problem = 'is empty'
+    elif 'label' not in names:
+        problem = f'has no column label: it begins with {names[0][:20]!r}'
+    else:
+        missing = next((name for name in HEADER if name not in names), None)
+        extra = next((name for name in names if name not in HEADER), None)
+        problem = (
+            f'has no column {missing}' if missing else f'has the column {extra!r} too' if extra else 'has another order'
+        )
+    raise UserError(
+        f'raw file {str(path)!r}, line 1, {problem}; the header of {len(HEADER)} columns is label,pixel0,...,pixel783'
+    )
+
+
+def _wrong_row(path: Path, lines: list[str]) -> UserError | None:
+    """What is wrong with the first wrong line."""
+    for number, line in enumerate(lines[1:], start=2):
+        cells = next(csv.reader([line]), [])
+        where = f'raw file {str(path)!r}, line {number}'
+        if len(cells) != len(HEADER):
+            return UserError(f'{where}, has {len(cells)} columns; its header has {len(HEADER)}')
+        for name, cell in zip(HEADER, cells, strict=True):
+            most = CLASSES - 1 if name == 'label' else 255
+            if not (cell.strip().isascii() and cell.strip().isdigit() and int(cell) <= most):
+                return UserError(f'{where}, column {name}: {cell[:20]!r} is no whole number from 0 to {most}')
+    return None
+
+
+def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write images, uint8 Nx28x28x1, and their labels as such a CSV."""
+    table = np.column_stack([labels, images.reshape(len(images), -1)])
+    np.savetxt(path, table, '%d', delimiter=',', header=','.join(HEADER), comments='')
+
+
+class KaggleDigits(ArrayBuilder):
+    """Kaggle's digits, of each class four fifths to train on; of the rest four fifths to test, the last to hold out.
+
+    The rows of the CSV that went into each split, counted from 0, are in `info.metadata['rows']`.
+    """
+
+    @classmethod
+    def variant(cls, raw_dir: Path | None, split_seed: int) -> str:
+        """The digest of the CSV and the seed, so that another CSV is prepared anew."""
+        path = find(raw_dir)
+        try:
+            with open(path, 'rb') as file:
+                digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        except OSError as error:
+            raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
+        return f'{digest[:16]}-seed{split_seed}'
+
+    def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+        path = find(self._raw_dir)
+        images, labels = read(path)
+        train, others = partition.stratified(labels, 0.8, self._split_seed)
+        test, holdout = (others[places] for places in partition.stratified(labels[others], 0.8, self._split_seed))
+        rows = {'train': train, 'test': test, 'holdout': holdout}
+        for name, places in rows.items():
+            if not len(places):
+                raise UserError(
+                    f'raw file {str(path)!r} has too few rows, {len(labels)}: none is left for the split {name!r}'
+                )
+        self.info.metadata['rows'] = {name: places.tolist() for name, places in rows.items()}
+        return {name: (images[places], labels[places]) for name, places in rows.items()}
