@@ -3,6 +3,7 @@
 #
 #   ./launch.sh --config=configs/cnn.py     train (every argument goes to python -m mnist_jax.main)
 #   ./launch.sh test                        run the tests (further arguments go to pytest)
+#   ./launch.sh reproduce --seeds=3         every published experiment: python -m mnist_jax.main --mode=reproduce
 #   ./launch.sh setup                       only install
 #
 # PYTHON names the interpreter that makes .venv, if it is not to be the newest suitable python3 on the PATH.
@@ -69,6 +70,9 @@ test)
     ;;
 *)
     setup
+    if [[ ${1:-} == reproduce ]]; then
+        set -- --mode=reproduce "${@:2}"
+    fi
     # configs/ lies beside this script, wherever it is called from.
     args=()
     for arg in "$@"; do

@@ -94,6 +94,21 @@ def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def check_arguments(arguments: Iterable[str]) -> dict[str, Any]:
+    """The fields that `--config.FIELD=VALUE` among the arguments of the program overrides, with the file's values.
+
+    Raises:
+      UserError: a config file that cannot be read, a field that it has not, or fields without a file.
+    """
+    joined = '\n'.join(arguments)
+    paths = re.findall(r'^--?config[=\n](.*)$', joined, re.MULTILINE)
+    overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', joined, re.MULTILINE)
+    if overrides and not paths:
+        raise UserError(f'--config.{overrides[0]} overrides a field of a config; give --config=FILE too')
+    values = check_fields(load(paths[-1]), overrides) if paths else {}
+    return {name: values[name] for name in overrides}
+
+
 def check(config: ConfigDict) -> None:
     """Raise a UserError unless `config` has the fields of the default, of their types, and numbers in their range.
 

@@ -1,73 +1,66 @@
 """Evaluate a state on a split; the training loop and `--mode=eval` share this core."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+import jax
+import numpy as np
 
-from mnist_jax import checkpoint, files, metrics, parallel
+from mnist_jax import checkpoint, metrics, parallel, results
+from mnist_jax.data.builder import digest
+from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.metrics import Totals
 from mnist_jax.step import TrainState
 
 
-def evaluate_split(experiment: Experiment, state: TrainState, name: str) -> Totals:
-    """The sums of `step.eval_step` over every example of the split configured as `name`."""
-    split = experiment.source.split(name)
+def evaluate_split(experiment: Experiment, state: TrainState, split: Split) -> tuple[Totals, np.ndarray]:
+    """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes."""
     totals: Totals = {}
+    probabilities = []
     for batch in experiment.eval_batches(split):
-        totals = metrics.add(totals, parallel.fetch(experiment.eval_step(state, batch)))
+        sums, probabilities_BxK = experiment.eval_step(state, batch)
+        totals = metrics.add(totals, parallel.fetch(sums))
+        probabilities.append(parallel.unshard(probabilities_BxK))
     counted = int(totals['count'])
     if counted != len(split.label):
-        raise AssertionError(f'{counted} of the {len(split.label)} examples of the {name} split were evaluated')
-    return totals
+        raise AssertionError(f'{counted} of the {len(split.label)} examples of a split were evaluated')
+    return totals, np.concatenate(probabilities)[:counted]  # Only the last batch is padded, at its end.
 
 
-def evaluate_test(experiment: Experiment, state: TrainState, workdir: Path) -> dict[str, Any]:
-    """Evaluate on the test split, write `eval.json`, tell the result and return it."""
-    totals = evaluate_split(experiment, state, 'test')
+def evaluate_test(experiment: Experiment, state: TrainState, workdir: Path, split: str | None = None) -> dict[str, Any]:
+    """Evaluate on the configured test split, or on `split`; write the result, tell it and return it."""
+    source = experiment.source
+    spec = split or source.specs['test']
+    examples = source.slice('--split' if split else 'dataset.test', spec)
+    totals, probabilities_NxK = evaluate_split(experiment, state, examples)
+    matrix = totals['confusion_matrix'].astype(int)
     result = {
-        'dataset': experiment.source.name,
-        'split': experiment.source.specs['test'],
+        'dataset': source.name,
+        'split': spec,
+        'split_sha256': digest(*examples),
         'step': int(state.step),
         'count': int(totals['count']),
         **metrics.means(totals),
         'correct': int(totals['correct']),
-        'confusion_matrix': totals['confusion_matrix'].astype(int).tolist(),
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))),
         'params_sha256': checkpoint.params_sha256(state),
+        'confusion_matrix': matrix.tolist(),
+        'statistics': metrics.statistics(matrix, source.class_names),
     }
-    files.write_text(workdir / 'eval.json', _rows_on_lines(result))
-    logging.info(
-        'test accuracy %.4f  loss %.4f  (%s, split %r, %s examples, step %s)',
-        result['accuracy'],
-        result['loss'],
-        result['dataset'],
-        result['split'],
-        f'{result["count"]:,}',
-        f'{result["step"]:,}',
-    )
+    results.write(workdir, split, result, examples.label, probabilities_NxK)
+    print(results.text(result), flush=True)
     return result
 
 
-def _rows_on_lines(result: dict[str, Any]) -> str:
-    """JSON with a field a line and a row of the confusion matrix a line."""
-    lines = []
-    for name, value in result.items():
-        text = json.dumps(value, allow_nan=False)
-        if name == 'confusion_matrix':
-            text = '[\n    ' + ',\n    '.join(map(json.dumps, value)) + '\n  ]'
-        lines.append(f'  {json.dumps(name)}: {text}')
-    return '{\n' + ',\n'.join(lines) + '\n}\n'
-
-
-def evaluate_workdir(workdir: Path, step: str | None = None) -> dict[str, Any]:
+def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint of a workdir, which is all that this needs.
 
     Args:
       workdir: of the run.
       step: a number, 'latest', 'best', or None for the one that training evaluated at its end.
+      split: which to evaluate on, in TFDS's slicing; None for the configured test split.
     """
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
@@ -79,7 +72,7 @@ def evaluate_workdir(workdir: Path, step: str | None = None) -> dict[str, Any]:
         raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
     experiment = make_experiment(config)
     chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
-    return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir)
+    return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir, split)
 
 
 def result_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:

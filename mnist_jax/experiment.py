@@ -31,7 +31,7 @@ class Experiment:
     replicas: parallel.Replicas
     create_state: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]  # gives up the state it is given
-    eval_step: Callable[[step.TrainState, Any], step.Sums]
+    eval_step: Callable[[step.TrainState, Any], tuple[step.Sums, jax.Array]]
     learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
     callbacks: Callbacks
     steps_per_epoch: int
@@ -51,6 +51,11 @@ class Experiment:
     def train_split(self) -> Split:
         """The examples to train on."""
         return self.source.split('train')
+
+    @functools.cached_property
+    def validation_split(self) -> Split | None:
+        """The examples to validate with, if any."""
+        return self.source.split('validation')
 
     def train_batches(self, epoch: int) -> Iterator[Any]:
         """The sharded batches of an epoch, counted from 0."""
@@ -110,7 +115,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         replicas=replicas,
         create_state=jax.jit(create_state),
         train_step=replicas.compile(train_step, donate=True),
-        eval_step=replicas.compile(eval_step),
+        eval_step=replicas.compile(eval_step, by_example=True),
         learning_rate=learning_rate,
         callbacks=callbacks,
         steps_per_epoch=steps_per_epoch,

@@ -8,11 +8,16 @@ from mnist_jax.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, flush it to the disk, then rename it to `path`."""
+    """Write `text` as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Write `contents` under a temporary name, flush it to the disk, then rename it to `path`."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
-        with os.fdopen(descriptor, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
+        with os.fdopen(descriptor, 'wb') as file:
+            file.write(contents)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

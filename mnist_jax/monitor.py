@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mnist_jax import files
+from mnist_jax.errors import UserError
 
 COLUMNS = (
     'epoch',
@@ -39,6 +40,22 @@ def configure_logging() -> None:
     logging.set_verbosity(logging.INFO)
 
 
+def read_numbers(workdir: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv` as numbers, without the fields that are empty; none where there is no such file."""
+    path = workdir / 'metrics.csv'
+    try:
+        return [{name: float(text) for name, text in row.items() if text} for row in _read_rows(path)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'{str(path)!r} is damaged: {error}') from None
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
 class Monitor:
     """Writes the metrics of a run's epochs to its workdir and to the terminal."""
 
@@ -46,14 +63,8 @@ class Monitor:
         """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped."""
         self._csv = workdir / 'metrics.csv'
         self._epochs = epochs
-        self._rows = [row for row in self._read_rows() if int(row['step']) <= step]
+        self._rows = [row for row in _read_rows(self._csv) if int(row['step']) <= step]
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
-
-    def _read_rows(self) -> list[dict[str, str]]:
-        if not self._csv.exists():
-            return []
-        with open(self._csv, newline='', encoding='utf-8') as file:
-            return list(csv.DictReader(file))
 
     def progress(self, epoch: int, steps: int) -> 'Progress':
         """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""

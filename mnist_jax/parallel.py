@@ -99,13 +99,17 @@ class Replicas:
         gathered = jax.lax.all_gather(vector, AXIS)
         return unravel(ops.tree_sum([gathered[device] for device in range(len(self))]))
 
-    def compile(self, step: Callable, donate: bool = False) -> Callable:
-        """`step(state, batch, all_sum=...)` on all devices: a replicated state, a sharded batch, replicated results."""
+    def compile(self, step: Callable, donate: bool = False, by_example: bool = False) -> Callable:
+        """`step(state, batch, all_sum=...)` on all devices, with a replicated state and a sharded batch.
+
+        Its two results are replicated, but for the second one where that is `by_example`: it is sharded as the batch.
+        With `donate` it gives up the state that it is given.
+        """
         return jax.pmap(
             functools.partial(step, all_sum=self.all_sum),
             axis_name=AXIS,
             in_axes=(None, 0),
-            out_axes=None,
+            out_axes=(None, 0 if by_example else None),
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
         )
@@ -125,6 +129,11 @@ def batch_layout(batch_size: int, chunks: int, devices: int, whole: bool) -> tup
         chunks = devices
     chunk_size = -(-batch_size // chunks)
     return chunk_size, chunk_size * -(-chunks // devices) * devices
+
+
+def unshard(rows: jax.Array) -> np.ndarray:
+    """The rows of a sharded batch in host memory, in the order of the global batch."""
+    return np.asarray(rows).reshape(-1, *rows.shape[2:])
 
 
 def fetch(tree: Any) -> Any:

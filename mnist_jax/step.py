@@ -119,9 +119,14 @@ def eval_step(
     max_pixel: int,
     chunk_size: int,
     all_sum: AllSum,
-) -> Sums:
-    """The global batch's sums {loss, correct, count, confusion_matrix KxK: rows are the truth}, padding left out."""
-    parts = []
+) -> tuple[Sums, jax.Array]:
+    """Evaluate this device's share of the global batch.
+
+    Returns:
+      The global batch's sums {loss, correct, count, confusion_matrix KxK: rows are the truth}, padding left out; and
+      for each example of the share, padding too, the probabilities BxK of its classes.
+    """
+    parts, probabilities = [], []
     for chunk in _chunks(batch, chunk_size):
         variables, chunk, _ = jax.lax.optimization_barrier(
             ({'params': state.params, 'batch_stats': state.batch_stats}, chunk, parts[-1:])
@@ -131,7 +136,8 @@ def eval_step(
         truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
         parts.append({**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK})
-    return all_sum(ops.tree_sum(parts))
+        probabilities.append(jax.nn.softmax(logits_BxK))
+    return all_sum(ops.tree_sum(parts)), jnp.concatenate(probabilities)
 
 
 def _stream(seed: int, stream: int) -> jax.Array:

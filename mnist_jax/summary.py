@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from mnist_jax import tables
 from mnist_jax.errors import UserError
 
 
@@ -94,9 +95,7 @@ def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
         rows.append((layer.name, layer.kind, _shape(layer.output_shape), *numbers))
     trainable = sum(layer.trainable for layer in found)
     non_trainable = sum(layer.non_trainable for layer in found)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(_aligned(row, widths)).rstrip() for row in rows]
-    lines.insert(1, '-' * max(map(len, lines)))
+    lines = tables.titled(rows, left=3)
     lines.append(lines[1])
     lines.append(
         f'parameters: {trainable + non_trainable:,} (trainable {trainable:,}, not trainable {non_trainable:,}); '
@@ -107,7 +106,3 @@ def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return ' x '.join(map(str, shape))
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    return [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]

@@ -143,7 +143,8 @@ def _train_epoch(
     learning_rate = experiment.learning_rate((epoch + 1) * steps - 1) * state.learning_rate_scale
     validated: dict[str, Any] = {'loss': None, 'accuracy': None}
     if experiment.source.validated:
-        validated = metrics.means(evaluate.evaluate_split(experiment, state, 'validation'))
+        totals_validated, _ = evaluate.evaluate_split(experiment, state, experiment.validation_split)
+        validated = metrics.means(totals_validated)
     return state, {
         'epoch': epoch + 1,
         'step': (epoch + 1) * steps,

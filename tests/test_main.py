@@ -31,7 +31,8 @@ def test_train_and_evaluate(program, tmp_path):
     written = (tmp_path / 'runs' / 'mlp' / 'eval.json').read_bytes()
     evaluated = program(*command.split()[3:], check=True)
     assert (tmp_path / 'runs' / 'mlp' / 'eval.json').read_bytes() == written
-    assert f'test accuracy {json.loads(written)["accuracy"]:.4f}' in evaluated.stderr
+    assert evaluated.stdout == trained.stdout
+    assert f'accuracy   {json.loads(written)["accuracy"]:.4f} (95 % interval' in evaluated.stdout
 
 
 def test_summary_prints_the_layer_table_and_nothing_else(program):

@@ -50,7 +50,8 @@ def test_constant_logits_have_the_loss_worked_out_by_hand(chunk_size):
     # Class 2 is said every time: two right of five.
     state, train, evaluate = steps(ConstantLogits(), chunk_size)
     batch = batch_of([0, 1, 2, 2, 1, 2], [1, 1, 1, 1, 1, 0])
-    sums = evaluate(state, batch)
+    sums, probabilities = evaluate(state, batch)
+    np.testing.assert_allclose(probabilities, [[0.090031, 0.244728, 0.665241]] * 6, atol=1e-6)
     np.testing.assert_allclose(sums['loss'], 6.038030, rtol=1e-6)
     np.testing.assert_array_equal(sums['confusion_matrix'], [[0, 0, 1], [0, 0, 2], [0, 0, 2]])
     means = metrics.means(metrics.add(metrics.add({}, sums), sums))

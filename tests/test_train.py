@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -187,13 +188,41 @@ def test_evaluation_counts_every_example(small, tmp_path, batch_size):
 def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
     train(small(dataset__test='test[:500]'), tmp_path)
     written = (tmp_path / 'eval.json').read_bytes()
+    predictions = (tmp_path / 'predictions.npz').read_bytes()
     for _ in range(2):
         (tmp_path / 'eval.json').unlink()
+        (tmp_path / 'predictions.npz').unlink()
         evaluate.evaluate_workdir(tmp_path)
         assert (tmp_path / 'eval.json').read_bytes() == written
+        assert (tmp_path / 'predictions.npz').read_bytes() == predictions
     assert set(json.loads(written)) == {
-        'dataset', 'split', 'step', 'count', 'loss', 'accuracy', 'correct', 'confusion_matrix', 'params_sha256',
+        'dataset', 'split', 'split_sha256', 'step', 'count', 'loss', 'accuracy', 'correct', 'parameters',
+        'params_sha256', 'confusion_matrix', 'statistics',
     }  # fmt: skip
+
+
+def test_predictions_are_those_of_the_result(small, tmp_path):
+    found = train(small(dataset__test='test[:333]', eval_batch_size=100), tmp_path)
+    with np.load(tmp_path / 'predictions.npz') as arrays:
+        label, prediction, probabilities = (arrays[name] for name in ('label', 'prediction', 'probabilities'))
+    assert probabilities.shape == (333, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), prediction)
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (label, prediction), 1)
+    assert matrix.tolist() == found['confusion_matrix']
+    assert found['loss'] == pytest.approx(-np.log(probabilities[np.arange(333), label]).mean(), rel=1e-5)
+
+
+def test_another_split_is_evaluated_beside_the_configured_one(small, tmp_path):
+    expected = train(small(epochs=1), tmp_path)
+    written = (tmp_path / 'eval.json').read_bytes()
+    found = evaluate.evaluate_workdir(tmp_path, split='train[:50]')
+    assert (found['split'], found['count'], found['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
+    assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == found
+    assert (tmp_path / 'eval.json').read_bytes() == written and (tmp_path / 'predictions-train[:50].npz').exists()
+    with pytest.raises(UserError, match=r"--split='holdout' is no split of mnist .*; its splits are: test, train"):
+        evaluate.evaluate_workdir(tmp_path, split='holdout')
 
 
 def test_the_digest_is_that_of_the_leaves_in_order(small):

@@ -90,10 +90,12 @@ def _wrong_row(path: Path, lines: list[str]) -> UserError | None:
     return None
 
 
-def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write images, uint8 Nx28x28x1, and their labels as such a CSV."""
+def text(images: np.ndarray, labels: np.ndarray) -> str:
+    """Images, uint8 Nx28x28x1, and their labels as the text of such a CSV."""
+    words = list(map(str, range(256)))
     table = np.column_stack([labels, images.reshape(len(images), -1)])
-    np.savetxt(path, table, '%d', delimiter=',', header=','.join(HEADER), comments='')
+    rows = (','.join(map(words.__getitem__, row)) for row in table.tolist())
+    return '\n'.join([','.join(HEADER), *rows, ''])
 
 
 class KaggleDigits(ArrayBuilder):

@@ -124,6 +124,8 @@ class Source:
         if self._fold is not None:
             which, count = self._fold
             fold = partition.folds(self.slice('dataset.train', self.specs['train']).label, count, self._split_seed)
+            if count > len(fold):
+                raise UserError(f'config.folds={count} is more than the {len(fold):,} examples of dataset.train')
             return {'train': np.flatnonzero(fold != which - 1), 'validation': np.flatnonzero(fold == which - 1)}
         if not self._fraction:
             return {}

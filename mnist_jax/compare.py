@@ -1,0 +1,118 @@
+"""Compare finished runs: a table, and whether two of them differ by more than chance."""
+
+import glob
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist_jax import checkpoint, metrics, monitor, results, tables
+from mnist_jax.errors import UserError
+
+
+class Run(NamedTuple):
+    """What a workdir holds of a finished run."""
+
+    name: str
+    workdir: Path
+    config: Any
+    result: dict[str, Any]
+    epochs: list[dict[str, float]]  # the numbers of metrics.csv
+
+    @property
+    def seconds(self) -> float:
+        """Of training, all epochs together."""
+        return sum(row['seconds'] for row in self.epochs)
+
+
+def compare(patterns: Sequence[str]) -> str:
+    """The comparison of the runs whose workdirs are given, by path or by pattern, as text."""
+    workdirs = find(patterns)
+    names = _short_names(workdirs)
+    runs = [read(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
+    head = [
+        'run', 'data set', 'model', 'parameters', 'epochs', 'accuracy', '95 % interval', 'loss', 'training', 'images/s',
+    ]  # fmt: skip
+    lines = tables.titled([head, *map(_row, runs)], left=3)
+    pairs = [_pair(*pair) for pair in itertools.combinations(runs, 2)]
+    comparable = [pair for pair in pairs if pair is not None]
+    if comparable:
+        head = ['run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '']
+        lines += ['', "McNemar's exact test of the difference in accuracy, pair by pair", '']
+        lines += tables.titled([head, *comparable], left=2)
+    if len(comparable) < len(pairs):
+        lines += ['', f'{len(pairs) - len(comparable)} pairs were evaluated on different examples: no test']
+    return '\n'.join(lines)
+
+
+def find(patterns: Sequence[str]) -> list[Path]:
+    """The workdirs that the patterns name, each once, in order."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        if Path(pattern).is_dir():
+            found[Path(pattern)] = None
+            continue
+        matches = [Path(match) for match in sorted(glob.glob(pattern)) if (Path(match) / 'config.json').is_file()]
+        if not matches:
+            raise UserError(f"--run={pattern!r} is no workdir, nor a pattern of workdirs such as 'runs/cnn-*'")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read(workdir: Path, name: str) -> Run:
+    """The run in a workdir; UserError where it is not finished."""
+    config = checkpoint.Checkpoints(workdir).read_config()
+    if config is None:
+        raise UserError(f'{str(workdir)!r} holds no config.json; give the workdir of a run')
+    return Run(name, workdir, config, results.read(workdir), monitor.read_numbers(workdir))
+
+
+def _short_names(workdirs: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell all of them apart."""
+    parts = [workdir.absolute().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(path[-length:]) for path in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _row(run: Run) -> list[str]:
+    lower, upper = run.result['statistics']['overall']['accuracy_interval']
+    speeds = [row['images_per_second'] for row in run.epochs]
+    return [
+        run.name,
+        run.result['dataset'],
+        run.config.model.name,
+        f'{run.result["parameters"]:,}',
+        str(len(run.epochs)),
+        f'{run.result["accuracy"]:.4f}',
+        f'{lower:.4f} to {upper:.4f}',
+        f'{run.result["loss"]:.4f}',
+        f'{run.seconds:,.1f} s',
+        f'{np.median(speeds):,.0f}' if speeds else 'NA',
+    ]
+
+
+def _pair(first: Run, second: Run) -> list[str] | None:
+    if first.result['split_sha256'] != second.result['split_sha256']:
+        return None
+    (label, one), (other_label, other) = (results.read_predictions(run.workdir) for run in (first, second))
+    if not np.array_equal(label, other_label):
+        raise UserError(f'the predictions of {first.name!r} and {second.name!r} are not of the same examples')
+    only_first, only_second = (
+        int(((one == label) & (other != label)).sum()),
+        int(((one != label) & (other == label)).sum()),
+    )
+    p_value = metrics.mcnemar_exact(only_first, only_second)
+    return [
+        first.name,
+        second.name,
+        f'{first.result["accuracy"] - second.result["accuracy"]:+.4f}',
+        str(only_first),
+        str(only_second),
+        f'{p_value:.3g}',
+        'significant at 5 %' if p_value < 0.05 else 'may be chance',
+    ]

@@ -1,0 +1,109 @@
+"""The results of an evaluation: `eval.json` and `predictions.npz` in a workdir, and as text for people."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax import files, metrics, tables
+from mnist_jax.errors import UserError
+
+LINE = 118  # characters of a line of JSON
+
+
+def paths(workdir: Path, split: str | None = None) -> tuple[Path, Path]:
+    """Where the result and the predictions lie: of the configured test split, or of the `split` that was asked for."""
+    suffix = f'-{split}' if split else ''
+    return workdir / f'eval{suffix}.json', workdir / f'predictions{suffix}.npz'
+
+
+def write(
+    workdir: Path, split: str | None, result: dict[str, Any], labels: np.ndarray, probabilities_NxK: np.ndarray
+) -> None:
+    """Write both files, each whole or not at all."""
+    result_path, predictions_path = paths(workdir, split)
+    arrays = io.BytesIO()
+    np.savez(arrays, label=labels, prediction=probabilities_NxK.argmax(-1), probabilities=probabilities_NxK)
+    files.write_bytes(predictions_path, arrays.getvalue())
+    files.write_text(result_path, _json(result) + '\n')
+
+
+def _json(value: Any, indent: int = 0) -> str:
+    """JSON in which what fits on a line is on one, and the rest an item a line."""
+    text = json.dumps(value, allow_nan=False)
+    if not isinstance(value, dict | list | tuple) or (len(text) + indent <= LINE and indent):
+        return text
+    inner = ' ' * (indent + 2)
+    if isinstance(value, dict):
+        items = [f'{json.dumps(name)}: {_json(item, indent + 2)}' for name, item in value.items()]
+        begin, end = '{}'
+    else:
+        items = [_json(item, indent + 2) for item in value]
+        begin, end = '[]'
+    return f'{begin}\n{inner}' + f',\n{inner}'.join(items) + f'\n{" " * indent}{end}'
+
+
+def read(workdir: Path, split: str | None = None) -> dict[str, Any]:
+    """The result of the last evaluation on the configured test split, or on `split`."""
+    path, _ = paths(workdir, split)
+    if not path.is_file():
+        raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        found['accuracy'], found['loss'], found['count'], found['split_sha256'], found['parameters']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{str(path)!r} is damaged ({error!r}); --mode=eval writes it anew') from None
+    return found
+
+
+def read_predictions(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predicted classes of the last evaluation on the configured test split."""
+    _, path = paths(workdir)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays['label'], arrays['prediction']
+    except Exception as error:  # A damaged zip file raises what it likes.
+        raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people: overall, by class, the confusion matrix, the most frequent errors."""
+    found = result['statistics']
+    overall = found['overall']
+    lower, upper = overall['accuracy_interval']
+    names = list(found['by_class'])
+    lines = [
+        f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
+        '',
+        f'accuracy   {result["accuracy"]:.4f} (95 % interval {lower:.4f} to {upper:.4f})',
+        f'loss       {result["loss"]:.4f}',
+        f'kappa      {tables.number(overall["kappa"])}',
+        f'chance     {overall["no_information_rate"]:.4f}, the share of the largest class; P-value of the accuracy '
+        f'over it: {_p_value(overall["p_value"])}',
+        f"symmetry   P-value {_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
+        '',
+    ]
+    rows = [['class', *metrics.COLUMNS.values()]]
+    everything = {**found['by_class'], 'macro mean': found['macro'], 'weighted': found['weighted']}
+    rows += [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
+    lines += tables.titled(rows)
+    lines += ['', 'confusion matrix: a row for each truth, a column for each prediction', '']
+    matrix = [[name, *map(str, row)] for name, row in zip(names, result['confusion_matrix'], strict=True)]
+    lines += tables.titled([['', *names], *matrix])
+    errors = [
+        [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
+        for error in found['top_confusions']
+    ]
+    if errors:
+        head = ['truth', 'taken for', 'times', 'of that truth']
+        lines += ['', 'most frequent errors', '', *tables.titled([head, *errors], left=2)]
+    return '\n'.join(lines)
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return 'NA'
+    # What R prints for less than the spacing of double precision at 1.
+    return f'{value:.2g}' if value >= np.finfo(float).eps else '< 2.2e-16'

@@ -1,0 +1,66 @@
+"""Comparisons of runs: the table, and McNemar's test on predictions made up so that its result is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mnist_jax import compare, results
+from mnist_jax.errors import UserError
+from mnist_jax.train import train
+
+
+@pytest.fixture
+def runs(small, tmp_path):
+    """Two finished runs on the same test split and one on another."""
+    train(small(epochs=2), tmp_path / 'runs' / 'one')
+    train(small(epochs=1), tmp_path / 'runs' / 'two')
+    train(small(epochs=0, dataset__test='test[:100]'), tmp_path / 'runs' / 'three')
+    return tmp_path / 'runs'
+
+
+def predict(workdir, right):
+    """Make the stored predictions of a run right for the examples `right` and wrong for the others."""
+    label, _ = results.read_predictions(workdir)
+    prediction = np.where(np.isin(np.arange(len(label)), right), label, (label + 1) % 10)
+    np.savez(workdir / 'predictions.npz', label=label, prediction=prediction)
+
+
+def test_the_table_and_the_test_of_every_comparable_pair(runs):
+    # 20 examples that only the first has right, 5 that only the second has.
+    predict(runs / 'one', range(0, 120))
+    predict(runs / 'two', range(20, 125))
+    text = compare.compare([f'{runs}/*'])
+    lines = text.splitlines()
+    read = json.loads((runs / 'one' / 'eval.json').read_text())
+    (row,) = [line.split() for line in lines if line.split()[:2] == ['one', 'mnist']]
+    assert row[1:6] == ['mnist', 'mlp', f'{read["parameters"]:,}', '2', f'{read["accuracy"]:.4f}']
+    (pair,) = [line.split() for line in lines if line.split()[:2] == ['one', 'two']]
+    # Two-sided binomial test of 5 out of 25: 2 * 68406 / 2**25.
+    assert pair[3:6] == ['20', '5', f'{2 * 68406 / 2**25:.3g}'] and pair[6] == 'significant'
+    assert '2 pairs were evaluated on different examples: no test' in text
+
+
+def test_few_differences_may_be_chance(runs):
+    predict(runs / 'one', range(0, 100))
+    predict(runs / 'two', range(2, 101))
+    text = compare.compare([str(runs / 'one'), str(runs / 'two'), str(runs / 'one')])
+    (pair,) = [line.split() for line in text.splitlines() if line.split()[:2] == ['one', 'two']]
+    # 1 out of 3: P(X <= 1) = 4 / 8, twice.
+    assert pair[3:] == ['2', '1', '1', 'may', 'be', 'chance']
+
+
+def test_what_is_no_finished_run_is_told(runs, tmp_path):
+    with pytest.raises(UserError, match=r"--run='.*/nothing-\*' is no workdir, nor a pattern of workdirs"):
+        compare.compare([f'{runs}/nothing-*'])
+    with pytest.raises(UserError, match=r"'.*/runs' holds no config.json"):
+        compare.compare([str(runs)])
+    (runs / 'two' / 'predictions.npz').write_bytes(b'PK')
+    with pytest.raises(UserError, match=r"predictions.npz' is missing or damaged"):
+        compare.compare([f'{runs}/*'])
+    (runs / 'one' / 'eval.json').write_text('{}')
+    with pytest.raises(UserError, match=r"eval.json' is damaged"):
+        compare.compare([f'{runs}/*'])
+    (runs / 'one' / 'eval.json').unlink()
+    with pytest.raises(UserError, match=r'holds no eval.json; it is written when a training ends'):
+        compare.compare([f'{runs}/*'])
