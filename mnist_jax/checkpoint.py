@@ -1,7 +1,8 @@
 """What a workdir keeps of a run so that it can go on or be evaluated: `config.json` and Orbax checkpoints."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Checkpoints:
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self._config = workdir / 'config.json'
+        self._data = workdir / 'data.json'
         self._directory = (workdir / 'checkpoints').absolute()
 
     def read_config(self) -> configs.ConfigDict | None:
@@ -54,9 +56,24 @@ class Checkpoints:
             raise UserError(f'{str(self._config)!r} is damaged: {error}') from None
         return config
 
-    def write_config(self, config: configs.ConfigDict) -> None:
-        """Make the workdir and write `config.json`."""
+    def write_config(self, config: configs.ConfigDict, data: Mapping[str, str]) -> None:
+        """Write `config.json`, and `data.json`: the sha256 of each prepared split."""
+        files.write_text(self._data, json.dumps(dict(data), indent=2) + '\n')
         files.write_text(self._config, configs.to_json(config))
+
+    def check_data(self, data: Mapping[str, str]) -> None:
+        """Raise a UserError where this run has checkpoints and was begun with other data."""
+        if not self.steps() or not self._data.exists():
+            return
+        try:
+            begun = json.loads(self._data.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise UserError(f'{str(self._data)!r} is damaged: {error}') from None
+        if begun != dict(data):
+            raise UserError(
+                f'the data set is not the one that the run in {str(self.workdir)!r} was begun with: {self._data.name} '
+                'has the sha256 of its splits; give that data set, or another --workdir'
+            )
 
     def steps(self) -> list[int]:
         """The steps of which there are checkpoints, in order."""

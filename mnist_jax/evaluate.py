@@ -71,6 +71,7 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
     experiment = make_experiment(config)
+    checkpoints.check_data(experiment.source.digests)
     chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
     return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir, split)
 

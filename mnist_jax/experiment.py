@@ -47,20 +47,10 @@ class Experiment:
         """The structure, shapes and types of a snapshot."""
         return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init())
 
-    @functools.cached_property
-    def train_split(self) -> Split:
-        """The examples to train on."""
-        return self.source.split('train')
-
-    @functools.cached_property
-    def validation_split(self) -> Split | None:
-        """The examples to validate with, if any."""
-        return self.source.split('validation')
-
     def train_batches(self, epoch: int) -> Iterator[Any]:
         """The sharded batches of an epoch, counted from 0."""
         config = self.config
-        order = (self.train_split, config.seed, epoch, config.batch_size, self.train_layout[1])
+        order = (self.source.split('train'), config.seed, epoch, config.batch_size, self.train_layout[1])
         return map(self.replicas.shard, batches.train_batches(*order))
 
     def eval_batches(self, split: Split) -> Iterator[Any]:

@@ -32,10 +32,11 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
             raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
         configs.check_resumable(saved, config)
     experiment = make_experiment(config)
+    checkpoints.check_data(experiment.source.digests)
     for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
-    checkpoints.write_config(config)
+    checkpoints.write_config(config, experiment.source.digests)
     snapshot = _begin(experiment, checkpoints)
     _tell_beginning(experiment, workdir)
     snapshot = _train_epochs(experiment, checkpoints, snapshot, workdir)
@@ -143,7 +144,7 @@ def _train_epoch(
     learning_rate = experiment.learning_rate((epoch + 1) * steps - 1) * state.learning_rate_scale
     validated: dict[str, Any] = {'loss': None, 'accuracy': None}
     if experiment.source.validated:
-        totals_validated, _ = evaluate.evaluate_split(experiment, state, experiment.validation_split)
+        totals_validated, _ = evaluate.evaluate_split(experiment, state, experiment.source.split('validation'))
         validated = metrics.means(totals_validated)
     return state, {
         'epoch': epoch + 1,

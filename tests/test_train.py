@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mnist_jax import checkpoint, evaluate
 from mnist_jax import train as training
+from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
 
@@ -266,7 +267,7 @@ def test_damaged_data_leaves_no_workdir(small, data_dir, tmp_path):
 
 
 def test_a_run_that_has_no_checkpoint_yet_may_change_its_config(small, tmp_path):
-    checkpoint.Checkpoints(tmp_path).write_config(small(seed=5))
+    checkpoint.Checkpoints(tmp_path).write_config(small(seed=5), {})
     train(small(epochs=0), tmp_path)
     assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
 
@@ -284,6 +285,25 @@ def test_an_optimizer_out_of_range_is_told(small, tmp_path, field, value, told):
     with pytest.raises(UserError) as error:
         train(small(**{f'optimizer__{field}': value}), tmp_path / 'run')
     assert str(error.value).startswith(told) and not (tmp_path / 'run').exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(small, tmp_path):
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    rows = [f'{i % 10},' + ','.join(['0'] * i + ['255'] * (784 - i)) for i in range(300)]
+    (raw / 'train.csv').write_text('\n'.join([','.join(kaggle.HEADER), *rows]))
+    fields = {
+        'dataset__name': 'kaggle_digits',
+        'dataset__raw_dir': str(raw),
+        'dataset__data_dir': str(tmp_path / 'data'),
+    }
+    config = small(**fields, dataset__train='train', dataset__test='test')
+    expected = train(config, tmp_path / 'run')
+    assert expected['count'] == 50 and evaluate.evaluate_workdir(tmp_path / 'run') == expected
+    (raw / 'train.csv').write_text((raw / 'train.csv').read_text().replace(',255,', ',254,'))
+    for again in (lambda: train(config, tmp_path / 'run'), lambda: evaluate.evaluate_workdir(tmp_path / 'run')):
+        with pytest.raises(UserError, match=r"the data set is not the one that the run in '.*/run' was begun with"):
+            again()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):

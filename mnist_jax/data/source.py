@@ -63,7 +63,8 @@ class Source:
         self._fraction = validation_fraction
         self._split_seed = split_seed
         self._fold = fold
-        self._whole: dict[str, Split] = {}
+        self._whole: dict[str, Split] = {}  # by the name of the prepared split
+        self._parts: dict[str, Split | None] = {}  # by what they are for
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
         self.class_names: Sequence[str] = make_builder.CLASS_NAMES
         self.max_pixel: int = make_builder.MAX_PIXEL
@@ -103,14 +104,17 @@ class Source:
 
     def split(self, name: str) -> Split | None:
         """The examples that are for `name` (train, validation, test), or None where there is no validation."""
-        places = self._division.get(name) if name != 'test' else None
-        if places is None:
-            return (
-                None
-                if name == 'validation' and not self.specs[name]
-                else self.slice(f'dataset.{name}', self.specs[name])
-            )
-        return Split(*(column[places] for column in self.slice('dataset.train', self.specs['train'])))
+        if name not in self._parts:
+            self._parts[name] = self._read_part(name)
+        return self._parts[name]
+
+    def _read_part(self, name: str) -> Split | None:
+        if name in self._division:
+            whole, places = self.slice('dataset.train', self.specs['train']), self._division[name]
+            return Split(*(column[places] for column in whole))
+        if name == 'validation' and not self.specs[name]:
+            return None
+        return self.slice(f'dataset.{name}', self.specs[name])
 
     def count(self, name: str) -> int:
         """How many examples are for `name` (train, test); reads none of them, but for folds."""
@@ -162,6 +166,11 @@ class Source:
         if not any(places for _, places in runs):
             raise UserError(f'{field}={spec!r} has no examples; give a larger slice')
         return runs
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each prepared split."""
+        return {name: self._builder.info.metadata['sha256'][name] for name in self._splits()}
 
     def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
         try:
