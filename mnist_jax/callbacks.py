@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 
-from mnist_jax.errors import UserError, check_range, choose
+from mnist_jax.errors import UserError, check_below_one, check_range, choose
 
 MONITORS = {name: name for name in ('train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy')}
 
@@ -118,7 +118,7 @@ class ReduceLROnPlateau:
     ):
         self.monitor = Monitor('reduce_lr', monitor, mode, min_delta)
         check_range('reduce_lr.patience', patience, 0, math.inf)
-        check_range('reduce_lr.factor', factor, 0.0, math.nextafter(1.0, 0.0))
+        check_below_one('reduce_lr.factor', factor)
         check_range('reduce_lr.cooldown', cooldown, 0, math.inf)
         check_range('reduce_lr.min_lr', min_lr, 0.0, math.inf)
         self.patience, self.factor, self.cooldown, self.min_lr = patience, factor, cooldown, min_lr

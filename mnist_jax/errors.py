@@ -71,6 +71,12 @@ def check_range(field: str, value: float, least: float, greatest: float) -> None
         raise UserError(f'{field}={value} is wrong: a number from {least:g} to {greatest:g} is wanted')
 
 
+def check_below_one(field: str, value: float) -> None:
+    """Raise a UserError unless `value` lies from 0 to below 1."""
+    if not 0 <= value < 1:
+        raise UserError(f'{field}={value} is wrong: a number from 0 to below 1 is wanted')
+
+
 def _check_type(field: str, value: Any, wanted: Any) -> None:
     """Check a plain value against its annotation; a whole number will do for a float."""
     accepted = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}.get(wanted)

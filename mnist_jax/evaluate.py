@@ -33,7 +33,7 @@ def evaluate_test(experiment: Experiment, state: TrainState, workdir: Path, spli
     """Evaluate on the configured test split, or on `split`; write the result, tell it and return it."""
     source = experiment.source
     spec = split or source.specs['test']
-    examples = source.slice('--split' if split else 'dataset.test', spec)
+    examples = source.data.slice('--split' if split else 'dataset.test', spec)
     totals, probabilities_NxK = evaluate_split(experiment, state, examples)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
@@ -71,7 +71,7 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
     experiment = make_experiment(config)
-    checkpoints.check_data(experiment.source.digests)
+    checkpoints.check_data(experiment.source.data.digests)
     chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
     return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir, split)
 

@@ -72,7 +72,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         multiply_adds=config.batch_size * sum(layer.multiply_adds for layer in found),
         parameters=sum(layer.trainable for layer in found),
     )
-    source.prepare()
+    source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:
         raise UserError(

@@ -142,7 +142,7 @@ def write_kaggle_csv(path: Path) -> None:
     if path.exists():
         return
     mnist = SOURCES['mnist'](data_dir='', raw_dir='', train='train+test', validation='', test='test')
-    mnist.prepare()
+    mnist.data.prepare()
     images, labels = mnist.split('train')
     order = np.random.default_rng(0).permutation(len(labels))
     drawn = np.concatenate([order[labels[order] == label][:count] for label, count in enumerate(KAGGLE_COUNTS)])

@@ -32,11 +32,11 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
             raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
         configs.check_resumable(saved, config)
     experiment = make_experiment(config)
-    checkpoints.check_data(experiment.source.digests)
+    checkpoints.check_data(experiment.source.data.digests)
     for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
-    checkpoints.write_config(config, experiment.source.digests)
+    checkpoints.write_config(config, experiment.source.data.digests)
     snapshot = _begin(experiment, checkpoints)
     _tell_beginning(experiment, workdir)
     snapshot = _train_epochs(experiment, checkpoints, snapshot, workdir)

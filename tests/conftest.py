@@ -23,7 +23,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def data_dir(tmp_path_factory) -> str:
     """A TFDS data directory that holds the real MNIST."""
     directory = str(tmp_path_factory.mktemp('data'))
-    SOURCES['mnist'](data_dir=directory, raw_dir='', train='train', validation='', test='test').prepare()
+    SOURCES['mnist'](data_dir=directory, raw_dir='', train='train', validation='', test='test').data.prepare()
     return directory
 
 

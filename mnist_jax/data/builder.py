@@ -24,11 +24,10 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
 
-    def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int = 0):
+    def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int, variant: str):
         """`raw_dir` is where the raw files lie, if not where the subclass says; `split_seed` is of a random split."""
         self._raw_dir = raw_dir
         self._split_seed = split_seed
-        variant = self.variant(raw_dir, split_seed)
         config = tfds.core.BuilderConfig(name=variant) if variant else None
         super().__init__(data_dir=data_dir, file_format='array_record', config=config)
 

@@ -10,7 +10,7 @@ def test_the_digits_are_those_of_scikit_learn_in_their_order(tmp_path):
     source = SOURCES['digits'](
         data_dir=str(tmp_path), raw_dir='', train='train[:90%]', validation='train[90%:]', test='test'
     )
-    source.prepare()
+    source.data.prepare()
     whole = load_digits()
     splits = [source.split(name) for name in ('train', 'validation', 'test')]
     assert [len(split.label) for split in splits] == [1350, 150, 297]

@@ -88,7 +88,7 @@ def changed(row, column, value):
 def test_a_wrong_csv_is_told_with_its_line(tmp_path, rows, change, told):
     path = write(tmp_path / 'train.csv', change(rows))
     with pytest.raises(UserError) as error:
-        kaggle_digits(tmp_path, path).prepare()
+        kaggle_digits(tmp_path, path).data.prepare()
     assert str(path) in str(error.value) and told in str(error.value)
     assert not list(tmp_path.rglob('*.array_record*'))
 
@@ -101,10 +101,10 @@ def test_a_file_that_is_no_text_is_told(tmp_path):
 
 def test_where_the_csv_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"dataset.raw_dir='' does not say where Kaggle's CSV lies"):
-        kaggle_digits(tmp_path, '').prepare()
+        kaggle_digits(tmp_path, '').data.prepare()
     for place in (tmp_path, tmp_path / 'nowhere.csv'):
         with pytest.raises(UserError, match=r'does not exist; dataset.raw_dir is a CSV, or a directory of train.csv'):
-            kaggle_digits(tmp_path, place).prepare()
+            kaggle_digits(tmp_path, place).data.prepare()
 
 
 def test_the_split_is_recorded_and_disjoint_and_decided_by_the_seed(tmp_path, rows):
@@ -113,13 +113,13 @@ def test_the_split_is_recorded_and_disjoint_and_decided_by_the_seed(tmp_path, ro
     recorded = []
     for seed in (0, 1):
         found = kaggle_digits(tmp_path, path, split_seed=seed)
-        found.prepare()
-        places = found._builder.info.metadata['rows']
+        found.data.prepare()
+        places = found.data._builder.info.metadata['rows']
         # Of the 30 rows of a class 24, then 5 (4.8, rounded up), then 1.
         assert {name: len(rows) for name, rows in places.items()} == {'train': 240, 'test': 50, 'holdout': 10}
         assert sorted(itertools.chain(*places.values())) == list(range(300))
         for name in places:
-            split = found.slice('dataset.test', name)
+            split = found.data.slice('dataset.test', name)
             np.testing.assert_array_equal(split.image, images[places[name]])
             np.testing.assert_array_equal(split.label, labels[places[name]])
         recorded.append(places)
@@ -128,16 +128,16 @@ def test_the_split_is_recorded_and_disjoint_and_decided_by_the_seed(tmp_path, ro
 
 def test_a_changed_csv_is_prepared_anew(tmp_path, rows):
     path = write(tmp_path / 'train.csv', rows)
-    kaggle_digits(tmp_path, tmp_path).prepare()
+    kaggle_digits(tmp_path, tmp_path).data.prepare()
     rows[1][1:] = ['200'] * 784
     write(path, rows)
     found = kaggle_digits(tmp_path, tmp_path)
-    found.prepare()
-    everything = np.concatenate([found.slice('test', name).image for name in ('train', 'test', 'holdout')])
+    found.data.prepare()
+    everything = np.concatenate([found.data.slice('test', name).image for name in ('train', 'test', 'holdout')])
     assert (everything == 200).all(axis=(1, 2, 3)).sum() == 1
 
 
 def test_too_few_rows_are_told(tmp_path, rows):
     write(tmp_path / 'train.csv', rows[:101])
     with pytest.raises(UserError, match=r"has too few rows, 100: none is left for the split 'holdout'"):
-        kaggle_digits(tmp_path, tmp_path).prepare()
+        kaggle_digits(tmp_path, tmp_path).data.prepare()

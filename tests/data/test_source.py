@@ -1,198 +1,60 @@
-"""Prepared data: complete, in order, sliced, locked, and refused where it is damaged."""
-
-import functools
-import gzip
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""What trains, validates and tests: parts of the prepared data, and the ways to choose them."""
 
 import numpy as np
 import pytest
 
-from mnist_jax.data import idx, idx_builders, source
+from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
 
-EMBEDDED = idx_builders.MnistIdx.DIRECTORIES[0]
 
-
-def mnist(data_dir, raw_dir='', train='train', validation='', test='test'):
-    return source.SOURCES['mnist'](
-        data_dir=str(data_dir), raw_dir=str(raw_dir), train=train, validation=validation, test=test
+def mnist(data_dir, train='train[:1000]', validation='', **fields):
+    return SOURCES['mnist'](
+        data_dir=data_dir, raw_dir='', train=train, validation=validation, test='test[:10]', **fields
     )
 
 
-class TinyIdx(idx_builders.IdxBuilder):
-    """Like MNIST, but of any contents."""
+def test_a_random_fraction_validates_and_the_rest_trains_in_file_order(data_dir):
+    whole = mnist(data_dir).split('train')
+    found = mnist(data_dir, validation_fraction=0.1, split_seed=3)
+    train, validation = found.split('train'), found.split('validation')
+    assert (len(train.label), len(validation.label), found.count('train')) == (900, 100, 900)
+    everything = [image.tobytes() for image in whole.image]
+    places = [[everything.index(image.tobytes()) for image in part.image] for part in (train, validation)]
+    assert sorted(places[0] + places[1]) == list(range(1000))
+    for part, where in zip((train, validation), places, strict=True):
+        assert where == sorted(where)
+        np.testing.assert_array_equal(part.label, whole.label[where])
+    assert max(places[1]) - min(places[1]) > 500
+    again, other = (mnist(data_dir, validation_fraction=0.1, split_seed=seed) for seed in (3, 4))
+    np.testing.assert_array_equal(again.split('validation').image, validation.image)
+    assert (other.split('validation').image != validation.image).any()
+    assert len(found.split('test').label) == 10
 
 
-def tiny(data_dir, raw_dir):
-    make = functools.partial(source.Source, 'tiny', TinyIdx)
-    return make(data_dir=str(data_dir), raw_dir=str(raw_dir), train='train', validation='', test='test')
-
-
-def write_raw(directory, train=7, test=3, labels=None, shape=(28, 28)):
-    generator = np.random.default_rng(0)
-    directory.mkdir(exist_ok=True)
-    for (images_name, labels_name), count in zip(idx_builders.FILES.values(), (train, test), strict=True):
-        images = generator.integers(0, 256, (count, *shape)).astype(np.uint8)
-        found = generator.integers(0, 10, count).astype(np.uint8) if labels is None else np.array(labels, np.uint8)
-        header = np.array([count, *shape], '>u4').tobytes()
-        (directory / images_name).write_bytes(idx.MAGIC[3] + header + images.tobytes())
-        (directory / labels_name).write_bytes(idx.MAGIC[1] + np.array([len(found)], '>u4').tobytes() + found.tobytes())
-
-
-@pytest.mark.parametrize(('name', 'raw'), [('train', 'train'), ('test', 't10k')])
-def test_the_prepared_data_is_the_files_in_their_order(data_dir, name, raw):
-    split = mnist(data_dir).split(name)
-    images = gzip.decompress((EMBEDDED / f'{raw}-images-idx3-ubyte.gz').read_bytes())[16:]
-    labels = gzip.decompress((EMBEDDED / f'{raw}-labels-idx1-ubyte.gz').read_bytes())[8:]
-    assert split.image.tobytes() == images and split.image.dtype == np.uint8
-    assert split.label.astype(np.uint8).tobytes() == labels and split.label.dtype == np.int32
-
-
-def test_slices_are_those_of_tfds(data_dir):
-    found = mnist(data_dir, train='train[:90%]', validation='train[90%:]', test='test[10:20]+train[:1%]')
-    whole = mnist(data_dir)
-    np.testing.assert_array_equal(found.split('train').image, whole.split('train').image[:54000])
-    np.testing.assert_array_equal(found.split('validation').label, whole.split('train').label[54000:])
-    mixed = np.concatenate([whole.split('test').label[10:20], whole.split('train').label[:600]])
-    np.testing.assert_array_equal(found.split('test').label, mixed)
-    assert whole.split('validation') is None
-
-
-@pytest.mark.parametrize('spec', ['trian', 'train[:90', 'train[5:2:1]', '', 'train[:x%]', 'train[:0]'])
-def test_a_wrong_split_is_told(data_dir, spec):
-    with pytest.raises(UserError, match=r'dataset\.train'):
-        mnist(data_dir, train=spec).split('train')
-
-
-def test_records_of_another_layout_are_decoded_by_tfds(tmp_path):
-    # All labels alike: the label's byte cannot be told from the bytes around it.
-    write_raw(tmp_path / 'raw', labels=None)
-    for name, count in (('train', 7), ('t10k', 3)):
-        path = tmp_path / 'raw' / f'{name}-labels-idx1-ubyte'
-        path.write_bytes(path.read_bytes()[:8] + b'\x04' * count)
-    found = tiny(tmp_path / 'data', tmp_path / 'raw')
-    found.prepare()
-    np.testing.assert_array_equal(found.split('train').label, [4] * 7)
-    raw = (tmp_path / 'raw' / 'train-images-idx3-ubyte').read_bytes()[16:]
-    assert found.split('train').image.tobytes() == raw
+def test_without_a_way_to_validate_there_is_no_validation(data_dir):
+    found = mnist(data_dir)
+    assert found.split('validation') is None and not found.validated
+    assert mnist(data_dir, validation='train[1000:]').validated and mnist(data_dir, fold=(1, 2)).validated
 
 
 @pytest.mark.parametrize(
-    ('wrong', 'told'),
+    ('fields', 'told'),
     [
-        ({'labels': [1, 2, 10]}, 'has the label 10 at 2; 0 to 9 would be right'),
-        ({'labels': [1, 2]}, 'has 2 labels for 3 images'),
-        ({'shape': (27, 28)}, 'has images of (27, 28), not (28, 28, 1)'),
+        ({'validation_fraction': 1.0}, 'dataset.validation_fraction=1.0 is wrong: a number from 0 to below 1'),
+        ({'validation_fraction': -0.1}, 'dataset.validation_fraction=-0.1 is wrong'),
+        ({'split_seed': -1}, 'dataset.split_seed=-1 is wrong: a number from 0 to'),
+        (
+            {'validation_fraction': 0.0001},
+            'dataset.validation_fraction=0.0001 of 1,000 examples leaves 1,000 to train on and 0 to validate with',
+        ),
+        (
+            {'validation_fraction': 0.1, 'validation': 'train[1000:]'},
+            'dataset.validation and dataset.validation_fraction both say what validates',
+        ),
+        ({'fold': (1, 1001)}, 'config.folds=1001 is more than the 1,000 examples of dataset.train'),
     ],
 )
-def test_raw_files_that_do_not_fit_are_told_and_leave_nothing(tmp_path, wrong, told):
-    write_raw(tmp_path / 'raw', train=3, test=3, **wrong)
+def test_wrong_fields_are_told(data_dir, fields, told):
     with pytest.raises(UserError) as error:
-        tiny(tmp_path / 'data', tmp_path / 'raw').prepare()
-    assert told in str(error.value)
-    assert not list((tmp_path / 'data').rglob('*.array_record*'))
-
-
-def test_a_missing_raw_directory_is_told(tmp_path):
-    with pytest.raises(UserError, match=r'dataset.raw_dir .*nowhere. is no directory'):
-        mnist(tmp_path, raw_dir=tmp_path / 'nowhere').prepare()
-
-
-def test_raw_files_with_another_checksum_are_told(tmp_path):
-    write_raw(tmp_path / 'raw')
-    with pytest.raises(UserError, match='has the wrong checksum'):
-        mnist(tmp_path, raw_dir=tmp_path / 'raw').prepare()
-
-
-def test_a_data_directory_that_cannot_be_written_is_told(tmp_path):
-    (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match=r'dataset.data_dir .* is, or lies below, a file'):
-        mnist(tmp_path / 'file').prepare()
-
-
-@pytest.mark.parametrize('file', ['dataset_info.json', 'metadata.json'])
-@pytest.mark.parametrize('damage', ['truncate', 'remove'])
-def test_damaged_descriptions_are_told(data_dir, tmp_path, file, damage):
-    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
-    path = next(tmp_path.rglob(file))
-    path.write_text(path.read_text()[:9]) if damage == 'truncate' else path.unlink()
-    with pytest.raises(UserError, match=r'the prepared mnist is damaged, its description: .*; remove .*mnist_idx'):
-        mnist(tmp_path).split('test')
-
-
-@pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
-def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
-    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
-    path = next(tmp_path.rglob('*test.array_record*'))
-    contents = bytearray(path.read_bytes())
-    if damage == 'truncate':
-        path.write_bytes(contents[: len(contents) // 2])
-    elif damage == 'flip':
-        contents[len(contents) // 3] ^= 1
-        path.write_bytes(contents)
-    else:
-        path.unlink()
-    with pytest.raises(UserError, match=r"the prepared mnist is damaged, split 'test': .*; remove .*mnist_idx"):
-        mnist(tmp_path).split('test')
-
-
-PREPARE = """
-import sys
-from mnist_jax.data.source import SOURCES
-SOURCES['mnist'](data_dir=sys.argv[1], raw_dir='', train='train', validation='', test='test').prepare()
-"""
-
-
-def test_two_at_once_and_one_killed_leave_a_good_data_set(tmp_path):
-    def start():
-        return subprocess.Popen([sys.executable, '-c', PREPARE, str(tmp_path)], cwd=Path(__file__).parents[2])
-
-    killed = start()
-    while not list(tmp_path.glob('mnist_idx/incomplete.*')):
-        assert killed.poll() is None
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert list(tmp_path.glob('mnist_idx/incomplete.*')) and not (tmp_path / 'mnist_idx' / '1.0.0').exists()
-    both = [start(), start()]
-    assert [process.wait() for process in both] == [0, 0]
-    assert len(mnist(tmp_path).split('train').label) == 60_000
-    assert not list(tmp_path.glob('mnist_idx/incomplete.*'))
-
-
-def test_a_host_that_does_not_answer_is_told_within_seconds(tmp_path, monkeypatch):
-    with socket.create_server(('127.0.0.1', 0)) as silent:
-        url = f'http://127.0.0.1:{silent.getsockname()[1]}'
-        monkeypatch.setattr(idx_builders.FashionMnistIdx, 'URL', url)
-        monkeypatch.setattr(idx_builders.FashionMnistIdx, 'DIRECTORIES', ())
-        monkeypatch.setattr(idx_builders, 'REACH_SECONDS', 0.5)
-        fashion = source.SOURCES['fashion_mnist'](
-            data_dir=str(tmp_path), raw_dir='', train='train', validation='', test='test'
-        )
-        began = time.monotonic()
-        with pytest.raises(UserError, match=r'cannot be downloaded from 127.0.0.1:.*--config.dataset.raw_dir'):
-            fashion.prepare()
-        assert time.monotonic() - began < 5
-
-
-def test_what_the_host_serves_is_downloaded_and_checked(tmp_path, monkeypatch):
-    write_raw(tmp_path / 'raw')
-    for path in (tmp_path / 'raw').iterdir():
-        path.with_name(f'{path.name}.gz').write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
-    serve = [sys.executable, '-u', '-m', 'http.server', '0', '--bind', '127.0.0.1', '--directory', tmp_path / 'raw']
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            port = server.stdout.readline().split(' port ')[1].split()[0]
-            monkeypatch.setattr(TinyIdx, 'URL', f'http://127.0.0.1:{port}')
-            found = source.Source('tiny', TinyIdx, str(tmp_path / 'data'), '', 'train', '', 'test')
-            found.prepare()
-        finally:
-            server.terminate()
-    assert len(found.split('train').label) == 7
+        mnist(data_dir, **fields).count('train')
+    assert str(error.value).startswith(told)
