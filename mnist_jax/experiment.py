@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnist_jax import config as configs
@@ -93,18 +94,19 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         **parts,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        seed=config.seed,
         chunk_size=train_layout[0],
     )
     eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])
-    create_state = functools.partial(step.create_state, model, optimizer, source.image_shape, config.seed)
+    create_state = jax.jit(functools.partial(step.create_state, model, optimizer, source.image_shape))
+    # An argument, so that runs of several seeds share their compiled programs.
+    seed = np.array(config.seed, np.int32)
     return Experiment(
         config=config,
         source=source,
         model=model,
         replicas=replicas,
-        create_state=jax.jit(create_state),
-        train_step=replicas.compile(train_step, donate=True),
+        create_state=functools.partial(create_state, seed),
+        train_step=replicas.compile(train_step, donate=True, seed=seed),
         eval_step=replicas.compile(eval_step, by_example=True),
         learning_rate=learning_rate,
         callbacks=callbacks,

@@ -1,7 +1,6 @@
 """Devices: how many, and how a step runs on all of them. No other room knows of devices, axes or processes."""
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
@@ -99,20 +98,26 @@ class Replicas:
         gathered = jax.lax.all_gather(vector, AXIS)
         return unravel(ops.tree_sum([gathered[device] for device in range(len(self))]))
 
-    def compile(self, step: Callable, donate: bool = False, by_example: bool = False) -> Callable:
+    def compile(self, step: Callable, donate: bool = False, by_example: bool = False, **given: np.ndarray) -> Callable:
         """`step(state, batch, all_sum=...)` on all devices, with a replicated state and a sharded batch.
 
         Its two results are replicated, but for the second one where that is `by_example`: it is sharded as the batch.
-        With `donate` it gives up the state that it is given.
+        With `donate` it gives up the state that it is given. `given` are further arguments of the step whose values
+        are no part of the compiled program.
         """
-        return jax.pmap(
-            functools.partial(step, all_sum=self.all_sum),
+
+        def run(state: Any, batch: Any, *values: jax.Array) -> Any:
+            return step(state, batch, all_sum=self.all_sum, **dict(zip(given, values, strict=True)))
+
+        compiled = jax.pmap(
+            run,
             axis_name=AXIS,
-            in_axes=(None, 0),
+            in_axes=(None, 0, *(None for _ in given)),
             out_axes=(None, 0 if by_example else None),
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
         )
+        return lambda state, batch: compiled(state, batch, *given.values())
 
     def shard(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A global batch with a leading axis of devices: the first device takes the first rows."""

@@ -38,7 +38,7 @@ class TrainState:
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int | jax.Array
 ) -> TrainState:
     """The state before the first step."""
     variables = model.init(_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
@@ -61,7 +61,7 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: Callable[[jax.Array], jax.Array],
     max_pixel: int,
-    seed: int,
+    seed: int | jax.Array,
     chunk_size: int,
     all_sum: AllSum,
 ) -> tuple[TrainState, Sums]:
@@ -140,7 +140,7 @@ def eval_step(
     return all_sum(ops.tree_sum(parts)), jnp.concatenate(probabilities)
 
 
-def _stream(seed: int, stream: int) -> jax.Array:
+def _stream(seed: int | jax.Array, stream: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), stream)
 
 
