@@ -2,6 +2,7 @@
 # One entry for people: sets up .venv on first use, then trains, evaluates or tests.
 #
 #   ./launch.sh --config=configs/cnn.py     train (every argument goes to python -m mnist_jax.main)
+#   ./launch.sh --mode=eval --help          all flags of that
 #   ./launch.sh test                        run the tests (further arguments go to pytest)
 #   ./launch.sh reproduce --seeds=3         every published experiment: python -m mnist_jax.main --mode=reproduce
 #   ./launch.sh setup                       only install
@@ -60,6 +61,9 @@ setup() {
 }
 
 case ${1:-} in
+-h | --help)
+    sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' "$root/launch.sh"
+    ;;
 setup)
     setup
     ;;

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 
-from mnist_jax.errors import UserError, check_below_one, check_range, choose
+from mnist_jax.errors import UserError, check_below_one, check_range, check_whole, choose
 
 MONITORS = {name: name for name in ('train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy')}
 
@@ -22,6 +22,8 @@ def _maximum(monitor: str) -> bool:
 # Whether the greater value is the better one.
 MODES = {'auto': _maximum, 'max': lambda monitor: True, 'min': lambda monitor: False}
 
+LARGEST = 1e30  # of a number that is to be finite
+
 
 class Monitor:
     """A metric of an epoch, and when one value of it is better than another."""
@@ -29,7 +31,7 @@ class Monitor:
     def __init__(self, field: str, monitor: str, mode: str, min_delta: float):
         self.name = choose(f'{field}.monitor', monitor, MONITORS)
         self._maximise = choose(f'{field}.mode', mode, MODES)(monitor)
-        check_range(f'{field}.min_delta', min_delta, 0.0, math.inf)
+        check_range(f'{field}.min_delta', min_delta, 0.0, LARGEST)
         self._min_delta = min_delta
 
     @property
@@ -66,7 +68,7 @@ class EarlyStopping:
 
     def __init__(self, monitor: str, mode: str, min_delta: float, patience: int, restore_best: bool):
         self.monitor = Monitor('early_stopping', monitor, mode, min_delta)
-        check_range('early_stopping.patience', patience, 0, math.inf)
+        check_whole('early_stopping.patience', patience)
         self.patience = patience
         self.restore_best = restore_best
 
@@ -117,10 +119,10 @@ class ReduceLROnPlateau:
         self, monitor: str, mode: str, min_delta: float, patience: int, factor: float, cooldown: int, min_lr: float
     ):
         self.monitor = Monitor('reduce_lr', monitor, mode, min_delta)
-        check_range('reduce_lr.patience', patience, 0, math.inf)
+        check_whole('reduce_lr.patience', patience)
         check_below_one('reduce_lr.factor', factor)
-        check_range('reduce_lr.cooldown', cooldown, 0, math.inf)
-        check_range('reduce_lr.min_lr', min_lr, 0.0, math.inf)
+        check_whole('reduce_lr.cooldown', cooldown)
+        check_range('reduce_lr.min_lr', min_lr, 0.0, LARGEST)
         self.patience, self.factor, self.cooldown, self.min_lr = patience, factor, cooldown, min_lr
 
     @property

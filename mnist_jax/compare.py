@@ -33,17 +33,20 @@ def compare(patterns: Sequence[str]) -> str:
     names = _short_names(workdirs)
     runs = [read(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
     head = [
-        'run', 'data set', 'model', 'parameters', 'epochs', 'accuracy', '95 % interval', 'loss', 'training', 'images/s',
+        'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
+        'images/s',
     ]  # fmt: skip
     lines = tables.titled([head, *map(_row, runs)], left=3)
-    pairs = [_pair(*pair) for pair in itertools.combinations(runs, 2)]
+    both = list(itertools.combinations(runs, 2))
+    pairs = [_pair(*pair) for pair in both]
     comparable = [pair for pair in pairs if pair is not None]
     if comparable:
         head = ['run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '']
         lines += ['', "McNemar's exact test of the difference in accuracy, pair by pair", '']
         lines += tables.titled([head, *comparable], left=2)
     if len(comparable) < len(pairs):
-        lines += ['', f'{len(pairs) - len(comparable)} pairs were evaluated on different examples: no test']
+        apart = [f'{one.name} and {other.name}' for (one, other), pair in zip(both, pairs, strict=True) if pair is None]
+        lines += ['', f'Evaluated on different examples, and so without a test: {"; ".join(apart)}']
     return '\n'.join(lines)
 
 
@@ -52,9 +55,10 @@ def find(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         if Path(pattern).is_dir():
-            found[Path(pattern)] = None
+            found[Path(pattern).resolve()] = None
             continue
-        matches = [Path(match) for match in sorted(glob.glob(pattern)) if (Path(match) / 'config.json').is_file()]
+        paths = [Path(match).resolve() for match in sorted(glob.glob(pattern))]
+        matches = [path for path in paths if (path / 'config.json').is_file()]
         if not matches:
             raise UserError(f"--run={pattern!r} is no workdir, nor a pattern of workdirs such as 'runs/cnn-*'")
         found.update(dict.fromkeys(matches))
@@ -71,7 +75,7 @@ def read(workdir: Path, name: str) -> Run:
 
 def _short_names(workdirs: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell all of them apart."""
-    parts = [workdir.absolute().parts for workdir in workdirs]
+    parts = [workdir.parts for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ['/'.join(path[-length:]) for path in parts]
         if len(set(names)) == len(names):
@@ -88,6 +92,7 @@ def _row(run: Run) -> list[str]:
         run.config.model.name,
         f'{run.result["parameters"]:,}',
         str(len(run.epochs)),
+        f'{run.result["step"]:,}',
         f'{run.result["accuracy"]:.4f}',
         f'{lower:.4f} to {upper:.4f}',
         f'{run.result["loss"]:.4f}',
@@ -99,7 +104,7 @@ def _row(run: Run) -> list[str]:
 def _pair(first: Run, second: Run) -> list[str] | None:
     if first.result['split_sha256'] != second.result['split_sha256']:
         return None
-    (label, one), (other_label, other) = (results.read_predictions(run.workdir) for run in (first, second))
+    (label, one), (other_label, other) = (results.read_predictions(run.workdir, run.result) for run in (first, second))
     if not np.array_equal(label, other_label):
         raise UserError(f'the predictions of {first.name!r} and {second.name!r} are not of the same examples')
     only_first, only_second = (

@@ -90,7 +90,9 @@ def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
     values = dict(fields(config))
     for name in names:
         if name not in values:
-            raise UserError(f'config.{name} is no field{nearest(name, values)}; the fields are: {listed(values)}')
+            section = name.rpartition('.')[0]
+            beside = [field for field in values if field.rpartition('.')[0] == section] or list(values)
+            raise UserError(f'config.{name} is no field{nearest(name, values)}; the fields are: {listed(beside)}')
     return values
 
 
@@ -120,6 +122,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f'config.{name} is missing; configs/default.py says what it is')
         if not isinstance(config[name], type(value)):
             raise UserError(f'config.{name}={config[name]!r} is wrong: its type is {type(value).__name__}')
+        if isinstance(value, ConfigDict) and 'name' in value and 'name' not in config[name]:
+            raise UserError(f'config.{name}.name is missing; configs/default.py says what it is')
     for name in config:
         if name not in default:
             raise UserError(f'config.{name} is no field{nearest(name, default)}; the fields are: {listed(default)}')

@@ -21,6 +21,7 @@ def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     Each lives in a directory `fold-N` of the workdir, and `folds.json` holds their results, the mean and the standard
     deviation. Returns what `folds.json` holds.
     """
+    configs.check(config)
     if not config.epochs:
         raise UserError('config.epochs=0 is wrong: cross-validation needs an epoch at least')
     if checkpoint.Checkpoints(workdir).steps():
@@ -44,12 +45,17 @@ def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _result(number: int, tested: dict[str, Any], workdir: Path) -> dict[str, Any]:
     """The numbers of a fold: those of the validation are of the epoch whose parameters are the run's result."""
     rows = [row for row in monitor.read_numbers(workdir) if row['step'] == tested['step']]
-    validated = rows[-1] if rows else {}
+    if not rows or 'validation_accuracy' not in rows[-1]:
+        raise UserError(
+            f'{str(workdir / "metrics.csv")!r} has no validation of step {tested["step"]}; remove {str(workdir)!r}, '
+            'and run again to train that fold anew'
+        )
+    validated = rows[-1]
     return {
         'fold': number,
         'step': tested['step'],
-        'validation_accuracy': validated.get('validation_accuracy'),
-        'validation_loss': validated.get('validation_loss'),
+        'validation_accuracy': validated['validation_accuracy'],
+        'validation_loss': validated['validation_loss'],
         'test_accuracy': tested['accuracy'],
         'test_loss': tested['loss'],
         'params_sha256': tested['params_sha256'],

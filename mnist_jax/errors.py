@@ -71,6 +71,12 @@ def check_range(field: str, value: float, least: float, greatest: float) -> None
         raise UserError(f'{field}={value} is wrong: a number from {least:g} to {greatest:g} is wanted')
 
 
+def check_whole(field: str, value: int, least: int = 0) -> None:
+    """Raise a UserError unless `value` is a whole number from `least` to what 31 bits hold."""
+    if not least <= value < 2**31:
+        raise UserError(f'{field}={value} is wrong: a whole number from {least} to {2**31 - 1} is wanted')
+
+
 def check_below_one(field: str, value: float) -> None:
     """Raise a UserError unless `value` lies from 0 to below 1."""
     if not 0 <= value < 1:

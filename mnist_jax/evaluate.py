@@ -9,6 +9,7 @@ import numpy as np
 from mnist_jax import checkpoint, metrics, parallel, results
 from mnist_jax.data.builder import digest
 from mnist_jax.data.records import Split
+from mnist_jax.data.source import Source
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.metrics import Totals
@@ -29,11 +30,13 @@ def evaluate_split(experiment: Experiment, state: TrainState, split: Split) -> t
     return totals, np.concatenate(probabilities)[:counted]  # Only the last batch is padded, at its end.
 
 
-def evaluate_test(experiment: Experiment, state: TrainState, workdir: Path, split: str | None = None) -> dict[str, Any]:
-    """Evaluate on the configured test split, or on `split`; write the result, tell it and return it."""
+def evaluate_test(
+    experiment: Experiment, state: TrainState, workdir: Path, split: str | None = None, part: str | None = None
+) -> dict[str, Any]:
+    """Evaluate on the configured test split, or on `split`; write the result as that of `part`, tell and return it."""
     source = experiment.source
     spec = split or source.specs['test']
-    examples = source.data.slice('--split' if split else 'dataset.test', spec)
+    examples = source.split('test') if split is None else _examples(source, split)
     totals, probabilities_NxK = evaluate_split(experiment, state, examples)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
@@ -49,9 +52,19 @@ def evaluate_test(experiment: Experiment, state: TrainState, workdir: Path, spli
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }
-    results.write(workdir, split, result, examples.label, probabilities_NxK)
+    results.write(workdir, part, result, examples.label, probabilities_NxK)
     print(results.text(result), flush=True)
     return result
+
+
+def _examples(source: Source, split: str) -> Split:
+    """Those that validate the run, for 'validation'; else a split in TFDS's slicing."""
+    if split != 'validation':
+        return source.data.slice('--split', split)
+    examples = source.split('validation')
+    if examples is None:
+        raise UserError("--split='validation': this run was not validated; 'test' and 'train' are there")
+    return examples
 
 
 def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None = None) -> dict[str, Any]:
@@ -60,7 +73,10 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
     Args:
       workdir: of the run.
       step: a number, 'latest', 'best', or None for the one that training evaluated at its end.
-      split: which to evaluate on, in TFDS's slicing; None for the configured test split.
+      split: which to evaluate on, in TFDS's slicing, or 'validation'; None for the configured test split.
+
+    A step or a split that is asked for has files of its own, such as `eval-step45-holdout.json`: `eval.json` is the
+    result of the run.
     """
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
@@ -73,7 +89,9 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
     chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
-    return evaluate_test(experiment, checkpoints.restore(chosen, experiment.abstract_snapshot).state, workdir, split)
+    state = checkpoints.restore(chosen, experiment.abstract_snapshot).state
+    part = '-'.join(name for name in (step and f'step{chosen}', split) if name)
+    return evaluate_test(experiment, state, workdir, split, part)
 
 
 def result_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:
@@ -89,13 +107,12 @@ def _best_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> i
 
 def _chosen_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints, step: str) -> int:
     kept = checkpoints.steps()
-    if step == 'latest':
-        return kept[-1]
+    choices = {'latest': kept[-1], **{str(number): number for number in kept}}
     best = _best_step(experiment, checkpoints)
-    if step == 'best':
-        if best < 0:
-            raise UserError("--step=best: no epoch of this run was validated; 'latest' is there")
-        return best
-    if not step.isdecimal() or int(step) not in kept:
-        raise UserError(f'--step={step!r} is not there; the choices are: latest, best, {", ".join(map(str, kept))}')
-    return int(step)
+    if best >= 0:
+        choices['best'] = best
+    elif step == 'best':
+        raise UserError("--step=best: no epoch of this run was validated; 'latest' is there")
+    if step not in choices:
+        raise UserError(f'--step={step!r} is not there; the choices are: {", ".join(choices)}')
+    return choices[step]

@@ -77,8 +77,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:
         raise UserError(
-            f'batch_size={config.batch_size} is larger than the split {config.dataset.train!r} with its '
-            f'{train_size:,} examples'
+            f'batch_size={config.batch_size} is larger than the number of training examples, {train_size:,}: '
+            f'dataset.train={config.dataset.train!r}' + (', less those that validate' if source.validated else '')
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     whole = any(layer.non_trainable for layer in found)

@@ -1,5 +1,6 @@
 """Look at a data set before training: pictures of it, and a table of its splits, shapes and duplicates."""
 
+import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,9 @@ def explore(config: configs.ConfigDict, workdir: Path) -> str:
         'class_statistics': class_statistics(splits['train'], names, most),
     }
     for name, figure in pictures.items():
-        figure.savefig(workdir / f'{name}.png', dpi=100, bbox_inches='tight')
+        picture = io.BytesIO()
+        figure.savefig(picture, format='png', dpi=100, bbox_inches='tight')
+        files.write_bytes(workdir / f'{name}.png', picture.getvalue())
     sections = {
         f'{source.name}: examples of each class': _class_table(splits, names),
         'Pixels': _pixel_table(splits),

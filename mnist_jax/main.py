@@ -1,6 +1,8 @@
 """The command line: flags, start-up, and the choice of the mode."""
 
+import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -11,6 +13,16 @@ from mnist_jax import monitor
 from mnist_jax.errors import UserError, choose
 
 FLAGS = flags.FLAGS
+USAGE = """\
+Train, evaluate and compare small-image classifiers.
+
+  python -m mnist_jax.main --config=configs/cnn.py                       train, or go on with what is there
+  python -m mnist_jax.main --config=configs/cnn.py --config.epochs=3     any field of configs/default.py
+  python -m mnist_jax.main --mode=eval --workdir=runs/cnn                evaluate what a run has learned
+  python -m mnist_jax.main --mode=compare --run='runs/*'                 finished runs side by side
+  python -m mnist_jax.main --mode=explore --config=configs/cnn.py        look at a data set
+  python -m mnist_jax.main --mode=summary --config=configs/cnn.py        the layer table
+  python -m mnist_jax.main --mode=reproduce --seeds=3                    all published experiments"""
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, "The experiment's config file; --config.FIELD=VALUE overrides"
 )
@@ -82,27 +94,38 @@ def _workdir(name: str) -> Path:
     return Path(FLAGS.workdir or f'runs/{name}')
 
 
+# Each mode and the flags that it uses beside --config and --workdir.
 MODES = {
-    'train': _train,
-    'eval': _eval,
-    'summary': _summary,
-    'compare': _compare,
-    'explore': _explore,
-    'reproduce': _reproduce,
+    'train': (_train, ()),
+    'eval': (_eval, ('step', 'split')),
+    'summary': (_summary, ()),
+    'compare': (_compare, ('run',)),
+    'explore': (_explore, ()),
+    'reproduce': (_reproduce, ('seeds', 'experiments')),
 }
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse the flags as absl does, but tell what is wrong with the config in one line."""
+    """Parse the flags as absl does, but tell what is wrong in one line."""
+    if {'--help', '-help', '-h'} & set(argv[1:]):
+        print(f'{USAGE}\n\n{FLAGS.main_module_help()}')
+        sys.exit(0)
     overridden = configs.check_arguments(argv)
     try:
         return FLAGS(argv)
     except flags.Error as error:
         wrong = [name for name in overridden if f'--config.{name}' in str(error)]
-        if not wrong:
-            return app.parse_flags_with_usage(argv)
-        kind = type(overridden[wrong[0]]).__name__
-        raise UserError(f'{" ".join(str(error).split())}; its type is {kind}') from None
+        kind = f'; its type is {type(overridden[wrong[0]]).__name__}' if wrong else ''
+        raise UserError(f'{error}{kind}') from None
+
+
+def _check_flags(used: Sequence[str]) -> None:
+    """Raise a UserError for a flag that is empty, or that the chosen mode does not use."""
+    for name in ('workdir', *itertools.chain.from_iterable(own for _, own in MODES.values())):
+        if FLAGS[name].present and FLAGS[name].value in ('', [''], []):
+            raise UserError(f'--{name}= is empty; give a value, or leave it out')
+        if FLAGS[name].present and name not in ('workdir', *used):
+            raise UserError(f'--{name} is not for --mode={FLAGS.mode}; --help says which mode it is for')
 
 
 def main(argv: list[str]) -> None:
@@ -110,7 +133,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r} is not a flag; flags begin with --')
     monitor.configure_logging()
-    choose('--mode', FLAGS.mode, MODES)()
+    run, used = choose('--mode', FLAGS.mode, MODES)
+    _check_flags(used)
+    run()
 
 
 if __name__ == '__main__':

@@ -3,9 +3,11 @@
 import csv
 import io
 import logging as python_logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from tensorboardX import SummaryWriter
@@ -26,12 +28,16 @@ COLUMNS = (
     'images_per_second',
 )
 
+OPTIONAL = ('validation_loss', 'validation_accuracy')
+
 
 def configure_logging() -> None:
     """Show this program's lines, and of the libraries' what is at least a warning, as plain text on standard error."""
     package = str(Path(__file__).parent)
 
     def shown(record: python_logging.LogRecord) -> bool:
+        if 'tensorflow_datasets' in record.pathname:  # It warns of every configuration that is not its own.
+            return record.levelno >= python_logging.ERROR
         return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 
     handler = logging.get_absl_handler()
@@ -43,17 +49,29 @@ def configure_logging() -> None:
 def read_numbers(workdir: Path) -> list[dict[str, float]]:
     """The rows of `metrics.csv` as numbers, without the fields that are empty; none where there is no such file."""
     path = workdir / 'metrics.csv'
-    try:
-        return [{name: float(text) for name, text in row.items() if text} for row in _read_rows(path)]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'{str(path)!r} is damaged: {error}') from None
+    rows, damaged = _read_rows(path)
+    if damaged:
+        raise UserError(f'{str(path)!r} is damaged: it has lines that are no row of metrics')
+    return [{name: float(text) for name, text in row.items() if text} for row in rows]
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """The good rows, and whether there is anything else."""
     if not path.exists():
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+        return [], False
+    with open(path, newline='', encoding='utf-8', errors='replace') as file:
+        rows = list(csv.DictReader(file))
+    good = [row for row in rows if _is_good(row)]
+    return good, len(good) < len(rows) or not rows
+
+
+def _is_good(row: Mapping[str | None, Any]) -> bool:
+    try:
+        return tuple(row) == COLUMNS and all(
+            math.isfinite(float(row[name])) for name in COLUMNS if name not in OPTIONAL
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 class Monitor:
@@ -63,7 +81,11 @@ class Monitor:
         """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped."""
         self._csv = workdir / 'metrics.csv'
         self._epochs = epochs
-        self._rows = [row for row in _read_rows(self._csv) if int(row['step']) <= step]
+        rows, damaged = _read_rows(self._csv)
+        self._rows = [row for row in rows if int(row['step']) <= step]
+        if damaged:
+            left = ', '.join(row['epoch'] for row in self._rows) or 'none'
+            logging.warning('%s was damaged; rows of these epochs are left: %s', self._csv, left)
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     def progress(self, epoch: int, steps: int) -> 'Progress':

@@ -2,28 +2,42 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mnist_jax import files, metrics, tables
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, listed
 
 LINE = 118  # characters of a line of JSON
+# Of eval.json, what other parts of the program read, and its types.
+FIELDS = {
+    'dataset': str,
+    'split': str,
+    'split_sha256': str,
+    'step': int,
+    'count': int,
+    'correct': int,
+    'parameters': int,
+    'loss': float,
+    'accuracy': float,
+    'params_sha256': str,
+}
 
 
-def paths(workdir: Path, split: str | None = None) -> tuple[Path, Path]:
-    """Where the result and the predictions lie: of the configured test split, or of the `split` that was asked for."""
-    suffix = f'-{split}' if split else ''
+def paths(workdir: Path, part: str | None = None) -> tuple[Path, Path]:
+    """Where result and predictions lie: of what training evaluated at its end, or of another `part`, by its name."""
+    suffix = f'-{part}' if part else ''
     return workdir / f'eval{suffix}.json', workdir / f'predictions{suffix}.npz'
 
 
 def write(
-    workdir: Path, split: str | None, result: dict[str, Any], labels: np.ndarray, probabilities_NxK: np.ndarray
+    workdir: Path, part: str | None, result: dict[str, Any], labels: np.ndarray, probabilities_NxK: np.ndarray
 ) -> None:
     """Write both files, each whole or not at all."""
-    result_path, predictions_path = paths(workdir, split)
+    result_path, predictions_path = paths(workdir, part)
     arrays = io.BytesIO()
     np.savez(arrays, label=labels, prediction=probabilities_NxK.argmax(-1), probabilities=probabilities_NxK)
     files.write_bytes(predictions_path, arrays.getvalue())
@@ -45,27 +59,36 @@ def _json(value: Any, indent: int = 0) -> str:
     return f'{begin}\n{inner}' + f',\n{inner}'.join(items) + f'\n{" " * indent}{end}'
 
 
-def read(workdir: Path, split: str | None = None) -> dict[str, Any]:
-    """The result of the last evaluation on the configured test split, or on `split`."""
-    path, _ = paths(workdir, split)
+def read(workdir: Path, part: str | None = None) -> dict[str, Any]:
+    """The result that `write` wrote; UserError where it is missing or is no such result."""
+    path, _ = paths(workdir, part)
     if not path.is_file():
         raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
-        found['accuracy'], found['loss'], found['count'], found['split_sha256'], found['parameters']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{str(path)!r} is damaged ({error!r}); --mode=eval writes it anew') from None
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(found[name], kind)]
+        lower, upper = found['statistics']['overall']['accuracy_interval']
+        if wrong or not 0 <= lower <= found['accuracy'] <= upper <= 1:
+            raise ValueError(f'{listed(wrong) if wrong else "its accuracy"} is wrong')
+    except KeyError as error:
+        raise UserError(f'{str(path)!r} is damaged: it has no {error}; --mode=eval writes it anew') from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval writes it anew') from None
     return found
 
 
-def read_predictions(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predicted classes of the last evaluation on the configured test split."""
+def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
     _, path = paths(workdir)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays['label'], arrays['prediction']
+            label, prediction = arrays['label'], arrays['prediction']
     except Exception as error:  # A damaged zip file raises what it likes.
         raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
+    fits = label.shape == prediction.shape == (result['count'],) and (label == prediction).sum() == result['correct']
+    if not fits:
+        raise UserError(f'{str(path)!r} does not fit eval.json beside it; --mode=eval writes both anew')
+    return label, prediction
 
 
 def text(result: dict[str, Any]) -> str:

@@ -24,6 +24,8 @@ from mnist_jax.step import TrainState
 
 def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split."""
+    if any(workdir.glob('fold-*')):
+        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; give another --workdir')
     checkpoints = checkpoint.Checkpoints(workdir)
     begun = bool(checkpoints.steps())
     if begun:

@@ -112,10 +112,11 @@ def test_without_validation_nothing_is_known_and_nothing_happens():
     [
         (EarlyStopping, {**EARLY, 'monitor': 'val_loss'}, "early_stopping.monitor='val_loss' is unknown"),
         (EarlyStopping, {**EARLY, 'mode': 'best'}, "early_stopping.mode='best' is unknown; the choices are: auto, max"),
-        (EarlyStopping, {**EARLY, 'patience': -1}, 'early_stopping.patience=-1 is wrong: a number from 0'),
+        (EarlyStopping, {**EARLY, 'patience': -1}, 'early_stopping.patience=-1 is wrong: a whole number from 0'),
         (EarlyStopping, {**EARLY, 'min_delta': -0.1}, 'early_stopping.min_delta=-0.1 is wrong'),
         (ReduceLROnPlateau, {**REDUCE, 'factor': 1.0}, 'reduce_lr.factor=1.0 is wrong'),
         (ReduceLROnPlateau, {**REDUCE, 'cooldown': -1}, 'reduce_lr.cooldown=-1 is wrong'),
+        (EarlyStopping, {**EARLY, 'min_delta': math.inf}, 'early_stopping.min_delta=inf is wrong'),
         (ReduceLROnPlateau, {**REDUCE, 'min_lr': math.nan}, 'reduce_lr.min_lr=nan is wrong'),
     ],
 )

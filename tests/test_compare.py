@@ -21,9 +21,12 @@ def runs(small, tmp_path):
 
 def predict(workdir, right):
     """Make the stored predictions of a run right for the examples `right` and wrong for the others."""
-    label, _ = results.read_predictions(workdir)
+    path, predictions_path = results.paths(workdir)
+    result = json.loads(path.read_text())
+    label, _ = results.read_predictions(workdir, result)
     prediction = np.where(np.isin(np.arange(len(label)), right), label, (label + 1) % 10)
-    np.savez(workdir / 'predictions.npz', label=label, prediction=prediction)
+    np.savez(predictions_path, label=label, prediction=prediction)
+    path.write_text(json.dumps({**result, 'correct': len(right)}))
 
 
 def test_the_table_and_the_test_of_every_comparable_pair(runs):
@@ -34,11 +37,11 @@ def test_the_table_and_the_test_of_every_comparable_pair(runs):
     lines = text.splitlines()
     read = json.loads((runs / 'one' / 'eval.json').read_text())
     (row,) = [line.split() for line in lines if line.split()[:2] == ['one', 'mnist']]
-    assert row[1:6] == ['mnist', 'mlp', f'{read["parameters"]:,}', '2', f'{read["accuracy"]:.4f}']
+    assert row[1:7] == ['mnist', 'mlp', f'{read["parameters"]:,}', '2', '10', f'{read["accuracy"]:.4f}']
     (pair,) = [line.split() for line in lines if line.split()[:2] == ['one', 'two']]
     # Two-sided binomial test of 5 out of 25: 2 * 68406 / 2**25.
     assert pair[3:6] == ['20', '5', f'{2 * 68406 / 2**25:.3g}'] and pair[6] == 'significant'
-    assert '2 pairs were evaluated on different examples: no test' in text
+    assert 'Evaluated on different examples, and so without a test: one and three; three and two' in text
 
 
 def test_few_differences_may_be_chance(runs):
@@ -55,12 +58,25 @@ def test_what_is_no_finished_run_is_told(runs, tmp_path):
         compare.compare([f'{runs}/nothing-*'])
     with pytest.raises(UserError, match=r"'.*/runs' holds no config.json"):
         compare.compare([str(runs)])
+    np.savez(runs / 'two' / 'predictions.npz', label=np.zeros(200), prediction=np.zeros(200))
+    with pytest.raises(UserError, match=r"predictions.npz' does not fit eval.json beside it"):
+        compare.compare([f'{runs}/*'])
     (runs / 'two' / 'predictions.npz').write_bytes(b'PK')
     with pytest.raises(UserError, match=r"predictions.npz' is missing or damaged"):
         compare.compare([f'{runs}/*'])
-    (runs / 'one' / 'eval.json').write_text('{}')
-    with pytest.raises(UserError, match=r"eval.json' is damaged"):
-        compare.compare([f'{runs}/*'])
+    good = (runs / 'one' / 'eval.json').read_text()
+    accuracy = f'"accuracy": {json.loads(good)["accuracy"]}'
+    for text, told in (
+        ('{}', "it has no 'dataset'"),
+        ('[]', ''),
+        (good[:100], ''),
+        (good.replace(accuracy, '"accuracy": "x"', 1), 'accuracy is wrong'),
+        (good.replace(accuracy, '"accuracy": 2.0', 1), 'its accuracy is wrong'),
+        (good.replace('"statistics"', '"statistic"'), "it has no 'statistics'"),
+    ):
+        (runs / 'one' / 'eval.json').write_text(text)
+        with pytest.raises(UserError, match=rf"eval.json' is damaged: .*{told}"):
+            compare.compare([f'{runs}/*'])
     (runs / 'one' / 'eval.json').unlink()
     with pytest.raises(UserError, match=r'holds no eval.json; it is written when a training ends'):
         compare.compare([f'{runs}/*'])

@@ -27,6 +27,11 @@ def test_each_fold_is_a_run_and_the_mean_is_theirs(small, tmp_path):
     assert alone['params_sha256'] == again['params_sha256']
     shutil.rmtree(tmp_path / 'a' / 'fold-3')
     assert cross_validate(config, tmp_path / 'a') == found
+    with pytest.raises(UserError, match='holds a cross-validation; give another --workdir'):
+        train(small(epochs=1), tmp_path / 'a')
+    (tmp_path / 'a' / 'fold-1' / 'metrics.csv').unlink()
+    with pytest.raises(UserError, match=r"metrics.csv' has no validation of step \d+; remove '.*/fold-1'"):
+        cross_validate(config, tmp_path / 'a')
 
 
 def test_the_folds_share_out_the_training_split(data_dir):
@@ -53,6 +58,8 @@ def test_wrong_folds_are_told(small, tmp_path):
         train(small(folds=2, fold=1, dataset__validation_fraction=0.1), tmp_path / 'run')
     with pytest.raises(UserError, match=r'config.folds=3 is more than the 2 examples of dataset.train'):
         train(small(folds=3, fold=1, dataset__train='train[:2]', batch_size=1), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'config.folds=-3 is wrong: a whole number from 0 to 100'):
+        cross_validate(small(folds=-3), tmp_path / 'run')
     with pytest.raises(UserError, match=r'config.epochs=0 is wrong: cross-validation needs an epoch'):
         cross_validate(small(folds=3, epochs=0), tmp_path / 'run')
     train(small(epochs=0), tmp_path / 'run')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mnist_jax import checkpoint, evaluate
+from mnist_jax import checkpoint, evaluate, monitor
 from mnist_jax import train as training
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
@@ -75,6 +75,17 @@ def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(smal
     assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
 
 
+@pytest.mark.parametrize('damage', [lambda text: text[:150], lambda text: 'hello\nworld\n', lambda text: ''])
+def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path, caplog, damage):
+    train(small(epochs=1), tmp_path)
+    (tmp_path / 'metrics.csv').write_text(damage((tmp_path / 'metrics.csv').read_text()))
+    with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
+        monitor.read_numbers(tmp_path)
+    train(small(epochs=2), tmp_path)
+    assert 'metrics.csv was damaged; rows of these epochs are left: none' in caplog.text
+    assert [row[0] for row in rows(tmp_path)] == ['epoch', '2']
+
+
 def test_metrics_have_a_row_an_epoch(small, tmp_path):
     train(small(dataset__validation='train[300:400]'), tmp_path)
     header, *found = rows(tmp_path)
@@ -118,8 +129,12 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
     assert evaluate.evaluate_workdir(tmp_path, 'latest')['step'] == 16
     assert evaluate.evaluate_workdir(tmp_path, '16')['step'] == 16
     assert evaluate.evaluate_workdir(tmp_path, 'best') == evaluate.evaluate_workdir(tmp_path) == found
-    assert (tmp_path / 'eval.json').read_bytes() == written
-    with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, best, 4, 16"):
+    # What is asked for has files of its own.
+    assert (tmp_path / 'eval.json').read_bytes() == (tmp_path / 'eval-step4.json').read_bytes() == written
+    assert json.loads((tmp_path / 'eval-step16.json').read_text())['step'] == 16
+    validated = evaluate.evaluate_workdir(tmp_path, split='validation')
+    assert validated['count'] == 75 and f'{validated["accuracy"]}' == rows(tmp_path)[1][5]
+    with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, 4, 16, best"):
         evaluate.evaluate_workdir(tmp_path, '8')
     caplog.clear()
     with caplog.at_level('INFO', logger='absl'):
@@ -143,6 +158,10 @@ def test_without_validation_there_is_no_best(small, tmp_path):
     train(small(epochs=0), tmp_path)
     with pytest.raises(UserError, match="--step=best: no epoch of this run was validated; 'latest' is there"):
         evaluate.evaluate_workdir(tmp_path, 'best')
+    with pytest.raises(UserError, match=r"--step='worst' is not there; the choices are: latest, 0$"):
+        evaluate.evaluate_workdir(tmp_path, 'worst')
+    with pytest.raises(UserError, match="--split='validation': this run was not validated"):
+        evaluate.evaluate_workdir(tmp_path, split='validation')
     with pytest.raises(UserError, match=r'early_stopping.monitor=.* needs validation examples'):
         train(small(early_stopping__patience=1), tmp_path / 'new')
     schedule = ConfigDict({'name': 'cosine'})

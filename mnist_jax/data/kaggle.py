@@ -25,7 +25,10 @@ def find(raw_dir: Path | None) -> Path:
         )
     path = raw_dir / 'train.csv' if raw_dir.is_dir() else raw_dir
     if not path.is_file():
-        raise UserError(f'raw file {str(path)!r} does not exist; dataset.raw_dir is a CSV, or a directory of train.csv')
+        raise UserError(
+            f'raw file {str(path)!r} does not exist; dataset.raw_dir is a CSV, or a directory of train.csv; where it '
+            'was moved, a run learns that from its training command with the new raw_dir'
+        )
     return path
 
 
@@ -50,15 +53,16 @@ def read(path: Path) -> Arrays:
         if not all(map(str.strip, lines)):
             raise ValueError('blank lines, which NumPy skips')
         table = np.loadtxt(lines[1:], np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
-        if table.shape[1] != len(HEADER) or table[:, 0].max() >= CLASSES:
-            raise ValueError('a wrong number of columns in all rows, or a wrong label')
+        # A quoted line break makes one row of two lines.
+        if table.shape != (len(lines) - 1, len(HEADER)) or table[:, 0].max() >= CLASSES:
+            raise ValueError('a wrong number of rows or columns, or a wrong label')
     except ValueError as error:
         raise _wrong_row(path, lines) or UserError(f'raw file {str(path)!r}: {error}') from None
     return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
 
 
 def _check_header(path: Path, line: str) -> None:
-    names = next(csv.reader([line]), [])
+    names = _cells(line)
     if names == HEADER:
         return
     if not line.strip():
@@ -76,16 +80,25 @@ def _check_header(path: Path, line: str) -> None:
     )
 
 
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # A cell beyond the limit of the module, 131,072 characters.
+        return line.split(',')
+
+
 def _wrong_row(path: Path, lines: list[str]) -> UserError | None:
     """What is wrong with the first wrong line."""
     for number, line in enumerate(lines[1:], start=2):
-        cells = next(csv.reader([line]), [])
+        cells = _cells(line)
         where = f'raw file {str(path)!r}, line {number}'
         if len(cells) != len(HEADER):
-            return UserError(f'{where}, has {len(cells)} columns; its header has {len(HEADER)}')
+            quotes = ' (a quote is not closed)' if line.count('"') % 2 else ''
+            return UserError(f'{where}, has {len(cells)} columns{quotes}; its header has {len(HEADER)}')
         for name, cell in zip(HEADER, cells, strict=True):
             most = CLASSES - 1 if name == 'label' else 255
-            if not (cell.strip().isascii() and cell.strip().isdigit() and int(cell) <= most):
+            digits = cell.strip()
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) <= most):
                 return UserError(f'{where}, column {name}: {cell[:20]!r} is no whole number from 0 to {most}')
     return None
 
@@ -124,7 +137,8 @@ class KaggleDigits(ArrayBuilder):
         for name, places in rows.items():
             if not len(places):
                 raise UserError(
-                    f'raw file {str(path)!r} has too few rows, {len(labels)}: none is left for the split {name!r}'
+                    f'raw file {str(path)!r} has too few rows, {len(labels)}: none is left for the split {name!r}; '
+                    'four of each class at least are wanted'
                 )
         self.info.metadata['rows'] = {name: places.tolist() for name, places in rows.items()}
         return {name: (images[places], labels[places]) for name, places in rows.items()}

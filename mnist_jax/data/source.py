@@ -9,7 +9,7 @@ from mnist_jax.data import digits, idx_builders, kaggle, partition
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.prepared import Prepared
 from mnist_jax.data.records import Split
-from mnist_jax.errors import UserError, check_below_one, check_range
+from mnist_jax.errors import UserError, check_below_one, check_whole
 
 NAMES = ('train', 'validation', 'test')  # what the examples of a run are for
 
@@ -42,11 +42,11 @@ class Source:
         fold: tuple[int, int] | None = None,
     ):
         check_below_one('dataset.validation_fraction', validation_fraction)
-        check_range('dataset.split_seed', split_seed, 0, 2**31 - 1)
+        check_whole('dataset.split_seed', split_seed)
         chosen = {'dataset.validation': validation, 'dataset.validation_fraction': validation_fraction, 'folds': fold}
         ways = [field for field, value in chosen.items() if value]
         if len(ways) > 1:
-            raise UserError(f'{ways[0]} and {ways[1]} both say what validates; leave one of them out')
+            raise UserError(f'{ways[0]} and {ways[1]} both say what validates; leave one of them out: , 0.0 or 0')
         self.name = name
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(ways)

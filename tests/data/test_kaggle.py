@@ -82,6 +82,10 @@ def changed(row, column, value):
         (changed(7, 3, '-1'), "line 8, column pixel2: '-1' is no whole number from 0 to 255"),
         (changed(7, 3, 'nan'), "line 8, column pixel2: 'nan' is no whole number from 0 to 255"),
         (changed(100, 0, '10'), "line 101, column label: '10' is no whole number from 0 to 9"),
+        (changed(7, 3, '7' * 5000), "line 8, column pixel2: '77777777777777777777' is no whole number"),
+        (changed(7, 3, '7' * 200_000), "line 8, column pixel2: '77777777777777777777' is no whole number"),
+        (changed(7, 3, '5\n6'), 'line 8, has 4 columns (a quote is not closed); its header has 785'),
+        (lambda rows: [['x' * 200_000]], "line 1, has no column label: it begins with 'xxxxxxxxxxxxxxxxxxxx'"),
         (changed(100, 0, 'seven'), "line 101, column label: 'seven' is no whole number from 0 to 9"),
     ],
 )

@@ -42,7 +42,7 @@ def test_without_a_way_to_validate_there_is_no_validation(data_dir):
     [
         ({'validation_fraction': 1.0}, 'dataset.validation_fraction=1.0 is wrong: a number from 0 to below 1'),
         ({'validation_fraction': -0.1}, 'dataset.validation_fraction=-0.1 is wrong'),
-        ({'split_seed': -1}, 'dataset.split_seed=-1 is wrong: a number from 0 to'),
+        ({'split_seed': -1}, 'dataset.split_seed=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
         (
             {'validation_fraction': 0.0001},
             'dataset.validation_fraction=0.0001 of 1,000 examples leaves 1,000 to train on and 0 to validate with',
