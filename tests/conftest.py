@@ -1,5 +1,6 @@
 """What the tests share: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -27,31 +28,32 @@ def data_dir(tmp_path_factory) -> str:
     return directory
 
 
+def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
+    """The config of a run of seconds: `make_small(data_dir, 'mlp', epochs=3, model__hidden=(8,))`."""
+    config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
+    config.dataset.data_dir = data_dir
+    config.dataset.train = 'train[:300]'
+    config.dataset.test = 'test[:200]'
+    config.batch_size = 64
+    config.epochs = 2
+    config.devices = 2
+    config.chunks = 2
+    config.model.hidden = (16,)
+    if model == 'cnn':
+        config.model.stages = ((4,), (8,))
+    for name, value in overrides.items():
+        *path, last = name.split('__')
+        place = config
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return config
+
+
 @pytest.fixture
 def small(data_dir):
-    """A function that makes the config of a run of seconds: `small('mlp', epochs=3)`."""
-
-    def make(model: str = 'mlp', **overrides) -> ConfigDict:
-        config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
-        config.dataset.data_dir = data_dir
-        config.dataset.train = 'train[:300]'
-        config.dataset.test = 'test[:200]'
-        config.batch_size = 64
-        config.epochs = 2
-        config.devices = 2
-        config.chunks = 2
-        config.model.hidden = (16,)
-        if model == 'cnn':
-            config.model.stages = ((4,), (8,))
-        for name, value in overrides.items():
-            *path, last = name.split('__')
-            place = config
-            for part in path:
-                place = place[part]
-            place[last] = value
-        return config
-
-    return make
+    """`make_small` with the data directory of the tests."""
+    return functools.partial(make_small, data_dir)
 
 
 @pytest.fixture

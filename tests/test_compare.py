@@ -1,22 +1,30 @@
 """Comparisons of runs: the table, and McNemar's test on predictions made up so that its result is known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from conftest import make_small
 
 from mnist_jax import compare, results
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
 
 
+@pytest.fixture(scope='module')
+def trained(data_dir, tmp_path_factory):
+    runs = tmp_path_factory.mktemp('trained')
+    train(make_small(data_dir, epochs=2), runs / 'one')
+    train(make_small(data_dir, epochs=1), runs / 'two')
+    train(make_small(data_dir, epochs=0, dataset__test='test[:100]'), runs / 'three')
+    return runs
+
+
 @pytest.fixture
-def runs(small, tmp_path):
+def runs(trained, tmp_path):
     """Two finished runs on the same test split and one on another."""
-    train(small(epochs=2), tmp_path / 'runs' / 'one')
-    train(small(epochs=1), tmp_path / 'runs' / 'two')
-    train(small(epochs=0, dataset__test='test[:100]'), tmp_path / 'runs' / 'three')
-    return tmp_path / 'runs'
+    return shutil.copytree(trained, tmp_path / 'runs')
 
 
 def predict(workdir, right):

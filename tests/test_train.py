@@ -75,12 +75,14 @@ def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(smal
     assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
 
 
-@pytest.mark.parametrize('damage', [lambda text: text[:150], lambda text: 'hello\nworld\n', lambda text: ''])
-def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path, caplog, damage):
+def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path, caplog):
     train(small(epochs=1), tmp_path)
-    (tmp_path / 'metrics.csv').write_text(damage((tmp_path / 'metrics.csv').read_text()))
-    with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
-        monitor.read_numbers(tmp_path)
+    good = (tmp_path / 'metrics.csv').read_text()
+    assert [row['epoch'] for row in monitor.read_numbers(tmp_path)] == [1]
+    for text in ('', 'hello\nworld\n', good.replace('epoch,', 'epohc,'), good.replace('0.001', 'nan'), good[:-20]):
+        (tmp_path / 'metrics.csv').write_text(text)
+        with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
+            monitor.read_numbers(tmp_path)
     train(small(epochs=2), tmp_path)
     assert 'metrics.csv was damaged; rows of these epochs are left: none' in caplog.text
     assert [row[0] for row in rows(tmp_path)] == ['epoch', '2']
@@ -142,7 +144,7 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
     assert 'This run is finished: it stopped early after 4 of 9 epochs' in caplog.text
 
 
-@pytest.mark.parametrize('failing_step', [3, 7, 14])
+@pytest.mark.parametrize('failing_step', [3, 14])
 def test_a_run_that_failed_stops_early_at_the_same_epoch(small, tmp_path, monkeypatch, failing_step):
     config = {**CALLBACKS, 'early_stopping__restore_best': False}
     train(small(epochs=9, **config), tmp_path / 'uninterrupted')
