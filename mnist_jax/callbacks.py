@@ -25,7 +25,7 @@ MODES = {'auto': _maximum, 'max': lambda monitor: True, 'min': lambda monitor: F
 LARGEST = 1e30  # of a number that is to be finite
 
 
-class Monitor:
+class Metric:
     """A metric of an epoch, and when one value of it is better than another."""
 
     def __init__(self, field: str, monitor: str, mode: str, min_delta: float):
@@ -67,7 +67,7 @@ class EarlyStopping:
     """
 
     def __init__(self, monitor: str, mode: str, min_delta: float, patience: int, restore_best: bool):
-        self.monitor = Monitor('early_stopping', monitor, mode, min_delta)
+        self.monitor = Metric('early_stopping', monitor, mode, min_delta)
         check_whole('early_stopping.patience', patience)
         self.patience = patience
         self.restore_best = restore_best
@@ -118,7 +118,7 @@ class ReduceLROnPlateau:
     def __init__(
         self, monitor: str, mode: str, min_delta: float, patience: int, factor: float, cooldown: int, min_lr: float
     ):
-        self.monitor = Monitor('reduce_lr', monitor, mode, min_delta)
+        self.monitor = Metric('reduce_lr', monitor, mode, min_delta)
         check_whole('reduce_lr.patience', patience)
         check_below_one('reduce_lr.factor', factor)
         check_whole('reduce_lr.cooldown', cooldown)

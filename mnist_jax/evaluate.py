@@ -1,5 +1,6 @@
 """Evaluate a state on a split; the training loop and `--mode=eval` share this core."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from mnist_jax import checkpoint, metrics, parallel, results
+from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.builder import digest
 from mnist_jax.data.records import Split
 from mnist_jax.data.source import Source
@@ -88,27 +90,22 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
         raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
-    chosen = result_step(experiment, checkpoints) if step is None else _chosen_step(experiment, checkpoints, step)
-    state = checkpoints.restore(chosen, experiment.abstract_snapshot).state
-    part = '-'.join(name for name in (step and f'step{chosen}', split) if name)
-    return evaluate_test(experiment, state, workdir, split, part)
-
-
-def result_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:
-    """The step whose parameters the run ends with: of the latest checkpoint, or of the best where that is restored."""
-    best = _best_step(experiment, checkpoints) if experiment.callbacks.early_stopping.restore_best else -1
-    return best if best >= 0 else checkpoints.steps()[-1]
-
-
-def _best_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> int:
     latest = checkpoints.restore(checkpoints.steps()[-1], experiment.abstract_snapshot)
-    return latest.callbacks.early_stopping.best_step
+    chosen = result_step(experiment, latest) if step is None else _chosen_step(checkpoints.steps(), latest, step)
+    snapshot = latest if chosen == latest.state.step else checkpoints.restore(chosen, experiment.abstract_snapshot)
+    part = '-'.join(name for name in (step and f'step{chosen}', split) if name)
+    return evaluate_test(experiment, snapshot.state, workdir, split, part)
 
 
-def _chosen_step(experiment: Experiment, checkpoints: checkpoint.Checkpoints, step: str) -> int:
-    kept = checkpoints.steps()
+def result_step(experiment: Experiment, latest: Snapshot) -> int:
+    """The step whose parameters the run ends with: the latest, or the best where that is restored."""
+    best = latest.callbacks.early_stopping.best_step
+    return best if experiment.callbacks.early_stopping.restore_best and best >= 0 else int(latest.state.step)
+
+
+def _chosen_step(kept: Sequence[int], latest: Snapshot, step: str) -> int:
     choices = {'latest': kept[-1], **{str(number): number for number in kept}}
-    best = _best_step(experiment, checkpoints)
+    best = latest.callbacks.early_stopping.best_step
     if best >= 0:
         choices['best'] = best
     elif step == 'best':

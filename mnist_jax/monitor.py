@@ -67,9 +67,9 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
 
 def _is_good(row: Mapping[str | None, Any]) -> bool:
     try:
-        return tuple(row) == COLUMNS and all(
-            math.isfinite(float(row[name])) for name in COLUMNS if name not in OPTIONAL
-        )
+        int(row['epoch']), int(row['step'])
+        numbers = [float(row[name]) for name in COLUMNS if row[name] or name not in OPTIONAL]
+        return tuple(row) == COLUMNS and all(map(math.isfinite, numbers))
     except (ValueError, TypeError, KeyError):
         return False
 

@@ -5,7 +5,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Published(NamedTuple):
     config: str
     accuracy: float | None
     loss: float | None
-    split: str | None = None  # None: the config's test split
+    split: str | None = None  # None: the config's test split; else evaluated only, after the row of that
     least_seeds: int = 1  # where runs take seconds and differ widely
 
 
@@ -54,11 +54,12 @@ class Measured(NamedTuple):
     accuracies: list[float]
     losses: list[float]
     seconds: list[float]
+    failed: int = 0  # seeds
 
     def verdict(self) -> tuple[bool, str]:
         """Whether the published accuracy is reproduced, and how."""
         published = self.published.accuracy
-        if not self.accuracies:
+        if self.failed or not self.accuracies:
             return False, 'FAILED'
         if published is None:
             return True, 'none published'
@@ -106,31 +107,31 @@ def reproduce(names: Sequence[str], seeds: int, workdir: Path, overrides: Sequen
 def _measure(published: Published, seeds: int, workdir: Path, overrides: Sequence[str]) -> Measured:
     """Train the seeds that are still to train, and read all results."""
     found = Measured(published, [], [], [])
-    for seed in range(max(seeds, published.least_seeds)):
+    count = max(seeds, published.least_seeds)
+    for seed in range(count):
         place = workdir / f'{published.config}-{seed}'
-        for command in _commands(published, seed, place, overrides):
-            logging.info('%s', ' '.join(command[2:]))
-            status = subprocess.run(command, stdout=subprocess.DEVNULL, env=_environment()).returncode
-            if status:
-                logging.error('%s ended with status %d', place, status)
-                break
-        else:
-            result = results.read(place, published.split)
-            found.accuracies.append(result['accuracy'])
-            found.losses.append(result['loss'])
-            found.seconds.append(sum(row['seconds'] for row in monitor.read_numbers(place)))
-    return found
+        command = _command(published, seed, place, overrides)
+        logging.info('%s', ' '.join(command[2:]))
+        status = subprocess.run(command, stdout=subprocess.DEVNULL, env=_environment()).returncode
+        if status:
+            logging.error('%s ended with status %d', place, status)
+            continue
+        result = results.read(place, published.split)
+        found.accuracies.append(result['accuracy'])
+        found.losses.append(result['loss'])
+        found.seconds.append(sum(row['seconds'] for row in monitor.read_numbers(place)))
+    return found._replace(failed=count - len(found.accuracies))
 
 
-def _commands(published: Published, seed: int, place: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Training, which goes on with what is there, and the evaluation on a split of the experiment's own."""
-    program = [sys.executable, '-m', 'mnist_jax.main']
-    flags = [f'--config={ROOT / "configs" / published.config}.py', f'--config.seed={seed}', f'--workdir={place}']
+def _command(published: Published, seed: int, place: Path, overrides: Sequence[str]) -> list[str]:
+    """Training, which goes on with what is there; or, for a split of its own, its evaluation after that training."""
+    program = [sys.executable, '-m', 'mnist_jax.main', f'--workdir={place}']
+    if published.split:
+        return [*program, '--mode=eval', f'--split={published.split}']
+    flags = [f'--config={ROOT / "configs" / published.config}.py', f'--config.seed={seed}']
     if published.config == 'kaggle_mlp':
         flags.append(f'--config.dataset.raw_dir={place.parent / "kaggle.csv"}')
-    yield [*program, *flags, *overrides]
-    if published.split:
-        yield [*program, '--mode=eval', f'--workdir={place}', f'--split={published.split}']
+    return [*program, *flags, *overrides]
 
 
 def _environment() -> dict[str, str]:

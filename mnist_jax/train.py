@@ -42,7 +42,7 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     snapshot = _begin(experiment, checkpoints)
     _tell_beginning(experiment, workdir)
     snapshot = _train_epochs(experiment, checkpoints, snapshot, workdir)
-    step = evaluate.result_step(experiment, checkpoints)
+    step = evaluate.result_step(experiment, snapshot)
     if step != snapshot.state.step:
         logging.info('The best epoch is the result: %s', _epoch_name(experiment, step))
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)

@@ -26,6 +26,10 @@ def test_the_verdict(accuracies, verdict):
     assert Measured(Published('x', 0.9, 0.1), accuracies, accuracies, []).verdict() == verdict
 
 
+def test_a_failed_seed_fails_its_row():
+    assert Measured(Published('x', 0.9, 0.1), [0.95], [0.1], [1.0], failed=1).verdict() == (False, 'FAILED')
+
+
 def test_what_nobody_published_cannot_be_missed():
     assert Measured(Published('x', None, None), [0.1], [1.0], []).verdict() == (True, 'none published')
 

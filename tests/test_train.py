@@ -79,7 +79,14 @@ def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path
     train(small(epochs=1), tmp_path)
     good = (tmp_path / 'metrics.csv').read_text()
     assert [row['epoch'] for row in monitor.read_numbers(tmp_path)] == [1]
-    for text in ('', 'hello\nworld\n', good.replace('epoch,', 'epohc,'), good.replace('0.001', 'nan'), good[:-20]):
+    for text in (
+        '',
+        'hello\nworld\n',
+        good.replace('epoch,', 'epohc,'),
+        good.replace('0.001', 'nan'),
+        good[:-20],
+        good.replace(',,', ',x,'),
+    ):
         (tmp_path / 'metrics.csv').write_text(text)
         with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
             monitor.read_numbers(tmp_path)

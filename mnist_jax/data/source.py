@@ -18,10 +18,7 @@ class Source:
     """A data set, and the parts of it that a run trains on, validates with and is tested on.
 
     Args:
-      name: of the data set, as in the config.
-      make_builder: its class of builders.
-      data_dir: where prepared data sets live; '' is TFDS's own choice.
-      raw_dir: where the raw files lie; '' is with the package, or the network.
+      name, make_builder, data_dir, raw_dir: as for `Prepared`.
       train, validation, test: splits by these names, in TFDS's slicing ('train[:90%]'); '' for no validation.
       validation_fraction: this share of `train`, drawn at random, is for validation instead; 0 for none.
       split_seed: of what is drawn at random.
@@ -46,7 +43,7 @@ class Source:
         chosen = {'dataset.validation': validation, 'dataset.validation_fraction': validation_fraction, 'folds': fold}
         ways = [field for field, value in chosen.items() if value]
         if len(ways) > 1:
-            raise UserError(f'{ways[0]} and {ways[1]} both say what validates; leave one of them out: , 0.0 or 0')
+            raise UserError(f"{ways[0]} and {ways[1]} both say what validates; leave one of them out: '', 0.0 or 0")
         self.name = name
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(ways)

@@ -49,7 +49,7 @@ def test_without_a_way_to_validate_there_is_no_validation(data_dir):
         ),
         (
             {'validation_fraction': 0.1, 'validation': 'train[1000:]'},
-            'dataset.validation and dataset.validation_fraction both say what validates',
+            "dataset.validation and dataset.validation_fraction both say what validates; leave one of them out: ''",
         ),
         ({'fold': (1, 1001)}, 'config.folds=1001 is more than the 1,000 examples of dataset.train'),
     ],
