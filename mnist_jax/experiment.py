@@ -81,8 +81,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
             f'dataset.train={config.dataset.train!r}' + (', less those that validate' if source.validated else '')
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
-    whole = any(layer.non_trainable for layer in found)
-    layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas), whole=whole)
+    layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas))
     train_layout, eval_layout = layout(config.batch_size), layout(min(config.eval_batch_size, test_size))
     parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel}
 

@@ -21,7 +21,7 @@ class Training(NamedTuple):
 
     mask: jax.Array  # float32 B: 0 for padding
     index: jax.Array  # int32 B: which example; dropout depends on it and not on where the example is computed
-    all_sum: Callable[[Any], Any]  # adds a pytree over all devices
+    batch_sum: Callable[[Any], Any]  # adds a pytree over the whole global batch
 
 
 class BatchNorm(nn.Module):
@@ -49,11 +49,11 @@ class BatchNorm(nn.Module):
 
 
 def _batch_statistics(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of each channel over the unmasked examples of all devices, in one collective."""
+    """Mean and variance of each channel over the unmasked examples of the global batch, in one sum."""
     x_BxHxWxC = x_BxHxWxC * training.mask.reshape(-1, 1, 1, 1)
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
     sums = (x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2)), pixels)
-    total, squares, count = training.all_sum(sums)
+    total, squares, count = training.batch_sum(sums)
     mean = total / count
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import ops
 from mnist_jax.errors import UserError
@@ -119,19 +120,20 @@ class Replicas:
         )
         return lambda state, batch: compiled(state, batch, *given.values())
 
+    def replicate(self, tree: Any) -> Any:
+        """The tree on every device, as a compiled step returns it and expects it: other input is compiled for anew."""
+        return jax.device_put(tree, NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec()))
+
     def shard(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A global batch with a leading axis of devices: the first device takes the first rows."""
         return {name: rows.reshape(len(self), -1, *rows.shape[1:]) for name, rows in batch.items()}
 
 
-def batch_layout(batch_size: int, chunks: int, devices: int, whole: bool) -> tuple[int, int]:
+def batch_layout(batch_size: int, chunks: int, devices: int) -> tuple[int, int]:
     """(chunk size, padded batch size): how a global batch of `batch_size` examples is cut.
 
-    Into `chunks` chunks, or as many more as give each device equally many; where the model needs its share `whole`,
-    into one a device.
+    Into `chunks` chunks, or as many more as give each device equally many.
     """
-    if whole:
-        chunks = devices
     chunk_size = -(-batch_size // chunks)
     return chunk_size, chunk_size * -(-chunks // devices) * devices
 

@@ -3,8 +3,8 @@
 Why the device count does not change a bit of the result: the global batch is cut into chunks that depend on the
 config alone; the gradient of each chunk is computed by itself; the chunks' gradients are added as one binary tree,
 whose lower levels lie within a device and whose upper levels are `all_sum`. So each floating-point number is the
-same sum, in the same order, on one device and on eight. A model with BatchNorm needs the statistics of the whole
-batch in every layer and is computed in one piece a device; its results agree to rounding, not to the bit.
+same sum, in the same order, on one device and on eight. BatchNorm's sums, of the whole batch in every layer, are
+taken over the same chunks in the same order: `lockstep.py` says how.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnist_jax import ops
+from mnist_jax import lockstep, ops
 from mnist_jax.models import Training
 
 Batch = dict[str, jax.Array]
@@ -86,21 +86,18 @@ def train_step(
         logits_BxK, updated = model.apply(
             {'params': params, 'batch_stats': state.batch_stats},
             _scaled(chunk['image'], max_pixel),
-            Training(chunk['mask'], chunk['index'], all_sum),
+            Training(chunk['mask'], chunk['index'], lockstep.total),
             rngs={'dropout': key},
             mutable=['batch_stats'],
         )
         sums = _sums(logits_BxK, chunk, loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
-    if state.batch_stats and chunk_size != len(batch['label']):
-        raise ValueError('BatchNorm needs the whole share of a device in one chunk')
-    parts = []
-    for chunk in _chunks(batch, chunk_size):
-        # One chunk at a time: side by side, their activations would push each other out of the caches.
-        params, chunk, _ = jax.lax.optimization_barrier((state.params, chunk, parts[-1:]))
-        (_, (sums, batch_stats)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, chunk)
-        parts.append((grads, sums))
+    chunks = list(_chunks(batch, chunk_size))
+    if state.batch_stats:
+        parts, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
+    else:
+        parts, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
     # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
     grads, sums = jax.lax.optimization_barrier(all_sum(ops.tree_sum(parts)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
@@ -108,6 +105,31 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+
+
+def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) -> list[tuple[Any, Sums]]:
+    """The gradient and the sums of each chunk."""
+    parts = []
+    for chunk in chunks:
+        # One chunk at a time: side by side, their activations would push each other out of the caches.
+        now, chunk, _ = jax.lax.optimization_barrier((params, chunk, parts[-1:]))
+        (_, (sums, _)), grads = jax.value_and_grad(summed_loss, has_aux=True)(now, chunk)
+        parts.append((grads, sums))
+    return parts
+
+
+def _gradients_in_lockstep(
+    summed_loss: Callable, params: Any, chunks: list[Batch], all_sum: AllSum
+) -> tuple[list[tuple[Any, Sums]], Any]:
+    """The gradient and the sums of each chunk, and the new batch_stats, of a model that needs sums over the batch."""
+
+    def loss_of_all(copies: list[Any]) -> tuple[jax.Array, Any]:
+        results = lockstep.run(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
+        return sum(loss for loss, _ in results), [aux for _, aux in results]
+
+    # A copy of the parameters for each chunk keeps their gradients apart.
+    (_, aux), grads = jax.value_and_grad(loss_of_all, has_aux=True)([params] * len(chunks))
+    return [(grad, sums) for grad, (sums, _) in zip(grads, aux, strict=True)], aux[0][1]
 
 
 def eval_step(

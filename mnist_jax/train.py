@@ -129,6 +129,7 @@ def _train_epoch(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train the epoch counted from 0; returns the state after it and its row of metrics."""
     started = time.perf_counter()
+    state = experiment.replicas.replicate(state)
     totals: Totals = {}
     steps = experiment.steps_per_epoch
     with monitor.progress(epoch + 1, steps) as progress:
