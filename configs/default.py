@@ -13,9 +13,11 @@ def get_config() -> ConfigDict:
     config.devices = 0  # how many compute; 0: an accelerator's all, or one a CPU core where the model gains by it
     config.chunks = 8  # parts of a batch, added in a fixed order: 1, 2, 4, ... up to so many devices give the same bits
 
-    config.folds = (
-        0  # of cross-validation: so many runs, each validated with another part of `train`; 0: one run, no folds
-    )
+    config.steps_per_call = 0  # updates that a device makes in one go; 0: 1 on the CPU, 32 on an accelerator
+    config.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; the parameters are float32
+
+    # of cross-validation: so many runs, each validated with another part of `train`; 0: one run, no folds
+    config.folds = 0
     config.fold = 0  # the one of them to train, from 1; 0: all, each in a directory of its own
 
     loss = ConfigDict()
@@ -35,6 +37,7 @@ def get_config() -> ConfigDict:
     dataset.validation = ''  # '': none
     dataset.test = 'test'
     dataset.validation_fraction = 0.0  # share of `train` that is drawn at random for validation instead
+    dataset.in_memory = True  # False: the examples stay on the disk, and are read ahead of their use
     dataset.split_seed = 0  # of what is drawn at random: this share, the folds, Kaggle's split
     config.dataset = dataset
 

@@ -50,7 +50,7 @@ class Checkpoints:
         if not self._config.exists():
             return None
         try:
-            config = configs.from_json(self._config.read_text(encoding='utf-8'))
+            config = configs.with_added_fields(configs.from_json(self._config.read_text(encoding='utf-8')))
             configs.check(config)
         except (OSError, ValueError, UserError) as error:
             raise UserError(f'{str(self._config)!r} is damaged: {error}') from None

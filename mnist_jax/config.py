@@ -22,10 +22,13 @@ RANGES = {
     'batch_size': (1, ANY),
     'eval_batch_size': (1, ANY),
     'devices': (0, ANY),
+    'steps_per_call': (0, 10_000),
     'chunks': (1, 64),  # each is a part of the compiled program
     'folds': (0, 100),
     'fold': (0, 100),
 }
+# Fields that runs of older versions have not, and the values that they were trained with.
+ADDED = {'steps_per_call': 0, 'dtype': 'float32', 'dataset.in_memory': True}
 # What says where a run is computed and not what: a resumed run may have others.
 PLACES = ('devices', 'dataset.data_dir', 'dataset.raw_dir')
 
@@ -144,12 +147,29 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
+def run_json(config: ConfigDict) -> str:
+    """What the run computes, as JSON: every field but `PLACES`."""
+    return json.dumps({name: value for name, value in fields(config) if name not in PLACES})
+
+
 def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, locked; ValueError where it is another JSON value."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError('it is no JSON object')
     return ConfigDict(_tuples(value)).lock()
+
+
+def with_added_fields(saved: ConfigDict) -> ConfigDict:
+    """`saved`, of any version of this program, with those of `ADDED` that it has not, locked."""
+    config = saved.copy_and_resolve_references()
+    config.unlock()
+    for name, value in ADDED.items():
+        section, _, field = name.rpartition('.')
+        place = config.get(section) if section else config
+        if isinstance(place, ConfigDict) and field not in place:
+            place[field] = value
+    return config.lock()
 
 
 def _tuples(value: Any) -> Any:

@@ -9,8 +9,7 @@ import numpy as np
 
 from mnist_jax import checkpoint, metrics, parallel, results
 from mnist_jax.checkpoint import Snapshot
-from mnist_jax.data.builder import digest
-from mnist_jax.data.records import Split
+from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
@@ -18,17 +17,17 @@ from mnist_jax.metrics import Totals
 from mnist_jax.step import TrainState
 
 
-def evaluate_split(experiment: Experiment, state: TrainState, split: Split) -> tuple[Totals, np.ndarray]:
+def evaluate_split(experiment: Experiment, state: TrainState, split: Examples) -> tuple[Totals, np.ndarray]:
     """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes."""
     totals: Totals = {}
     probabilities = []
     for batch in experiment.eval_batches(split):
         sums, probabilities_BxK = experiment.eval_step(state, batch)
         totals = metrics.add(totals, parallel.fetch(sums))
-        probabilities.append(parallel.unshard(probabilities_BxK))
+        probabilities.append(parallel.fetch(probabilities_BxK))
     counted = int(totals['count'])
-    if counted != len(split.label):
-        raise AssertionError(f'{counted} of the {len(split.label)} examples of a split were evaluated')
+    if counted != split.size:
+        raise AssertionError(f'{counted} of the {split.size} examples of a split were evaluated')
     return totals, np.concatenate(probabilities)[:counted]  # Only the last batch is padded, at its end.
 
 
@@ -44,7 +43,7 @@ def evaluate_test(
     result = {
         'dataset': source.name,
         'split': spec,
-        'split_sha256': digest(*examples),
+        'split_sha256': examples.sha256,
         'step': int(state.step),
         'count': int(totals['count']),
         **metrics.means(totals),
@@ -54,15 +53,16 @@ def evaluate_test(
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }
-    results.write(workdir, part, result, examples.label, probabilities_NxK)
-    print(results.text(result), flush=True)
+    if parallel.is_main():
+        results.write(workdir, part, result, examples.label, probabilities_NxK)
+        print(results.text(result), flush=True)
     return result
 
 
-def _examples(source: Source, split: str) -> Split:
+def _examples(source: Source, split: str) -> Examples:
     """Those that validate the run, for 'validation'; else a split in TFDS's slicing."""
     if split != 'validation':
-        return source.data.slice('--split', split)
+        return source.other(split)
     examples = source.split('validation')
     if examples is None:
         raise UserError("--split='validation': this run was not validated; 'test' and 'train' are there")

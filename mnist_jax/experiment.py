@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,9 +18,12 @@ from mnist_jax import losses, models, optim, parallel, schedules, step, summary
 from mnist_jax.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data import batches
-from mnist_jax.data.records import Split
+from mnist_jax.data.records import Examples
 from mnist_jax.data.source import SOURCES, Source
-from mnist_jax.errors import UserError, build, check_range, construct
+from mnist_jax.errors import UserError, build, check_range, choose, construct
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+STEPS_PER_CALL = 32  # on an accelerator, for which a step of a small model is too short to start each by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +35,13 @@ class Experiment:
     model: nn.Module
     replicas: parallel.Replicas
     create_state: Callable[[], step.TrainState]
-    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]  # gives up the state it is given
+    # One update, or where `steps_per_call` is more than 1 several; gives up the state it is given.
+    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]
     eval_step: Callable[[step.TrainState, Any], tuple[step.Sums, jax.Array]]
     learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
     callbacks: Callbacks
     steps_per_epoch: int
+    steps_per_call: int
     train_layout: tuple[int, int]  # chunk size and padded batch size, examples
     eval_layout: tuple[int, int]
 
@@ -49,14 +55,17 @@ class Experiment:
         return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init())
 
     def train_batches(self, epoch: int) -> Iterator[Any]:
-        """The sharded batches of an epoch, counted from 0."""
+        """The sharded batches of an epoch, counted from 0: what `train_step` takes, one after the other."""
         config = self.config
-        order = (self.source.split('train'), config.seed, epoch, config.batch_size, self.train_layout[1])
-        return map(self.replicas.shard, batches.train_batches(*order))
+        size = self.train_layout[1]
+        order = (self.source.split('train'), config.seed, epoch, config.batch_size, size)
+        sharded = map(self.replicas.shard, batches.train_batches(*order, self.replicas.share(size)))
+        return sharded if self.steps_per_call == 1 else _stacked(sharded, self.steps_per_call)
 
-    def eval_batches(self, split: Split) -> Iterator[Any]:
+    def eval_batches(self, split: Examples) -> Iterator[Any]:
         """The sharded batches of a split, in order."""
-        return map(self.replicas.shard, batches.eval_batches(split, self.eval_layout[1]))
+        size = self.eval_layout[1]
+        return map(self.replicas.shard, batches.eval_batches(split, size, self.replicas.share(size)))
 
 
 def make_experiment(config: configs.ConfigDict) -> Experiment:
@@ -83,13 +92,15 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas))
     train_layout, eval_layout = layout(config.batch_size), layout(min(config.eval_batch_size, test_size))
-    parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel}
+    dtype = choose('config.dtype', config.dtype, DTYPES)
+    parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel, 'dtype': dtype}
+    steps_per_call = config.steps_per_call or (1 if replicas.on_cpu else STEPS_PER_CALL)
 
     def learning_rate(step: Any) -> jax.Array:
         return peak * schedule(jnp.float32(step) / steps_per_epoch, config.epochs)
 
     train_step = functools.partial(
-        step.train_step,
+        step.train_step if steps_per_call == 1 else step.train_steps,
         **parts,
         optimizer=optimizer,
         learning_rate=learning_rate,
@@ -110,9 +121,16 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         learning_rate=learning_rate,
         callbacks=callbacks,
         steps_per_epoch=steps_per_epoch,
+        steps_per_call=steps_per_call,
         train_layout=train_layout,
         eval_layout=eval_layout,
     )
+
+
+def _stacked(sharded: Iterator[Any], count: int) -> Iterator[Any]:
+    """So many sharded batches in one, along a second axis after that of the devices; the last one may have fewer."""
+    while group := list(itertools.islice(sharded, count)):
+        yield {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
 
 
 def layer_table(config: configs.ConfigDict) -> str:

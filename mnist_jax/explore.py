@@ -14,6 +14,7 @@ from mnist_jax import config as configs
 from mnist_jax import files, tables
 from mnist_jax.data.records import Split
 from mnist_jax.data.source import NAMES
+from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
 
 EXAMPLES = 12  # of each class
@@ -22,6 +23,8 @@ STATISTICS = {'mean': np.mean, 'median': np.median, 'standard deviation': np.std
 
 def explore(config: configs.ConfigDict, workdir: Path) -> str:
     """Write the pictures and `explore.txt` of the configured data set to `workdir`; prints and returns the text."""
+    if not config.dataset.in_memory:
+        raise UserError('--mode=explore looks at all examples in memory: it needs --config.dataset.in_memory=True')
     experiment = make_experiment(config)
     source = experiment.source
     found = {name: source.split(name) for name in NAMES}

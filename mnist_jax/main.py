@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mnist_jax import config as configs
-from mnist_jax import monitor
-from mnist_jax.errors import UserError, choose
+from mnist_jax import launch, monitor
+from mnist_jax.errors import UserError, choose, first_line
 
 FLAGS = flags.FLAGS
 USAGE = """\
@@ -18,6 +19,7 @@ Train, evaluate and compare small-image classifiers.
 
   python -m mnist_jax.main --config=configs/cnn.py                       train, or go on with what is there
   python -m mnist_jax.main --config=configs/cnn.py --config.epochs=3     any field of configs/default.py
+  python -m mnist_jax.main --processes=2 --config=configs/cnn.py         in two processes, with the same result
   python -m mnist_jax.main --mode=eval --workdir=runs/cnn                evaluate what a run has learned
   python -m mnist_jax.main --mode=compare --run='runs/*'                 finished runs side by side
   python -m mnist_jax.main --mode=explore --config=configs/cnn.py        look at a data set
@@ -36,6 +38,10 @@ flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<config name>' 
 flags.DEFINE_string('step', None, "eval: which checkpoint: best, latest or a step; the run's result if not given")
 flags.DEFINE_string('split', None, "eval: which split, as 'holdout' or 'test[:10%]'; the config's test if not given")
 flags.DEFINE_multi_string('run', [], "compare: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated")
+flags.DEFINE_integer('processes', None, 'train, eval: start so many processes on this machine, each with its devices')
+flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0, for all to meet there')
+flags.DEFINE_integer('num_processes', None, 'train, eval on several hosts: how many processes there are in all')
+flags.DEFINE_integer('process_id', None, 'train, eval on several hosts: which of them this is, from 0')
 flags.DEFINE_integer('seeds', 3, 'reproduce: how many seeds')
 flags.DEFINE_list('experiments', [], 'reproduce: the names of some configs, comma-separated; all if not given')
 
@@ -45,6 +51,7 @@ def _train() -> None:
     from mnist_jax.train import train
 
     config = _config()
+    _connect()
     run = cross_validate if config.folds and not config.fold else train
     run(config, _workdir(Path(FLAGS['config'].config_filename).stem))
 
@@ -54,6 +61,7 @@ def _eval() -> None:
 
     if FLAGS.workdir is None or _CONFIG.value is not None:
         raise UserError('--mode=eval needs --workdir, the directory of a run, and no --config: the run has its own')
+    _connect()
     evaluate_workdir(Path(FLAGS.workdir), FLAGS.step, FLAGS.split)
 
 
@@ -84,6 +92,12 @@ def _reproduce() -> None:
     reproduce(FLAGS.experiments, FLAGS.seeds, _workdir('reproduce'))
 
 
+def _connect() -> None:
+    from mnist_jax import parallel
+
+    parallel.connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+
+
 def _config() -> configs.ConfigDict:
     if _CONFIG.value is None:
         raise UserError('--config is missing; for example --config=configs/cnn.py')
@@ -94,10 +108,11 @@ def _workdir(name: str) -> Path:
     return Path(FLAGS.workdir or f'runs/{name}')
 
 
+_PROCESSES = ('processes', 'coordinator', 'num_processes', 'process_id')
 # Each mode and the flags that it uses beside --config and --workdir.
 MODES = {
-    'train': (_train, ()),
-    'eval': (_eval, ('step', 'split')),
+    'train': (_train, _PROCESSES),
+    'eval': (_eval, ('step', 'split', *_PROCESSES)),
     'summary': (_summary, ()),
     'compare': (_compare, ('run',)),
     'explore': (_explore, ()),
@@ -135,12 +150,40 @@ def main(argv: list[str]) -> None:
     monitor.configure_logging()
     run, used = choose('--mode', FLAGS.mode, MODES)
     _check_flags(used)
+    if FLAGS.processes is not None and FLAGS.process_id is None:
+        if FLAGS.processes < 1:
+            raise UserError(f'--processes={FLAGS.processes} is wrong: at least 1 is wanted')
+        sys.exit(launch.launch(sys.argv[1:], FLAGS.processes))
     run()
 
 
-if __name__ == '__main__':
+def run_program() -> None:
+    """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
+    status = 1
     try:
         app.run(main, flags_parser=_parse)
     except (UserError, FloatingPointError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        status = 2 if isinstance(error, UserError) else 1
+    except Exception as error:
+        _tell_failure(error)
+    if 'mnist_jax.parallel' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
+        sys.modules['mnist_jax.parallel'].abandon(status)
+    sys.exit(status)
+
+
+def _tell_failure(error: Exception) -> None:
+    from mnist_jax import parallel
+
+    if parallel.lost_others(error):
+        print(
+            f'error: the other processes of this run are gone ({first_line(error)[:200]}); the same command goes on '
+            'from the last checkpoint',
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+
+
+if __name__ == '__main__':
+    run_program()

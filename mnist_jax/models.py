@@ -45,12 +45,13 @@ class BatchNorm(nn.Module):
                 for moving, now in ((moving_mean, mean), (moving_variance, variance)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * now
         factor_C = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + (bias - mean * factor_C).reshape(1, 1, 1, -1)
+        normalised = x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + (bias - mean * factor_C).reshape(1, 1, 1, -1)
+        return normalised.astype(x_BxHxWxC.dtype)
 
 
 def _batch_statistics(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel over the unmasked examples of the global batch, in one sum."""
-    x_BxHxWxC = x_BxHxWxC * training.mask.reshape(-1, 1, 1, 1)
+    x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * training.mask.reshape(-1, 1, 1, 1)
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
     sums = (x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2)), pixels)
     total, squares, count = training.batch_sum(sums)

@@ -77,10 +77,15 @@ def _is_good(row: Mapping[str | None, Any]) -> bool:
 class Monitor:
     """Writes the metrics of a run's epochs to its workdir and to the terminal."""
 
-    def __init__(self, workdir: Path, epochs: int, step: int):
-        """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped."""
+    def __init__(self, workdir: Path, epochs: int, step: int, writes: bool = True):
+        """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped.
+
+        One that does not write keeps silent too.
+        """
+        self._writes, self._epochs = writes, epochs
+        if not writes:
+            return
         self._csv = workdir / 'metrics.csv'
-        self._epochs = epochs
         rows, damaged = _read_rows(self._csv)
         self._rows = [row for row in rows if int(row['step']) <= step]
         if damaged:
@@ -90,10 +95,13 @@ class Monitor:
 
     def progress(self, epoch: int, steps: int) -> 'Progress':
         """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""
-        return Progress(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps)
+        shown = self._writes and sys.stderr.isatty()
+        return Progress(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, shown)
 
     def epoch(self, row: Mapping[str, float | int | None]) -> None:
         """Record a finished epoch: a line, a row of `metrics.csv`, and TensorBoard's scalars."""
+        if not self._writes:
+            return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
@@ -108,7 +116,8 @@ class Monitor:
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
-        self._tensorboard.close()
+        if self._writes:
+            self._tensorboard.close()
 
 
 def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
@@ -125,23 +134,23 @@ def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
 class Progress:
     """The progress bar of an epoch: loss, accuracy, images/s and the time left."""
 
-    def __init__(self, title: str, steps: int):
+    def __init__(self, title: str, steps: int, shown: bool):
         self._bar = tqdm(
             total=steps,
             desc=title,
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not shown,
             bar_format='{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]',
         )
 
-    def update(self, means: Mapping[str, float], images: float) -> None:
-        """One step further; `means` are those of the epoch so far, after `images` images."""
+    def update(self, means: Mapping[str, float], images: float, steps: int) -> None:
+        """So far: the means of the epoch, how many images and steps it had."""
         if not self._bar.disable:
             speed = images / max(self._bar.format_dict['elapsed'], 1e-9)
             self._bar.set_postfix_str(
                 f'loss {means["loss"]:.4f} accuracy {means["accuracy"]:.4f} {speed:,.0f} images/s', refresh=False
             )
-            self._bar.update()
+            self._bar.update(steps - self._bar.n)
 
     def __enter__(self) -> 'Progress':
         return self

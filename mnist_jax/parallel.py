@@ -1,21 +1,24 @@
-"""Devices: how many, and how a step runs on all of them. No other room knows of devices, axes or processes."""
+"""Devices and processes: how many, and how a step runs on all of them. No other room knows of them, or of axes."""
 
 import contextlib
 import hashlib
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import ops
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, first_line
 
 AXIS = 'devices'
 THREADS = 16  # of XLA on the CPU, enough for 8 devices
@@ -26,26 +29,89 @@ MIN_MULTIPLY_ADDS = 50e6
 MIN_MULTIPLY_ADDS_PER_PARAMETER = 500
 
 
-def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Replicas':
-    """Start the JAX backend with the devices that the run shall use.
+def connect(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Join the other processes of a run, before anything is computed.
+
+    Those that the arguments name, or those that JAX finds: of Slurm, Open MPI, Kubernetes or a TPU pod; none of them
+    is a run of one process.
 
     Args:
-      devices: how many; 0 for all of an accelerator's, or about one a core on the CPU where the model gains from it.
+      coordinator: host:port of the process 0, for all of them to meet there.
+      num_processes: how many there are.
+      process_id: which of them this one is, from 0.
+    """
+    given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
+    missing = [flag for flag, value in given.items() if value is None]
+    if len(missing) == len(given):
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if 'coordinator_address should be defined' not in str(error):
+                raise UserError(f'JAX finds other processes, but not all about them: {first_line(error)}') from None
+        return
+    if missing and num_processes != 1:
+        raise UserError(f'{", ".join(missing)} missing: --coordinator, --num_processes and --process_id go together')
+    if num_processes == 1:
+        return
+    if not 0 <= process_id < num_processes:
+        raise UserError(f'--process_id={process_id} is wrong: 0 to {num_processes - 1} are the processes of this run')
+    if not re.fullmatch(r'.+:\d+', coordinator):
+        raise UserError(f'--coordinator={coordinator!r} is wrong: the host and a free port of process 0, host:port')
+    jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
+
+
+def abandon(status: int) -> None:
+    """End this process at once where it is one of several: they wait for it, and it must not wait for them."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def lost_others(error: Exception) -> bool:
+    """Whether an exception says that the connection to the other processes broke."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
+
+
+def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Replicas':
+    """Start the JAX backend with the devices that the run shall use. From here on, process 0 speaks for all.
+
+    Args:
+      devices: how many of each process; 0 for all of an accelerator's, or about one a core on the CPU where the model
+        gains from it.
       chunks: of a global batch; on the CPU, an automatic number of devices divides it.
       multiply_adds: of the forward pass of a global batch.
       parameters: of the model.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     gains = multiply_adds >= max(MIN_MULTIPLY_ADDS, MIN_MULTIPLY_ADDS_PER_PARAMETER * parameters)
-    on_cpu = devices or (max(n for n in range(1, cores + 1) if chunks % n == 0) if gains else 1)
+    divisors = [n for n in range(1, cores + 1) if chunks % n == 0 and same_bits(chunks, n)]
+    on_cpu = devices or (max(divisors) if gains else 1)
     _configure_cpu(min(on_cpu, max(8, cores)))
     _cache_compilations()
-    available = jax.local_devices()
-    if devices > len(available):
+    if not is_main():
+        logging.set_verbosity(logging.WARNING)
+    by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
+    available = min(map(len, by_process))
+    if devices > available:
         kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
-        raise UserError(f'devices={devices} is more than there are: 1 to {len(available)} ({kind}), or 0 for automatic')
-    count = on_cpu if jax.default_backend() == 'cpu' else devices or len(available)
-    return Replicas(available[:count])
+        raise UserError(f'devices={devices} is more than there are: 1 to {available} ({kind}), or 0 for automatic')
+    count = min(on_cpu, available) if jax.default_backend() == 'cpu' else devices or available
+    return Replicas([device for local in by_process for device in local[:count]])
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks for all; asked after `start`."""
+    return jax.process_index() == 0
+
+
+def check_same(what: str, value: str) -> None:
+    """Wait for all processes; raise a UserError unless `value` is the same in all of them."""
+    if jax.process_count() == 1:
+        return
+    own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.int32)
+    if (multihost_utils.process_allgather(own) != own).any():
+        raise UserError(f'{what} must be the same in all processes of a run, and differs between them')
 
 
 def _configure_cpu(devices: int) -> None:
@@ -79,17 +145,25 @@ def _cache_compilations() -> None:
 
 
 class Replicas:
-    """The devices of a run, each with a whole copy of the state and a share of every batch."""
+    """The devices of a run, in all its processes, each with a whole copy of the state and a share of every batch."""
 
     def __init__(self, devices: list[jax.Device]):
+        """`devices` are equally many of each process, process by process."""
         self.devices = devices
+        self.local = [device for device in devices if device.process_index == jax.process_index()]
 
     def __len__(self) -> int:
         return len(self.devices)
 
     def __str__(self) -> str:
-        kind = 'CPU, virtual' if self.devices[0].platform == 'cpu' else self.devices[0].device_kind
-        return f'{len(self)} ({kind})'
+        kind = 'CPU, virtual' if self.on_cpu else self.devices[0].device_kind
+        processes = len(self) // len(self.local)
+        return f'{len(self)} ({kind})' + (f', {len(self.local)} in each of {processes} processes' * (processes > 1))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether these are virtual devices."""
+        return self.devices[0].platform == 'cpu'
 
     def all_sum(self, tree: Any) -> Any:
         """The sum of `tree` over the devices, in one collective and always in the same order (`ops.tree_sum`)."""
@@ -102,19 +176,22 @@ class Replicas:
     def compile(self, step: Callable, donate: bool = False, by_example: bool = False, **given: np.ndarray) -> Callable:
         """`step(state, batch, all_sum=...)` on all devices, with a replicated state and a sharded batch.
 
-        Its two results are replicated, but for the second one where that is `by_example`: it is sharded as the batch.
-        With `donate` it gives up the state that it is given. `given` are further arguments of the step whose values
-        are no part of the compiled program.
+        Its results are replicated. Where the second one is `by_example`, the devices' rows of it are brought together
+        in the order of the global batch. With `donate` it gives up the state that it is given. `given` are further
+        arguments of the step whose values are no part of the compiled program.
         """
 
         def run(state: Any, batch: Any, *values: jax.Array) -> Any:
-            return step(state, batch, all_sum=self.all_sum, **dict(zip(given, values, strict=True)))
+            first, second = step(state, batch, all_sum=self.all_sum, **dict(zip(given, values, strict=True)))
+            if by_example and len(self) > 1:
+                second = jax.lax.all_gather(second, AXIS, tiled=True)
+            return first, second
 
         compiled = jax.pmap(
             run,
             axis_name=AXIS,
             in_axes=(None, 0, *(None for _ in given)),
-            out_axes=(None, 0 if by_example else None),
+            out_axes=None,
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
         )
@@ -122,11 +199,16 @@ class Replicas:
 
     def replicate(self, tree: Any) -> Any:
         """The tree on every device, as a compiled step returns it and expects it: other input is compiled for anew."""
-        return jax.device_put(tree, NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec()))
+        return jax.device_put(tree, NamedSharding(Mesh(np.array(self.local), (AXIS,)), PartitionSpec()))
 
-    def shard(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A global batch with a leading axis of devices: the first device takes the first rows."""
-        return {name: rows.reshape(len(self), -1, *rows.shape[1:]) for name, rows in batch.items()}
+    def share(self, batch_size: int) -> slice:
+        """The rows of a global batch of this (padded) size that this process loads, for its devices."""
+        rows, first = batch_size // len(self), self.devices.index(self.local[0])
+        return slice(rows * first, rows * (first + len(self.local)))
+
+    def shard(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """This process's share of a batch with a leading axis of its devices: the first device takes the first rows."""
+        return {name: column.reshape(len(self.local), -1, *column.shape[1:]) for name, column in rows.items()}
 
 
 def batch_layout(batch_size: int, chunks: int, devices: int) -> tuple[int, int]:
@@ -138,9 +220,13 @@ def batch_layout(batch_size: int, chunks: int, devices: int) -> tuple[int, int]:
     return chunk_size, chunk_size * -(-chunks // devices) * devices
 
 
-def unshard(rows: jax.Array) -> np.ndarray:
-    """The rows of a sharded batch in host memory, in the order of the global batch."""
-    return np.asarray(rows).reshape(-1, *rows.shape[2:])
+def same_bits(chunks: int, devices: int) -> bool:
+    """Whether so many devices add up `chunks` chunks in the order of one device.
+
+    They do where the chunks of a device, 1, 2, 4 or more, are a subtree of `ops.tree_sum`; empty ones add nothing.
+    """
+    each = -(-chunks // devices)
+    return devices == 1 or each & (each - 1) == 0
 
 
 def fetch(tree: Any) -> Any:

@@ -61,6 +61,7 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: Callable[[jax.Array], jax.Array],
     max_pixel: int,
+    dtype: jnp.dtype,
     seed: int | jax.Array,
     chunk_size: int,
     all_sum: AllSum,
@@ -73,6 +74,7 @@ def train_step(
       model, loss, optimizer: the parts of the experiment.
       learning_rate: of the update that follows a step.
       max_pixel: the pixel value that becomes 1.0.
+      dtype: in which the model computes; parameters, losses and all sums over examples are float32.
       seed: of the dropout.
       chunk_size: how many examples make a chunk; it divides the share.
       all_sum: adds a pytree over all devices.
@@ -84,13 +86,13 @@ def train_step(
 
     def summed_loss(params: Any, chunk: Batch) -> tuple[jax.Array, tuple[Sums, Any]]:
         logits_BxK, updated = model.apply(
-            {'params': params, 'batch_stats': state.batch_stats},
-            _scaled(chunk['image'], max_pixel),
+            {'params': _cast(params, dtype), 'batch_stats': state.batch_stats},
+            _scaled(chunk['image'], max_pixel, dtype),
             Training(chunk['mask'], chunk['index'], lockstep.total),
             rngs={'dropout': key},
             mutable=['batch_stats'],
         )
-        sums = _sums(logits_BxK, chunk, loss)
+        sums = _sums(logits_BxK.astype(jnp.float32), chunk, loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
     chunks = list(_chunks(batch, chunk_size))
@@ -105,6 +107,11 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+
+
+def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainState, Sums]:
+    """As many updates by `train_step` as `batches` is long: batches along a first axis, which the sums have too."""
+    return jax.lax.scan(lambda state, batch: train_step(state, batch, **given), state, batches)
 
 
 def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) -> list[tuple[Any, Sums]]:
@@ -139,6 +146,7 @@ def eval_step(
     model: nn.Module,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
     max_pixel: int,
+    dtype: jnp.dtype,
     chunk_size: int,
     all_sum: AllSum,
 ) -> tuple[Sums, jax.Array]:
@@ -151,9 +159,9 @@ def eval_step(
     parts, probabilities = [], []
     for chunk in _chunks(batch, chunk_size):
         variables, chunk, _ = jax.lax.optimization_barrier(
-            ({'params': state.params, 'batch_stats': state.batch_stats}, chunk, parts[-1:])
+            ({'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}, chunk, parts[-1:])
         )
-        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel))
+        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel, dtype)).astype(jnp.float32)
         classes = logits_BxK.shape[-1]
         truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
@@ -171,8 +179,12 @@ def _chunks(batch: Batch, chunk_size: int) -> Iterator[Batch]:
         yield {name: rows[start : start + chunk_size] for name, rows in batch.items()}
 
 
-def _scaled(image_BxHxWxC: jax.Array, max_pixel: int) -> jax.Array:
-    return image_BxHxWxC.astype(jnp.float32) / max_pixel
+def _scaled(image_BxHxWxC: jax.Array, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
+    return (image_BxHxWxC.astype(jnp.float32) / max_pixel).astype(dtype)
+
+
+def _cast(params: Any, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def _sums(logits_BxK: jax.Array, batch: Batch, loss: Callable) -> Sums:

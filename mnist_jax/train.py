@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     if any(workdir.glob('fold-*')):
         raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; give another --workdir')
     checkpoints = checkpoint.Checkpoints(workdir)
-    begun = bool(checkpoints.steps())
-    if begun:
+    steps = checkpoints.steps()
+    if steps:
         saved = checkpoints.read_config()
         if saved is None:
             raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
@@ -38,10 +38,19 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
-    checkpoints.write_config(config, experiment.source.data.digests)
-    snapshot = _begin(experiment, checkpoints)
+    digests = experiment.source.data.digests
+    # Nobody writes before all have read.
+    parallel.check_same('the config, the data set and --workdir', f'{configs.run_json(config)} {digests} {steps}')
+    if parallel.is_main():
+        checkpoints.write_config(config, digests)
+    snapshot = _begin(experiment, checkpoints, steps)
     _tell_beginning(experiment, workdir)
-    snapshot = _train_epochs(experiment, checkpoints, snapshot, workdir)
+    monitor = Monitor(workdir, config.epochs, int(snapshot.state.step), writes=parallel.is_main())
+    with checkpoints.open() as writer:
+        if not steps:
+            writer.save(snapshot)
+        snapshot = _train_epochs(experiment, writer, snapshot, monitor)
+    monitor.close()
     step = evaluate.result_step(experiment, snapshot)
     if step != snapshot.state.step:
         logging.info('The best epoch is the result: %s', _epoch_name(experiment, step))
@@ -52,9 +61,8 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> Snapshot:
-    """What to go on from."""
-    steps = checkpoints.steps()
+def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int]) -> Snapshot:
+    """What to go on from: the last of `steps`, or nothing."""
     if not steps:
         return experiment.first_snapshot()
     logging.info('Going on from the checkpoint %s', _epoch_name(experiment, steps[-1]))
@@ -65,9 +73,7 @@ def _epoch_name(experiment: Experiment, step: int) -> str:
     return f'of epoch {step // experiment.steps_per_epoch} (step {step:,})'
 
 
-def _train_epochs(
-    experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path
-) -> Snapshot:
+def _train_epochs(experiment: Experiment, writer: checkpoint.Writer, snapshot: Snapshot, monitor: Monitor) -> Snapshot:
     """Train the epochs that are left, with a row of metrics and a checkpoint after each; returns the last snapshot."""
     epochs = experiment.config.epochs
     first_step = int(snapshot.state.step)
@@ -76,18 +82,13 @@ def _train_epochs(
         logging.info('This run is finished: it stopped early after %d of %d epochs', first_epoch, epochs)
     elif first_step and first_epoch == epochs:
         logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', epochs)
-    monitor = Monitor(workdir, epochs, first_step)
-    with checkpoints.open() as writer:
-        if not checkpoints.steps():
-            writer.save(snapshot)
-        for epoch in range(first_epoch, epochs):
-            if _stops(experiment, snapshot):
-                break
-            state, row = _train_epoch(experiment, snapshot.state, epoch, monitor)
-            monitor.epoch(row)
-            snapshot = _after_epoch(experiment, Snapshot(state, snapshot.callbacks), row)
-            writer.save(snapshot)
-    monitor.close()
+    for epoch in range(first_epoch, epochs):
+        if _stops(experiment, snapshot):
+            break
+        state, row = _train_epoch(experiment, snapshot.state, epoch, monitor)
+        monitor.epoch(row)
+        snapshot = _after_epoch(experiment, Snapshot(state, snapshot.callbacks), row)
+        writer.save(snapshot)
     return snapshot
 
 
@@ -116,8 +117,17 @@ def _after_epoch(experiment: Experiment, snapshot: Snapshot, row: Mapping[str, A
 def _tell_beginning(experiment: Experiment, workdir: Path) -> None:
     source = experiment.source
     splits = ((name, source.split(name)) for name in NAMES)
-    sizes = ', '.join(f'{name} {len(split.label):,}' for name, split in splits if split is not None)
+    sizes = ', '.join(f'{name} {split.size:,}' for name, split in splits if split is not None)
+    chunks, devices = experiment.config.chunks, len(experiment.replicas)
     logging.info('devices   %s', experiment.replicas)
+    if not parallel.same_bits(chunks, devices):
+        logging.info(
+            'bits      not those of one device: %d chunks are not 1, 2, 4, 8, ... for each of %d devices',
+            chunks,
+            devices,
+        )
+    if experiment.steps_per_call > 1:
+        logging.info('steps     %d in one call', experiment.steps_per_call)
     logging.info('data set  %s: %s', source.name, sizes)
     logging.info('workdir   %s', workdir)
     for line in summary.table(experiment.model, source.image_shape).splitlines():
@@ -133,15 +143,15 @@ def _train_epoch(
     totals: Totals = {}
     steps = experiment.steps_per_epoch
     with monitor.progress(epoch + 1, steps) as progress:
-        pending = None
-        for step, batch in enumerate(experiment.train_batches(epoch), start=epoch * steps + 1):
+        done, pending = epoch * steps, None
+        for batch in experiment.train_batches(epoch):
             state, sums = experiment.train_step(state, batch)
-            # The step before this one is waited for after this one is on its way: the device is never idle.
+            # The call before this one is waited for after this one is on its way: the device is never idle.
             if pending is not None:
-                totals = _collect(totals, pending, step - 1)
-                progress.update(metrics.means(totals), float(totals['count']))
+                totals, done = _collect(totals, pending, done)
+                progress.update(metrics.means(totals), float(totals['count']), done - epoch * steps)
             pending = sums
-        totals = _collect(totals, pending, (epoch + 1) * steps)
+        totals, _ = _collect(totals, pending, done)
     seconds = time.perf_counter() - started
     trained = metrics.means(totals)
     learning_rate = experiment.learning_rate((epoch + 1) * steps - 1) * state.learning_rate_scale
@@ -163,8 +173,12 @@ def _train_epoch(
     }
 
 
-def _collect(totals: Totals, sums: dict[str, jax.Array], step: int) -> Totals:
-    now = parallel.fetch(sums)
-    if not math.isfinite(now['loss']):
-        raise FloatingPointError(f'the loss of step {step} is {now["loss"]}; the last checkpoint is kept')
-    return metrics.add(totals, now)
+def _collect(totals: Totals, sums: dict[str, jax.Array], done: int) -> tuple[Totals, int]:
+    """The totals with the sums of one call, of a step or several, and how many steps are done with them."""
+    steps = {name: np.atleast_1d(column) for name, column in parallel.fetch(sums).items()}
+    for number, loss in enumerate(steps['loss']):
+        done += 1
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the loss of step {done} is {loss}; the last checkpoint is kept')
+        totals = metrics.add(totals, {name: column[number] for name, column in steps.items()})
+    return totals, done

@@ -1,84 +1,162 @@
-"""launch.sh with a stand-in for Python that writes down what it is asked to do."""
+"""Several processes of the program, as one process or more would be: the same bits, and one end for all."""
 
+import json
 import os
-import shutil
+import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from conftest import ROOT
 
-STAND_IN = """#!/bin/bash
-case "$*" in
-    -c*) exit 0 ;;
-    '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>"$LOG" ;;
-    *'-m pip install'*)
-        echo "pip ${@: -1}" | sed 's:/.*/::' >>"$LOG"
-        if [[ -n ${KILL:-} ]]; then kill -9 $PPID; fi ;;
-    *) echo "in $PWD: $*" >>"$LOG" ;;
-esac
+from mnist_jax import launch
+
+RUN = (
+    f'--config={ROOT}/configs/cnn.py',
+    '--config.dataset.train=train[:301]',
+    '--config.dataset.validation=train[301:400]',
+    '--config.dataset.test=test[:203]',
+    '--config.batch_size=50',
+    '--config.epochs=2',
+    '--config.model.stages=((4,), (8,))',
+    '--config.model.hidden=(16,)',
+    '--config.model.dropout=(0.5,)',
+)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, data_dir):
+    """The result and the metrics of the run in one process of one device."""
+    workdir = tmp_path_factory.mktemp('alone')
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
+    command = [sys.executable, '-m', 'mnist_jax.main', *RUN, '--config.devices=1', f'--workdir={workdir}']
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return result(workdir)
+
+
+def result(workdir):
+    rows = [line.split(',')[:7] for line in (workdir / 'metrics.csv').read_text().splitlines()]
+    return json.loads((workdir / 'eval.json').read_text()), rows
+
+
+def test_two_processes_give_the_bits_of_one_and_speak_once(program, tmp_path, alone):
+    found = program(*RUN, '--config.devices=2', '--processes=2', '--workdir=run', check=True)
+    assert result(tmp_path / 'run') == alone
+    lines = [line.split(' ', 1)[1] for line in found.stderr.splitlines() if 'Gloo' not in line]
+    assert lines[0] == 'devices   4 (CPU, virtual), 2 in each of 2 processes'
+    assert [line.split('  ')[0] for line in lines if line.startswith('epoch')] == ['epoch 1/2', 'epoch 2/2']
+    evaluated = program('--mode=eval', '--workdir=run', '--processes=2', '--step=latest', check=True)
+    assert evaluated.stdout.count('accuracy   ') == 1
+    step = json.loads((tmp_path / 'run' / 'eval-step14.json').read_text())
+    assert step == alone[0]
+
+
+def test_a_run_moves_from_devices_to_processes(program, tmp_path, alone):
+    program(*RUN, '--config.epochs=1', '--config.devices=2', '--workdir=run', check=True)
+    program(*RUN, '--config.devices=1', '--processes=2', '--workdir=run', check=True)
+    assert result(tmp_path / 'run') == alone
+
+
+def test_one_killed_process_ends_the_others_and_the_next_start_goes_on(tmp_path, data_dir, program, alone):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
+    command = [sys.executable, '-m', 'mnist_jax.main', *RUN, '--config.devices=1', '--processes=2', '--workdir=run']
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        children = []
+        while not (tmp_path / 'run' / 'checkpoints').exists():
+            assert launcher.poll() is None
+            children = subprocess.run(['pgrep', '-P', str(launcher.pid)], capture_output=True, text=True).stdout.split()
+            time.sleep(0.1)
+        os.kill(int(children[1]), signal.SIGKILL)
+        began = time.monotonic()
+        _, told = launcher.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert launcher.returncode == 1
+    assert 'error: process 1 of 2 was killed (SIGKILL), so the run ends; the same command goes on' in told
+    assert 'Traceback' not in told
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
+    program(*RUN, '--config.devices=4', '--workdir=run', check=True)
+    assert result(tmp_path / 'run') == alone
+
+
+def test_what_the_user_got_wrong_is_told_once(program, tmp_path):
+    found = program(*RUN, '--config.batch_size=1000', '--processes=2')
+    assert found.returncode == 2
+    assert found.stderr.count('error: ') == 1 and 'batch_size=1000 is larger than' in found.stderr
+    assert 'Traceback' not in found.stderr and not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        (('--processes=0',), '--processes=0 is wrong: at least 1 is wanted'),
+        (('--num_processes=2',), '--coordinator, --process_id missing: --coordinator, --num_processes and'),
+        (('--coordinator=here', '--num_processes=2', '--process_id=1'), "--coordinator='here' is wrong: the host and"),
+        (('--coordinator=a:1', '--num_processes=2', '--process_id=2'), '--process_id=2 is wrong: 0 to 1 are the'),
+        (('--mode=summary', '--processes=2'), '--processes is not for --mode=summary'),
+    ],
+)
+def test_wrong_flags_are_told(program, arguments, told):
+    found = program(*RUN, *arguments)
+    assert found.returncode == 2
+    assert found.stderr.startswith('error: ') and found.stderr.count('\n') == 1
+    assert told in found.stderr
+
+
+LAUNCH = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location('launch', {path!r})
+launch = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launch)
+launch.GRACE = 2.0
+sys.exit(launch.launch([], {processes}))
 """
 
 
 @pytest.fixture
-def launch(tmp_path):
-    """A function that runs a copy of launch.sh and returns what the stand-in was asked to do."""
-    root, log = tmp_path / 'a project', tmp_path / 'log'
-    root.mkdir()
-    for name in ('launch.sh', 'requirements.txt', 'requirements-test.txt', 'configs'):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, root / name)
-    stand_in = tmp_path / 'python3'
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
+def stand_ins(tmp_path):
+    """A function that launches so many processes of a script, which is given its number, instead of the program."""
 
-    def run(*arguments, cwd=root, code=0, **environment):
-        log.write_text('')
-        variables = {**os.environ, 'LOG': str(log), 'PYTHON': str(stand_in), **environment}
-        done = subprocess.run([root / 'launch.sh', *arguments], cwd=cwd, env=variables, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        return log.read_text().splitlines()
+    def start(processes, script):
+        package = tmp_path / 'mnist_jax'
+        package.mkdir()
+        (package / 'main.py').write_text(f'import os, signal, sys, time\nnumber = int(sys.argv[-1][-1])\n{script}')
+        code = LAUNCH.format(path=str(ROOT / 'mnist_jax' / 'launch.py'), processes=processes)
+        environment = {**os.environ, 'PYTHONPATH': ''}
+        return subprocess.Popen(
+            [sys.executable, '-c', code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
 
-    run.root = root
-    return run
+    return start
 
 
-def test_it_installs_once_and_again_when_the_requirements_changed(launch):
-    assert launch('setup') == ['venv', 'pip requirements.txt']
-    assert launch('setup') == []
-    assert launch('test', '-x') == ['pip requirements-test.txt', f'in {launch.root}: -m pytest -x']
-    with open(launch.root / 'requirements.txt', 'a') as file:
-        file.write('six==1.17.0\n')
-    assert launch('setup') == ['pip requirements.txt']
-    assert launch('setup') == []
+def test_the_failed_process_is_heard(stand_ins):
+    with stand_ins(3, "if number == 2: sys.exit('no such thing')\ntime.sleep(60)") as launcher:
+        assert launcher.communicate(timeout=20)[1] == 'no such thing\n(process 2 of 3)\n'
+        assert launcher.returncode == 1
 
 
-@pytest.mark.parametrize('command', ['setup', 'test'])
-def test_an_interrupted_installation_is_done_again_from_nothing(launch, command):
-    if command == 'test':
-        launch('setup')
-    launch(command, KILL='1', code=-9)
-    assert launch('setup') == ['venv', 'pip requirements.txt']
+def test_a_process_that_ignores_sigterm_is_killed(stand_ins):
+    script = 'signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(1 + 60 * number)\nsys.exit(3)'
+    with stand_ins(2, script) as launcher:
+        assert launcher.wait(20) == 3
 
 
-def test_it_passes_everything_on_from_any_directory(launch, tmp_path):
-    launch('setup')
-    assert launch('--mode=eval', '--workdir=a b', cwd=tmp_path) == [
-        f'in {tmp_path}: -m mnist_jax.main --mode=eval --workdir=a b'
-    ]
-    expected = f'in {tmp_path}: -m mnist_jax.main --config={launch.root}/configs/cnn.py --config.epochs=1'
-    assert launch('--config=configs/cnn.py', '--config.epochs=1', cwd=tmp_path) == [expected]
-    assert launch('--config', 'configs/cnn.py', cwd=tmp_path) == [
-        f'in {tmp_path}: -m mnist_jax.main --config {launch.root}/configs/cnn.py'
-    ]
-    (tmp_path / 'link').symlink_to(launch.root / 'launch.sh')
-    linked = subprocess.run([tmp_path / 'link', 'setup'], env={**os.environ, 'PYTHON': '/bin/false'}, check=True)
-    assert linked.returncode == 0
+def test_sigterm_ends_all(stand_ins, tmp_path):
+    with stand_ins(2, 'os.mkdir(f"{os.getpid()}.pid")\ntime.sleep(60)') as launcher:
+        while len(list(tmp_path.glob('*.pid'))) < 2:
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        launcher.terminate()
+        assert launcher.wait(20) == 128 + signal.SIGTERM
+    for path in tmp_path.glob('*.pid'):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.stem), 0)
 
 
-def test_an_old_python_is_told(launch):
-    done = subprocess.run(
-        [launch.root / 'launch.sh'], env={**os.environ, 'PYTHON': '/bin/false'}, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert (
-        done.stderr == 'error: Python 3.11 or newer is wanted, and /bin/false is not; set PYTHON=/path/to/python3.11\n'
-    )
+def test_cores_are_shared(monkeypatch):
+    monkeypatch.setattr('os.sched_getaffinity', lambda process: {3, 4, 5, 6, 8}, raising=False)
+    assert [launch._share_of_cores(number, 2) for number in (0, 1)] == [[3, 4], [5, 6]]
+    assert [launch._share_of_cores(number, 7) for number in (0, 4, 5, 6)] == [[3], [8], [3], [4]]

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import checkpoint, parallel
+from mnist_jax import checkpoint, ops, parallel
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import make_experiment
 
@@ -30,6 +30,12 @@ def test_one_two_four_and_eight_devices_give_the_same_bits(small, model, batch_s
     assert len({tuple(losses) for _, losses in found.values()}) == 1
 
 
+def test_empty_chunks_do_not_change_the_bits(small):
+    # Five devices have two chunks each, of which the last two are empty.
+    expected, found = (train_some(small(devices=devices, chunks=8)) for devices in (1, 5))
+    assert parallel.same_bits(8, 5) and found == expected
+
+
 def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small):
     expected, found = train_some(small(devices=1))[1], train_some(small(devices=3))[1]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -48,6 +54,63 @@ def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small
 )
 def test_batch_layout(batch_size, chunks, devices, layout):
     assert parallel.batch_layout(batch_size, chunks, devices) == layout
+
+
+@pytest.mark.parametrize(
+    ('chunks', 'devices', 'same'),
+    [(8, 1, True), (8, 2, True), (8, 3, False), (8, 5, True), (8, 8, True), (8, 16, True), (6, 1, True), (6, 2, False)],
+)
+def test_same_bits(chunks, devices, same):
+    assert parallel.same_bits(chunks, devices) == same
+    rows = np.random.default_rng(0).normal(size=(chunks, 1000)).astype(np.float32)
+    each = -(-chunks // devices)
+    padded = np.concatenate([rows, np.zeros((each * devices - chunks, 1000), np.float32)])
+    on_devices = [ops.tree_sum(padded[start : start + each]) for start in range(0, len(padded), each)]
+    assert (ops.tree_sum(on_devices) == ops.tree_sum(rows)).all() == same
+
+
+def test_several_steps_in_one_call_give_the_same_bits(small):
+    found = []
+    for steps_per_call in (1, 2, 5):
+        experiment = make_experiment(small(steps_per_call=steps_per_call, model__dropout=(0.5,)))
+        state, losses = experiment.replicas.replicate(experiment.create_state()), []
+        for batch in experiment.train_batches(0):
+            state, sums = experiment.train_step(state, batch)
+            losses += np.atleast_1d(sums['loss']).tolist()
+        found.append((checkpoint.params_sha256(state), losses))
+    assert len(found[0][1]) == experiment.steps_per_epoch == 5
+    assert found[1:] == found[:1] * 2
+
+
+@pytest.mark.parametrize('fields', [{}, {'batch_norm': True, 'stage_dropout': (0.2, 0.2)}])
+def test_bfloat16_computes_and_float32_keeps(small, fields):
+    fields = {f'model__{name}': value for name, value in fields.items()}
+    states = {}
+    for dtype in ('float32', 'bfloat16'):
+        experiment = make_experiment(small('cnn', dtype=dtype, **fields))
+        state = experiment.replicas.replicate(experiment.create_state())
+        for batch, _ in zip(experiment.train_batches(0), range(3), strict=False):
+            state, sums = experiment.train_step(state, batch)
+        states[dtype] = state, float(sums['loss'] / sums['count'])
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {'float32'}
+    assert 'bf16' in str(jax.make_jaxpr(experiment.train_step)(state, batch))
+    assert states['float32'][1] != states['bfloat16'][1]
+    np.testing.assert_allclose(states['bfloat16'][1], states['float32'][1], rtol=0.02)
+
+
+def test_an_unknown_dtype_is_told(small):
+    with pytest.raises(UserError, match=r"config.dtype='float16' is unknown.*; the choices are: bfloat16, float32"):
+        make_experiment(small(dtype='float16'))
+
+
+def test_a_process_loads_the_rows_of_its_devices():
+    class Device:
+        def __init__(self, process_index):
+            self.process_index = process_index
+
+    replicas = parallel.Replicas([Device(process) for process in (1, 1, 0, 0, 2, 2)])
+    assert len(replicas.local) == 2 and replicas.share(24) == slice(8, 16)
+    assert parallel.Replicas(jax.local_devices()[:4]).share(24) == slice(0, 24)
 
 
 def test_all_sum_is_one_collective():

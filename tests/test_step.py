@@ -28,9 +28,9 @@ def batch_of(labels, mask=None):
     }
 
 
-def steps(model, chunk_size, rate=0.1):
+def steps(model, chunk_size, rate=0.1, dtype=jnp.float32):
     optimizer = optim.sgd()
-    parts = {'model': model, 'loss': losses.cross_entropy(), 'max_pixel': 255, 'chunk_size': chunk_size}
+    parts = {'model': model, 'loss': losses.cross_entropy(), 'max_pixel': 255, 'dtype': dtype, 'chunk_size': chunk_size}
     state = step.create_state(model, optimizer, (28, 28, 1), seed=3)
 
     def train(state, batch):

@@ -337,3 +337,24 @@ def test_a_run_does_not_go_on_with_other_data(small, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
     with pytest.raises(FloatingPointError, match='the loss of step 2 is'):
         train(small(optimizer__learning_rate=1e38), tmp_path)
+
+
+def test_a_data_set_on_the_disk_gives_the_same_run(small, tmp_path):
+    fields = {'dataset__validation_fraction': 0.1, 'model__dropout': (0.5,)}
+    for name, in_memory in (('memory', True), ('disk', False)):
+        train(small(dataset__in_memory=in_memory, **fields), tmp_path / name)
+    memory, disk = ((tmp_path / name / 'eval.json').read_bytes() for name in ('memory', 'disk'))
+    assert memory == disk
+
+
+def test_a_config_of_an_older_version_gets_the_fields_that_are_new(small, tmp_path):
+    train(small(epochs=1), tmp_path / 'run')
+    path = tmp_path / 'run' / 'config.json'
+    saved = json.loads(path.read_text())
+    del saved['steps_per_call'], saved['dataset']['in_memory']
+    path.write_text(json.dumps(saved))
+    train(small(epochs=2), tmp_path / 'run')
+    assert json.loads(path.read_text())['dataset']['in_memory'] is True
+    path.write_text(json.dumps({**saved, 'epochs': 2, 'model': {'name': 'mlp'}}))
+    with pytest.raises(UserError, match=r'another config: .*model\.hidden'):
+        train(small(epochs=2), tmp_path / 'run')

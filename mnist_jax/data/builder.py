@@ -1,12 +1,13 @@
 """What the TFDS builders share: arrays in memory become a prepared data set, checked by a digest. No TensorFlow."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+
+from mnist_jax.data.records import Split
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images, uint8 NxHxWxC, and their labels."""
@@ -59,16 +60,9 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         arrays = self._arrays(dl_manager)
         logging.info('Preparing %s under %s (once)', self.name, self._data_dir_root)
-        self.info.metadata['sha256'] = {split: digest(*pair) for split, pair in arrays.items()}
+        self.info.metadata['sha256'] = {split: Split(*pair).sha256 for split, pair in arrays.items()}
         return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {'image': image, 'label': int(label)}
-
-
-def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """The sha256 of a split: its pixels, then its labels, as bytes."""
-    found = hashlib.sha256(np.ascontiguousarray(images, np.uint8))
-    found.update(np.ascontiguousarray(labels, np.uint8))
-    return found.hexdigest()

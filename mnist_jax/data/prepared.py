@@ -12,9 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax import files
-from mnist_jax.data import records
-from mnist_jax.data.builder import ArrayBuilder, digest
-from mnist_jax.data.records import Split
+from mnist_jax.data.builder import ArrayBuilder
+from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, first_line, listed
 
 
@@ -77,12 +76,18 @@ class Prepared:
                 self._builder.download_and_prepare()
 
     def slice(self, field: str, spec: str) -> Split:
-        """The examples of a split in TFDS's slicing; `field` is what an error calls it."""
-        parts = [
-            Split(*(column[places.start : places.stop] for column in self._split(whole)))
-            for whole, places in self._runs(field, spec)
-        ]
+        """The examples of a split in TFDS's slicing, read into memory; `field` is what an error calls it."""
+        runs = self._runs(field, spec)
+        parts = [self._split(whole).take(slice(places.start, places.stop)) for whole, places in runs]
         return Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+
+    def stream(self, field: str, spec: str) -> Stream:
+        """The same, left on the disk; what is damaged there shows when it is read."""
+        runs = self._runs(field, spec)
+        files = [self._files(whole) for whole, _ in runs]
+        first = np.cumsum([0, *map(len, files)])
+        places = [start + np.array(places) for start, (_, places) in zip(first, runs, strict=False)]
+        return Stream(files, np.concatenate(places))
 
     def size(self, field: str, spec: str) -> int:
         """How many examples a slice has; reads none of them."""
@@ -126,14 +131,17 @@ class Prepared:
         return self._splits_read[name]
 
     def _read(self, name: str) -> Split:
-        builder = self._builder
-        try:
-            split = records.decode(builder.as_data_source(split=name))
-        except Exception as error:  # array_record and protobuf raise what they like for a damaged file.
-            raise self._damaged(f'split {name!r}', first_line(error)) from None
-        if digest(split.image, split.label) != builder.info.metadata['sha256'].get(name):
+        files = self._files(name)
+        split = files.read(np.arange(len(files)))
+        if split.sha256 != self._builder.info.metadata['sha256'].get(name):
             raise self._damaged(f'split {name!r}', 'its contents are not those that were prepared (sha256)')
         return split
+
+    def _files(self, name: str) -> RecordFiles:
+        return RecordFiles(
+            lambda: self._builder.as_data_source(split=name),
+            lambda error: self._damaged(f'split {name!r}', first_line(error)),
+        )
 
     def _damaged(self, part: str, reason: str) -> UserError:
         path = str(self._path)

@@ -8,7 +8,7 @@ import numpy as np
 from mnist_jax.data import digits, idx_builders, kaggle, partition
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.prepared import Prepared
-from mnist_jax.data.records import Split
+from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_below_one, check_whole
 
 NAMES = ('train', 'validation', 'test')  # what the examples of a run are for
@@ -22,6 +22,7 @@ class Source:
       train, validation, test: splits by these names, in TFDS's slicing ('train[:90%]'); '' for no validation.
       validation_fraction: this share of `train`, drawn at random, is for validation instead; 0 for none.
       split_seed: of what is drawn at random.
+      in_memory: whether the examples are read once, or stay on the disk and are read as they are needed.
       fold: (which, of how many): one such part of `train` in turn, stratified, is for validation instead.
     """
 
@@ -36,6 +37,7 @@ class Source:
         test: str,
         validation_fraction: float = 0.0,
         split_seed: int = 0,
+        in_memory: bool = True,
         fold: tuple[int, int] | None = None,
     ):
         check_below_one('dataset.validation_fraction', validation_fraction)
@@ -50,25 +52,29 @@ class Source:
         self.data = Prepared(name, make_builder, data_dir, raw_dir, split_seed)
         self._fraction = validation_fraction
         self._split_seed = split_seed
+        self._read = self.data.slice if in_memory else self.data.stream
         self._fold = fold
-        self._parts: dict[str, Split | None] = {}
+        self._parts: dict[str, Examples | None] = {}
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
         self.class_names: Sequence[str] = make_builder.CLASS_NAMES
         self.max_pixel: int = make_builder.MAX_PIXEL
 
-    def split(self, name: str) -> Split | None:
+    def split(self, name: str) -> Examples | None:
         """The examples that are for `name` (train, validation, test), or None where there is no validation."""
         if name not in self._parts:
             self._parts[name] = self._read_part(name)
         return self._parts[name]
 
-    def _read_part(self, name: str) -> Split | None:
+    def other(self, spec: str) -> Examples:
+        """The examples of another split, in TFDS's slicing, as --split says it."""
+        return self._read('--split', spec)
+
+    def _read_part(self, name: str) -> Examples | None:
         if name in self._division:
-            whole, places = self.data.slice('dataset.train', self.specs['train']), self._division[name]
-            return Split(*(column[places] for column in whole))
+            return self._read('dataset.train', self.specs['train']).part(self._division[name])
         if name == 'validation' and not self.specs[name]:
             return None
-        return self.data.slice(f'dataset.{name}', self.specs[name])
+        return self._read(f'dataset.{name}', self.specs[name])
 
     def count(self, name: str) -> int:
         """How many examples are for `name` (train, test); reads none of them, but for folds."""
@@ -81,7 +87,7 @@ class Source:
         """Which examples of the configured `train` train, and which validate, where these are drawn from it."""
         if self._fold is not None:
             which, count = self._fold
-            fold = partition.folds(self.data.slice('dataset.train', self.specs['train']).label, count, self._split_seed)
+            fold = partition.folds(self._read('dataset.train', self.specs['train']).label, count, self._split_seed)
             if count > len(fold):
                 raise UserError(f'config.folds={count} is more than the {len(fold):,} examples of dataset.train')
             return {'train': np.flatnonzero(fold != which - 1), 'validation': np.flatnonzero(fold == which - 1)}

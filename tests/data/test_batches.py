@@ -1,15 +1,28 @@
 """Batches: every example once an epoch, in an order of (seed, epoch) alone."""
 
 import numpy as np
+import pytest
 
 from mnist_jax.data import batches
 from mnist_jax.data.records import Split
+from mnist_jax.errors import UserError
+
+
+class Stored:
+    """Examples that are no arrays in memory."""
+
+    def __init__(self, split):
+        self._split, self.size = split, split.size
+
+    def take(self, places):
+        return self._split.take(places)
+
 
 SPLIT = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32))
 
 
 def test_an_epoch_has_every_example_once_and_pads_the_last_batch():
-    found = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6))
+    found = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6, rows=slice(0, 6)))
     assert [batch['mask'].tolist() for batch in found] == [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]]
     index = np.concatenate([batch['index'][batch['mask'] == 1] for batch in found])
     assert sorted(index) == list(range(10)) and list(index) != list(range(10))
@@ -29,9 +42,31 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_evaluation_keeps_the_order():
-    found = list(batches.eval_batches(SPLIT, batch_size=3))
+    found = list(batches.eval_batches(SPLIT, batch_size=3, rows=slice(0, 3)))
     assert [batch['index'].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
     assert found[-1]['mask'].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize('examples', [SPLIT, Stored(SPLIT)])
+def test_processes_load_their_shares_of_the_same_batches(examples, monkeypatch):
+    monkeypatch.setattr(batches, 'READ_AT_ONCE', 3)
+    given = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 6}
+    whole = list(batches.train_batches(SPLIT, **given, rows=slice(0, 6)))
+    shares = [list(batches.train_batches(examples, **given, rows=slice(n, n + 2))) for n in (0, 2, 4)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
+
+
+def test_what_fails_while_reading_ahead_is_told():
+    class Failing(Stored):
+        def take(self, places):
+            if 7 in places:
+                raise UserError('example 7 is damaged')
+            return super().take(places)
+
+    with pytest.raises(UserError, match='example 7 is damaged'):
+        list(batches.eval_batches(Failing(SPLIT), 2, slice(0, 2)))
 
 
 def test_steps_per_epoch():

@@ -142,6 +142,41 @@ def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
         mnist(tmp_path).split('test')
 
 
+def test_a_stream_holds_what_memory_holds(data_dir):
+    spec = 'test[10:20]+train[:600]+test[-5:]'
+    whole = mnist(data_dir).data.slice('--split', spec)
+    found = mnist(data_dir).data.stream('--split', spec)
+    places = np.random.default_rng(0).permutation(615)
+    assert found.size == whole.size == 615
+    for taken, expected in ((found.take(places), whole.take(places)), (found.take(places[:0]), whole.take(places[:0]))):
+        np.testing.assert_array_equal(taken.image, expected.image)
+        np.testing.assert_array_equal(taken.label, expected.label)
+        assert (taken.image.dtype, taken.label.dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(found.label, whole.label)
+    assert found.sha256 == whole.sha256
+    part = found.part(np.array([612, 3, 11]))
+    np.testing.assert_array_equal(part.take(np.array([1, 0])).image, whole.image[[3, 612]])
+    assert part.size == 3 and part.sha256 == whole.take(np.array([612, 3, 11])).sha256
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
+def test_damage_shows_when_a_stream_is_read(data_dir, tmp_path, damage):
+    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
+    path = next(tmp_path.rglob('*test.array_record*'))
+    contents = bytearray(path.read_bytes())
+    if damage == 'truncate':
+        path.write_bytes(contents[: len(contents) // 2])
+    elif damage == 'flip':
+        contents[len(contents) // 3] ^= 1
+        path.write_bytes(contents)
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"the prepared mnist is damaged, split 'test': .*; remove .*mnist_idx"):
+        stream = mnist(tmp_path).data.stream('dataset.test', 'test')
+        for start in range(0, 10_000, 1000):
+            stream.take(np.arange(start, start + 1000))
+
+
 PREPARE = """
 import sys
 from mnist_jax.data.source import SOURCES
