@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.epochs = 10  # passes over the training split
     config.batch_size = 128  # examples an update, over all devices
     config.eval_batch_size = 256  # examples a step of the evaluation, over all devices
-    config.devices = 0  # how many compute; 0: an accelerator's all, or one a CPU core where the model gains by it
+    config.devices = 0  # of each process; 0: an accelerator's all, or one a CPU core where the model gains by it
     config.chunks = 8  # parts of a batch, added in a fixed order: 1, 2, 4, ... up to so many devices give the same bits
 
     config.steps_per_call = 0  # updates that a device makes in one go; 0: 1 on the CPU, 32 on an accelerator

@@ -57,6 +57,7 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
         raise UserError(f'--process_id={process_id} is wrong: 0 to {num_processes - 1} are the processes of this run')
     if not re.fullmatch(r'.+:\d+', coordinator):
         raise UserError(f'--coordinator={coordinator!r} is wrong: the host and a free port of process 0, host:port')
+    logging.info('Process %d of %d meets the others at %s', process_id, num_processes, coordinator)
     jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
 
 
