@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, files, monitor, parallel, tables
+from mnist_jax import checkpoint, files, monitor, processes, tables
 from mnist_jax import config as configs
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
@@ -37,7 +37,7 @@ def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
         values = [fold[name] for fold in folds]
         result['mean'][name] = statistics.mean(values)
         result['standard_deviation'][name] = statistics.stdev(values)
-    if parallel.is_main():
+    if processes.is_main():
         files.write_text(workdir / 'folds.json', json.dumps(result, indent=2) + '\n')
         print(_text(result), flush=True)
     return result

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_jax import checkpoint, metrics, parallel, results
+from mnist_jax import checkpoint, metrics, parallel, processes, results
 from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
@@ -53,7 +53,7 @@ def evaluate_test(
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }
-    if parallel.is_main():
+    if processes.is_main():
         results.write(workdir, part, result, examples.label, probabilities_NxK)
         print(results.text(result), flush=True)
     return result

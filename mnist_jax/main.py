@@ -93,9 +93,9 @@ def _reproduce() -> None:
 
 
 def _connect() -> None:
-    from mnist_jax import parallel
+    from mnist_jax import processes
 
-    parallel.connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    processes.connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
 
 
 def _config() -> configs.ConfigDict:
@@ -167,15 +167,15 @@ def run_program() -> None:
         status = 2 if isinstance(error, UserError) else 1
     except Exception as error:
         _tell_failure(error)
-    if 'mnist_jax.parallel' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
-        sys.modules['mnist_jax.parallel'].abandon(status)
+    if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
+        sys.modules['mnist_jax.processes'].abandon(status)
     sys.exit(status)
 
 
 def _tell_failure(error: Exception) -> None:
-    from mnist_jax import parallel
+    from mnist_jax import processes
 
-    if parallel.lost_others(error):
+    if processes.lost_others(error):
         print(
             f'error: the other processes of this run are gone ({first_line(error)[:200]}); the same command goes on '
             'from the last checkpoint',

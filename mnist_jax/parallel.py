@@ -1,11 +1,10 @@
-"""Devices and processes: how many, and how a step runs on all of them. No other room knows of them, or of axes."""
+"""Devices: how many, and how a step runs on all of them. No other room knows of devices or axes."""
 
 import contextlib
 import hashlib
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax import ops
-from mnist_jax.errors import UserError, first_line
+from mnist_jax import ops, processes
+from mnist_jax.errors import UserError
 
 AXIS = 'devices'
 THREADS = 16  # of XLA on the CPU, enough for 8 devices
@@ -27,51 +25,6 @@ THREADS = 16  # of XLA on the CPU, enough for 8 devices
 # (over 1,000) gain.
 MIN_MULTIPLY_ADDS = 50e6
 MIN_MULTIPLY_ADDS_PER_PARAMETER = 500
-
-
-def connect(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Join the other processes of a run, before anything is computed.
-
-    Those that the arguments name, or those that JAX finds: of Slurm, Open MPI, Kubernetes or a TPU pod; none of them
-    is a run of one process.
-
-    Args:
-      coordinator: host:port of the process 0, for all of them to meet there.
-      num_processes: how many there are.
-      process_id: which of them this one is, from 0.
-    """
-    given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
-    missing = [flag for flag, value in given.items() if value is None]
-    if len(missing) == len(given):
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            if 'coordinator_address should be defined' not in str(error):
-                raise UserError(f'JAX finds other processes, but not all about them: {first_line(error)}') from None
-        return
-    if missing and num_processes != 1:
-        raise UserError(f'{", ".join(missing)} missing: --coordinator, --num_processes and --process_id go together')
-    if num_processes == 1:
-        return
-    if not 0 <= process_id < num_processes:
-        raise UserError(f'--process_id={process_id} is wrong: 0 to {num_processes - 1} are the processes of this run')
-    if not re.fullmatch(r'.+:\d+', coordinator):
-        raise UserError(f'--coordinator={coordinator!r} is wrong: the host and a free port of process 0, host:port')
-    logging.info('Process %d of %d meets the others at %s', process_id, num_processes, coordinator)
-    jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
-
-
-def abandon(status: int) -> None:
-    """End this process at once where it is one of several: they wait for it, and it must not wait for them."""
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def lost_others(error: Exception) -> bool:
-    """Whether an exception says that the connection to the other processes broke."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
 
 
 def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Replicas':
@@ -90,7 +43,7 @@ def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Re
     on_cpu = devices or (max(divisors) if gains else 1)
     _configure_cpu(min(on_cpu, max(8, cores)))
     _cache_compilations()
-    if not is_main():
+    if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
     available = min(map(len, by_process))
@@ -99,20 +52,6 @@ def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Re
         raise UserError(f'devices={devices} is more than there are: 1 to {available} ({kind}), or 0 for automatic')
     count = min(on_cpu, available) if jax.default_backend() == 'cpu' else devices or available
     return Replicas([device for local in by_process for device in local[:count]])
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes and speaks for all; asked after `start`."""
-    return jax.process_index() == 0
-
-
-def check_same(what: str, value: str) -> None:
-    """Wait for all processes; raise a UserError unless `value` is the same in all of them."""
-    if jax.process_count() == 1:
-        return
-    own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.int32)
-    if (multihost_utils.process_allgather(own) != own).any():
-        raise UserError(f'{what} must be the same in all processes of a run, and differs between them')
 
 
 def _configure_cpu(devices: int) -> None:

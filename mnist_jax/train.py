@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, metrics, parallel, summary
+from mnist_jax import checkpoint, evaluate, files, metrics, parallel, processes, summary
 from mnist_jax import config as configs
 from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.source import NAMES
@@ -40,12 +40,12 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     files.make_directory(workdir, '--workdir')
     digests = experiment.source.data.digests
     # Nobody writes before all have read.
-    parallel.check_same('the config, the data set and --workdir', f'{configs.run_json(config)} {digests} {steps}')
-    if parallel.is_main():
+    processes.check_same('the config, the data set and --workdir', f'{configs.run_json(config)} {digests} {steps}')
+    if processes.is_main():
         checkpoints.write_config(config, digests)
     snapshot = _begin(experiment, checkpoints, steps)
     _tell_beginning(experiment, workdir)
-    monitor = Monitor(workdir, config.epochs, int(snapshot.state.step), writes=parallel.is_main())
+    monitor = Monitor(workdir, config.epochs, int(snapshot.state.step), writes=processes.is_main())
     with checkpoints.open() as writer:
         if not steps:
             writer.save(snapshot)
