@@ -24,11 +24,11 @@ def evaluate_split(experiment: Experiment, state: TrainState, split: Examples) -
     for batch in experiment.eval_batches(split):
         sums, probabilities_BxK = experiment.eval_step(state, batch)
         totals = metrics.add(totals, parallel.fetch(sums))
-        probabilities.append(parallel.fetch(probabilities_BxK))
+        probabilities.append(parallel.fetch(probabilities_BxK)[: experiment.eval_batch_size])  # The rest is padding.
     counted = int(totals['count'])
     if counted != split.size:
         raise AssertionError(f'{counted} of the {split.size} examples of a split were evaluated')
-    return totals, np.concatenate(probabilities)[:counted]  # Only the last batch is padded, at its end.
+    return totals, np.concatenate(probabilities)[:counted]
 
 
 def evaluate_test(

@@ -44,6 +44,7 @@ class Experiment:
     steps_per_call: int
     train_layout: tuple[int, int]  # chunk size and padded batch size, examples
     eval_layout: tuple[int, int]
+    eval_batch_size: int  # examples
 
     def first_snapshot(self) -> Snapshot:
         """What there is before the first step."""
@@ -65,7 +66,8 @@ class Experiment:
     def eval_batches(self, split: Examples) -> Iterator[Any]:
         """The sharded batches of a split, in order."""
         size = self.eval_layout[1]
-        return map(self.replicas.shard, batches.eval_batches(split, size, self.replicas.share(size)))
+        order = (split, self.eval_batch_size, size, self.replicas.share(size))
+        return map(self.replicas.shard, batches.eval_batches(*order))
 
 
 def make_experiment(config: configs.ConfigDict) -> Experiment:
@@ -91,7 +93,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas))
-    train_layout, eval_layout = layout(config.batch_size), layout(min(config.eval_batch_size, test_size))
+    eval_batch_size = min(config.eval_batch_size, test_size)
+    train_layout, eval_layout = layout(config.batch_size), layout(eval_batch_size)
     dtype = choose('config.dtype', config.dtype, DTYPES)
     parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel, 'dtype': dtype}
     steps_per_call = config.steps_per_call or (1 if replicas.on_cpu else STEPS_PER_CALL)
@@ -124,6 +127,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         steps_per_call=steps_per_call,
         train_layout=train_layout,
         eval_layout=eval_layout,
+        eval_batch_size=eval_batch_size,
     )
 
 

@@ -1,6 +1,7 @@
 """Several processes of this program on this machine: started together, ended together, seen as one."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -10,29 +11,33 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO
 
-GRACE = 10.0  # seconds that a process has to end by itself
+GRACE = 30.0  # seconds that a process has to end by itself
 SETTLE = 0.5  # seconds: a process that fails because another was killed may end a little before that is known
 LAST_LINES = 30  # of what a failed process said
+MOST = 64  # processes
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m mnist_jax.main` with `arguments` in so many processes; returns the exit status.
 
     Process 0 has the terminal; what the others say is shown where one of them fails. Then the rest is ended, and the
-    status is that of the failed one, or 1 where a signal killed it.
+    status is that of the failed one, or 1 where a signal killed it. A signal to this process is passed on to all.
     """
-    with _free_port() as port:
-        coordinator = f'127.0.0.1:{port}'
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        coordinator = f'127.0.0.1:{server.getsockname()[1]}'
     # Bound to the loopback address: nobody else shall take part.
     environment = {**os.environ, 'JAX_COORDINATOR_BIND_ADDRESS': coordinator}
     common = [sys.executable, '-m', 'mnist_jax.main', *arguments, f'--coordinator={coordinator}']
+    children: list[subprocess.Popen] = []
     with contextlib.ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
-        children: list[subprocess.Popen] = []
         stack.callback(_end, children)
-        stack.enter_context(_ended_by(signal.SIGTERM))
+        received = stack.enter_context(_passed_on(children))
         for number in range(processes):
             command = [*common, f'--num_processes={processes}', f'--process_id={number}']
             output = None if number == 0 else said[number]
@@ -42,21 +47,27 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                     env=environment,
                     stdout=output,
                     stderr=output,
-                    preexec_fn=_on_cores(_share_of_cores(number, processes)),
+                    start_new_session=True,  # So that each signal reaches it once: from here.
+                    preexec_fn=_prepared(_share_of_cores(number, processes)),
                 )
             )
-        return _wait(children, said)
+        return _wait(children, said, received)
 
 
-def _wait(children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]]) -> int:
-    """Wait for the first failure, and tell it, or for the end of all; returns the exit status."""
-    while not any(statuses := [child.poll() for child in children]):
-        if None not in statuses:
-            return 0
+def _wait(children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]], received: Sequence[int]) -> int:
+    """Wait for the end of all, or for the first failure, and tell it; returns the exit status."""
+    while received or not any(child.poll() for child in list(children)):
+        if all(child.poll() is not None for child in children):
+            return 128 + received[0] if received else 0
         time.sleep(0.05)
     time.sleep(SETTLE)
     failed = [number for number, child in enumerate(children) if child.poll()]
-    return _tell(min(failed, key=lambda number: children[number].returncode >= 0), children, said)
+    return _tell(min(failed, key=lambda number: _rank(children[number].returncode)), children, said)
+
+
+def _rank(status: int) -> int:
+    """Which of several failures is told: that one was killed comes before that others broke off for it."""
+    return {-signal.SIGKILL: 0, -signal.SIGABRT: 2}.get(status, 1 if status < 0 else 3)
 
 
 def _tell(failed: int, children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]]) -> int:
@@ -99,24 +110,23 @@ def _end(children: Sequence[subprocess.Popen]) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by(number: signal.Signals) -> Iterator[None]:
-    """Turn a signal, which would end this process at once, into SystemExit, so that it can end the others."""
+def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Pass signals on to the children; those that came so far. After the second one, they are killed."""
+    received: list[int] = []
 
-    def end(received: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + received)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in children:
+            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            if len(received) > 1:
+                child.kill()
 
-    before = signal.signal(number, end)
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _free_port() -> Iterator[int]:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        yield server.getsockname()[1]
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _share_of_cores(number: int, processes: int) -> list[int]:
@@ -128,5 +138,14 @@ def _share_of_cores(number: int, processes: int) -> list[int]:
     return cores[number * each : (number + 1) * each]
 
 
-def _on_cores(cores: list[int]) -> Callable[[], None] | None:
-    return (lambda: os.sched_setaffinity(0, cores)) if cores else None
+def _prepared(cores: list[int]) -> Callable[[], None] | None:
+    """What a child does before it begins: it keeps to its cores, and asks to be ended with this process."""
+    if not sys.platform.startswith('linux'):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        os.sched_setaffinity(0, cores)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return prepare

@@ -1,6 +1,7 @@
 """The command line: flags, start-up, and the choice of the mode."""
 
 import itertools
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -150,11 +151,25 @@ def main(argv: list[str]) -> None:
     monitor.configure_logging()
     run, used = choose('--mode', FLAGS.mode, MODES)
     _check_flags(used)
-    if FLAGS.processes is not None and FLAGS.process_id is None:
-        if FLAGS.processes < 1:
-            raise UserError(f'--processes={FLAGS.processes} is wrong: at least 1 is wanted')
-        sys.exit(launch.launch(sys.argv[1:], FLAGS.processes))
-    run()
+    if FLAGS.processes is None:
+        run()
+    else:
+        sys.exit(_launch())
+
+
+def _launch() -> int:
+    others = [name for name in _PROCESSES[1:] if FLAGS[name].present]
+    if others:
+        raise UserError(f'--processes and --{others[0]} exclude each other: the first starts all processes itself')
+    if not 1 <= FLAGS.processes <= launch.MOST:
+        raise UserError(f'--processes={FLAGS.processes} is wrong: 1 to {launch.MOST} are wanted')
+    arguments, left = [], iter(sys.argv[1:])
+    for argument in left:
+        if argument in ('--processes', '-processes'):
+            next(left)
+        elif not argument.startswith(('--processes=', '-processes=')):
+            arguments.append(argument)
+    return launch.launch(arguments, FLAGS.processes)
 
 
 def run_program() -> None:
@@ -165,6 +180,8 @@ def run_program() -> None:
     except (UserError, FloatingPointError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except Exception as error:
         _tell_failure(error)
     if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.

@@ -40,7 +40,15 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     files.make_directory(workdir, '--workdir')
     digests = experiment.source.data.digests
     # Nobody writes before all have read.
-    processes.check_same('the config, the data set and --workdir', f'{configs.run_json(config)} {digests} {steps}')
+    processes.check_same(
+        {
+            'config': configs.run_json(config),
+            'config.devices': str(config.devices),
+            'data set': str(digests),
+            'checkpoints in --workdir': str(steps),
+        }
+    )
+    processes.check_shared(workdir)
     if processes.is_main():
         checkpoints.write_config(config, digests)
     snapshot = _begin(experiment, checkpoints, steps)

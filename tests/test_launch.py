@@ -1,5 +1,6 @@
 """Several processes of the program, as one process or more would be: the same bits, and one end for all."""
 
+import contextlib
 import json
 import os
 import signal
@@ -44,7 +45,8 @@ def test_two_processes_give_the_bits_of_one_and_speak_once(program, tmp_path, al
     found = program(*RUN, '--config.devices=2', '--processes=2', '--workdir=run', check=True)
     assert result(tmp_path / 'run') == alone
     lines = [line.split(' ', 1)[1] for line in found.stderr.splitlines() if 'Gloo' not in line]
-    assert lines[0] == 'devices   4 (CPU, virtual), 2 in each of 2 processes'
+    assert lines[0].startswith('Process 0 of 2 meets the others at 127.0.0.1:')
+    assert lines[1] == 'devices   4 (CPU, virtual), 2 in each of 2 processes'
     assert [line.split('  ')[0] for line in lines if line.startswith('epoch')] == ['epoch 1/2', 'epoch 2/2']
     evaluated = program('--mode=eval', '--workdir=run', '--processes=2', '--step=latest', check=True)
     assert evaluated.stdout.count('accuracy   ') == 1
@@ -91,10 +93,16 @@ def test_what_the_user_got_wrong_is_told_once(program, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'told'),
     [
-        (('--processes=0',), '--processes=0 is wrong: at least 1 is wanted'),
+        (('--processes=0',), '--processes=0 is wrong: 1 to 64 are wanted'),
         (('--num_processes=2',), '--coordinator, --process_id missing: --coordinator, --num_processes and'),
         (('--coordinator=here', '--num_processes=2', '--process_id=1'), "--coordinator='here' is wrong: the host and"),
         (('--coordinator=a:1', '--num_processes=2', '--process_id=2'), '--process_id=2 is wrong: 0 to 1 are the'),
+        (
+            ('--coordinator=here:99999', '--num_processes=2', '--process_id=1'),
+            "--coordinator='here:99999' is wrong: the",
+        ),
+        (('--coordinator=a:1', '--num_processes=0', '--process_id=0'), '--num_processes=0 is wrong: at least 1'),
+        (('--processes=2', '--process_id=0'), '--processes and --process_id exclude each other'),
         (('--mode=summary', '--processes=2'), '--processes is not for --mode=summary'),
     ],
 )
@@ -144,16 +152,34 @@ def test_a_process_that_ignores_sigterm_is_killed(stand_ins):
         assert launcher.wait(20) == 3
 
 
-def test_sigterm_ends_all(stand_ins, tmp_path):
-    with stand_ins(2, 'os.mkdir(f"{os.getpid()}.pid")\ntime.sleep(60)') as launcher:
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_ends_all(stand_ins, tmp_path, number):
+    script = 'os.mkdir(f"{os.getpid()}.pid")\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    sys.exit(130)'
+    with stand_ins(2, script) as launcher:
         while len(list(tmp_path.glob('*.pid'))) < 2:
             assert launcher.poll() is None
             time.sleep(0.05)
-        launcher.terminate()
-        assert launcher.wait(20) == 128 + signal.SIGTERM
+        launcher.send_signal(number)
+        assert launcher.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
+    until = time.monotonic() + 10
     for path in tmp_path.glob('*.pid'):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(path.stem), 0)
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.kill(int(path.stem), 0)
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
+def test_a_second_signal_kills(stand_ins, tmp_path):
+    script = 'signal.signal(signal.SIGINT, signal.SIG_IGN)\nos.mkdir(f"{os.getpid()}.pid")\ntime.sleep(60)'
+    with stand_ins(2, script) as launcher:
+        while len(list(tmp_path.glob('*.pid'))) < 2:
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            launcher.wait(1)
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(20) == 130
 
 
 def test_cores_are_shared(monkeypatch):

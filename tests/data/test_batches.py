@@ -42,7 +42,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_evaluation_keeps_the_order():
-    found = list(batches.eval_batches(SPLIT, batch_size=3, rows=slice(0, 3)))
+    found = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3, rows=slice(0, 3)))
     assert [batch['index'].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
     assert found[-1]['mask'].tolist() == [1, 0, 0]
 
@@ -66,7 +66,7 @@ def test_what_fails_while_reading_ahead_is_told():
             return super().take(places)
 
     with pytest.raises(UserError, match='example 7 is damaged'):
-        list(batches.eval_batches(Failing(SPLIT), 2, slice(0, 2)))
+        list(batches.eval_batches(Failing(SPLIT), 2, 2, slice(0, 2)))
 
 
 def test_steps_per_epoch():
