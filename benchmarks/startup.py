@@ -20,13 +20,13 @@ ROOT = Path(__file__).parent.parent
 # Runs the program and prints how long after its start the first step was done.
 PROGRAM = """
 import os, runpy, sys, time
-from mnist_jax import train
-collect = train._collect
-def stop(totals, sums, step):
-    collect(totals, sums, step)
+from mnist_jax import loop
+add = loop.Loop._add
+def stop(*arguments):
+    add(*arguments)
     print(time.time() - float(os.environ['STARTED']), flush=True)
     os._exit(0)
-train._collect = stop
+loop.Loop._add = stop
 sys.argv[0] = 'mnist_jax.main'
 runpy.run_module('mnist_jax.main', run_name='__main__')
 """

@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     config.folds = 0
     config.fold = 0  # the one of them to train, from 1; 0: all, each in a directory of its own
 
+    config.checkpoint_every_steps = 0  # beside the checkpoint after each epoch; 0: none
+    config.checkpoint_every_minutes = 0.0  # likewise
+    config.on_nonfinite = 'stop'  # at a loss or gradient that is not finite; 'skip': leave out and count that update
+
     loss = ConfigDict()
     loss.name = 'cross_entropy'  # losses.LOSSES; the other fields are the arguments of that function
     loss.label_smoothing = 0.0  # share of the target that is spread evenly over all classes

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import numpy as np
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from mnist_jax import config as configs
@@ -19,18 +21,39 @@ from mnist_jax.step import TrainState
 
 def params_sha256(state: TrainState) -> str:
     """The digest of parameters and batch statistics, leaf by leaf in sorted order of their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))
+    return _sha256((state.params, state.batch_stats)).hexdigest()
+
+
+def _sha256(tree: Any) -> Any:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     found = hashlib.sha256()
     for _, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves):
         found.update(leaf.tobytes())
-    return found.hexdigest()
+    return found
+
+
+@flax.struct.dataclass
+class EpochSoFar:
+    """The epoch that is under way."""
+
+    number: int = 0  # of epochs that are complete
+    loss: float = 0.0  # sums over the examples of its steps so far
+    correct: float = 0.0
+    count: float = 0.0
+    seconds: float = 0.0  # that these steps took
+    skipped: int = 0  # steps of the whole run whose update was not finite
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds."""
+    """What a checkpoint holds: all that the run needs to go on as if it had not stopped."""
 
     state: TrainState
     callbacks: CallbackStates
+    epoch: EpochSoFar
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read, or is not what was written."""
 
 
 class Checkpoints:
@@ -86,25 +109,69 @@ class Checkpoints:
         return Writer(self._directory)
 
     def restore(self, step: int, like: Snapshot) -> Snapshot:
-        """What the checkpoint at `step` holds; `like` has its structure, shapes and types."""
+        """What the checkpoint at `step` holds; `like` has its structure, shapes and types.
+
+        Raises:
+          DamagedError: it cannot be read, or its digest is another than when it was written.
+        """
         path = self._directory / str(step)
         try:
-            return ocp.load(path, jax.tree.map(_zeros, like))
+            found = ocp.load(path, jax.tree.map(_zeros, _with_digest(like, bytes(32))))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
             # TensorStore appends its whole specification in brackets.
             reason = first_line(error).split(' [tensorstore_spec')[0]
-            raise UserError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
+            raise DamagedError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
+        snapshot = Snapshot(*found['snapshot'])
+        if _sha256(snapshot).digest() != found['sha256'].tobytes():
+            raise DamagedError(
+                f'the checkpoint {str(path)!r} is damaged: its contents are not those that were saved (sha256)'
+            )
+        return snapshot
+
+    def restore_newest(self, steps: Sequence[int], like: Snapshot) -> tuple[Snapshot, list[int]]:
+        """The newest snapshot of `steps` that is good, and the steps of the damaged ones, which are newer."""
+        damaged: list[int] = []
+        for step in reversed(steps):
+            try:
+                return self.restore(step, like), damaged
+            except DamagedError as error:
+                logging.warning('%s', error)
+                damaged.append(step)
+        raise UserError(
+            f'no checkpoint in {str(self._directory)!r} can be used; give another --workdir, or remove this one to '
+            'begin anew'
+        )
+
+    def set_aside(self, steps: Sequence[int]) -> None:
+        """Move damaged checkpoints to `damaged/`, out of the way of those that follow."""
+        for step in steps:
+            place = self.workdir / 'damaged'
+            place.mkdir(exist_ok=True)
+            number = len(list(place.iterdir()))
+            (self._directory / str(step)).rename(place / f'{step}-{number}')
 
 
 def _zeros(leaf: Any) -> Any:
     return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') else leaf
 
 
+def _with_digest(snapshot: Snapshot, digest: bytes) -> dict[str, Any]:
+    return {'snapshot': snapshot, 'sha256': np.frombuffer(digest, np.uint8)}
+
+
+KEPT = 2  # latest checkpoints, so that there is one to fall back to
+
+
 class Writer:
-    """Saves snapshots under their steps; keeps the latest and the best."""
+    """Saves snapshots under their steps; keeps the latest ones and the best.
+
+    What cannot be written, on a full disk for example, is told, and the run goes on: the next save is another try.
+    """
 
     def __init__(self, directory: Path):
         self._best_step = -1
+        self._saving: tuple[Snapshot, Any] | None = None
+        self._unsaved: Snapshot | None = None
         self._orbax = ocp.training.Checkpointer(
             directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -114,17 +181,45 @@ class Writer:
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to save; it is written in the background, and whole or not at all."""
+        self.finish()
         self._best_step = snapshot.callbacks.early_stopping.best_step
         host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
-        self._orbax.save_async(int(host.state.step), host)
+        step = int(host.state.step)
+        there = any(checkpoint.step == step for checkpoint in self._orbax.checkpoints)
+        try:
+            tree = _with_digest(host, _sha256(host).digest())
+            self._saving = host, self._orbax.save_async(step, tree, overwrite=there)
+        except Exception as error:  # Orbax raises what it likes for a disk that fails.
+            self._failed(host, error)
+
+    def finish(self) -> bool:
+        """Wait for what is being saved; whether the last snapshot is."""
+        if self._saving is not None:
+            (host, response), self._saving = self._saving, None
+            try:
+                response.result()
+                self._unsaved = None
+            except Exception as error:
+                self._failed(host, error)
+        return self._unsaved is None
+
+    def _failed(self, host: Snapshot, error: Exception) -> None:
+        self._unsaved = host
+        logging.error('the checkpoint of step %d cannot be written: %s', host.state.step, first_line(error))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Orbax's question: which of the checkpoints, in their order, are to be kept."""
-        kept = (checkpoints[-1].step, self._best_step)
-        return [checkpoint.step in kept for checkpoint in checkpoints]
+        latest = [checkpoint.step for checkpoint in checkpoints[-KEPT:]]
+        return [checkpoint.step in (*latest, self._best_step) for checkpoint in checkpoints]
 
     def __enter__(self) -> 'Writer':
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._orbax.close()
+        try:
+            if not self.finish() and self._unsaved is not None:
+                self.save(self._unsaved)
+                if not self.finish():
+                    raise OSError(f'the last checkpoint, of step {self._unsaved.state.step}, is not written')
+        finally:
+            self._orbax.close()

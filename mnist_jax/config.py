@@ -23,14 +23,22 @@ RANGES = {
     'eval_batch_size': (1, ANY),
     'devices': (0, ANY),
     'steps_per_call': (0, 10_000),
+    'checkpoint_every_steps': (0, ANY),
     'chunks': (1, 64),  # each is a part of the compiled program
     'folds': (0, 100),
     'fold': (0, 100),
 }
 # Fields that runs of older versions have not, and the values that they were trained with.
-ADDED = {'steps_per_call': 0, 'dtype': 'float32', 'dataset.in_memory': True}
-# What says where a run is computed and not what: a resumed run may have others.
-PLACES = ('devices', 'dataset.data_dir', 'dataset.raw_dir')
+ADDED = {
+    'steps_per_call': 0,
+    'dtype': 'float32',
+    'checkpoint_every_steps': 0,
+    'checkpoint_every_minutes': 0.0,
+    'on_nonfinite': 'stop',
+    'dataset.in_memory': True,
+}
+# What says where a run is computed, and when it is saved, and not what: a resumed run may have others.
+PLACES = ('devices', 'checkpoint_every_steps', 'checkpoint_every_minutes', 'dataset.data_dir', 'dataset.raw_dir')
 
 
 def load(path: str) -> ConfigDict:

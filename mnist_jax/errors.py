@@ -1,13 +1,22 @@
-"""What the user gave is wrong: one exception, and the look-up of names in tables that raises it."""
+"""What ends the program: an error of the user, with the look-up of names in tables that raises it, or a signal."""
 
 import difflib
 import inspect
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
 class UserError(Exception):
     """Something that the user gave is wrong; `main` prints it as one line and exits with status 2."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was asked to stop and has done so; `main` exits with 128 and the number of the signal."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(f'stopped by {signal.Signals(number).name} {where}; the same command goes on from there')
+        self.status = 128 + number
 
 
 def listed(names: Iterable[str]) -> str:

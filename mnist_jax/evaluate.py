@@ -11,17 +11,26 @@ from mnist_jax import checkpoint, metrics, parallel, processes, results
 from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
-from mnist_jax.errors import UserError
+from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.experiment import Experiment, make_experiment
+from mnist_jax.interruption import Request
 from mnist_jax.metrics import Totals
 from mnist_jax.step import TrainState
 
 
-def evaluate_split(experiment: Experiment, state: TrainState, split: Examples) -> tuple[Totals, np.ndarray]:
-    """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes."""
+def evaluate_split(
+    experiment: Experiment, state: TrainState, split: Examples, request: Request | None = None
+) -> tuple[Totals, np.ndarray]:
+    """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes.
+
+    Raises:
+      Interrupted: `request` asks for it.
+    """
     totals: Totals = {}
     probabilities = []
     for batch in experiment.eval_batches(split):
+        if request is not None and (signal := request.agreed()[0]):
+            raise Interrupted(signal, 'in an evaluation')
         sums, probabilities_BxK = experiment.eval_step(state, batch)
         totals = metrics.add(totals, parallel.fetch(sums))
         probabilities.append(parallel.fetch(probabilities_BxK)[: experiment.eval_batch_size])  # The rest is padding.
@@ -32,19 +41,26 @@ def evaluate_split(experiment: Experiment, state: TrainState, split: Examples) -
 
 
 def evaluate_test(
-    experiment: Experiment, state: TrainState, workdir: Path, split: str | None = None, part: str | None = None
+    experiment: Experiment,
+    snapshot: Snapshot,
+    workdir: Path,
+    split: str | None = None,
+    part: str | None = None,
+    request: Request | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the configured test split, or on `split`; write the result as that of `part`, tell and return it."""
+    state = snapshot.state
     source = experiment.source
     spec = split or source.specs['test']
     examples = source.split('test') if split is None else _examples(source, split)
-    totals, probabilities_NxK = evaluate_split(experiment, state, examples)
+    totals, probabilities_NxK = evaluate_split(experiment, state, examples, request)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
         'dataset': source.name,
         'split': spec,
         'split_sha256': examples.sha256,
         'step': int(state.step),
+        'skipped_steps': snapshot.epoch.skipped,
         'count': int(totals['count']),
         **metrics.means(totals),
         'correct': int(totals['correct']),
@@ -94,7 +110,7 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
     chosen = result_step(experiment, latest) if step is None else _chosen_step(checkpoints.steps(), latest, step)
     snapshot = latest if chosen == latest.state.step else checkpoints.restore(chosen, experiment.abstract_snapshot)
     part = '-'.join(name for name in (step and f'step{chosen}', split) if name)
-    return evaluate_test(experiment, snapshot.state, workdir, split, part)
+    return evaluate_test(experiment, snapshot, workdir, split, part)
 
 
 def result_step(experiment: Experiment, latest: Snapshot) -> int:

@@ -16,12 +16,13 @@ import optax
 from mnist_jax import config as configs
 from mnist_jax import losses, models, optim, parallel, schedules, step, summary
 from mnist_jax.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
-from mnist_jax.checkpoint import Snapshot
+from mnist_jax.checkpoint import EpochSoFar, Snapshot
 from mnist_jax.data import batches
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.errors import UserError, build, check_range, choose, construct
 
+ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 STEPS_PER_CALL = 32  # on an accelerator, for which a step of a small model is too short to start each by itself
 
@@ -48,19 +49,24 @@ class Experiment:
 
     def first_snapshot(self) -> Snapshot:
         """What there is before the first step."""
-        return Snapshot(self.create_state(), self.callbacks.init())
+        return Snapshot(self.create_state(), self.callbacks.init(), EpochSoFar())
 
     @functools.cached_property
     def abstract_snapshot(self) -> Snapshot:
         """The structure, shapes and types of a snapshot."""
-        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init())
+        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochSoFar())
 
-    def train_batches(self, epoch: int) -> Iterator[Any]:
-        """The sharded batches of an epoch, counted from 0: what `train_step` takes, one after the other."""
+    def train_indices(self, epoch: int, step: int) -> np.ndarray:
+        """The places in the training split of the examples of a batch; epochs and their steps count from 0."""
+        size = self.config.batch_size
+        return batches.permutation(self.config.seed, epoch, self.source.count('train'))[step * size :][:size]
+
+    def train_batches(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """The sharded batches of an epoch, from its step `first` on: what `train_step` takes, one after the other."""
         config = self.config
         size = self.train_layout[1]
         order = (self.source.split('train'), config.seed, epoch, config.batch_size, size)
-        sharded = map(self.replicas.shard, batches.train_batches(*order, self.replicas.share(size)))
+        sharded = map(self.replicas.shard, batches.train_batches(*order, self.replicas.share(size), first))
         return sharded if self.steps_per_call == 1 else _stacked(sharded, self.steps_per_call)
 
     def eval_batches(self, split: Examples) -> Iterator[Any]:
@@ -107,6 +113,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
         **parts,
         optimizer=optimizer,
         learning_rate=learning_rate,
+        skip_nonfinite=choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE),
         chunk_size=train_layout[0],
     )
     eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])

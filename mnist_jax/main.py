@@ -6,13 +6,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from mnist_jax import config as configs
 from mnist_jax import launch, monitor
-from mnist_jax.errors import UserError, choose, first_line
+from mnist_jax.errors import Interrupted, UserError, choose, first_line
 
 FLAGS = flags.FLAGS
 USAGE = """\
@@ -175,11 +177,15 @@ def _launch() -> int:
 def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
     status = 1
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app.run(main, flags_parser=_parse)
-    except (UserError, FloatingPointError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        status = error.status
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except Exception as error:
@@ -187,6 +193,10 @@ def run_program() -> None:
     if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
         sys.modules['mnist_jax.processes'].abandon(status)
     sys.exit(status)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _tell_failure(error: Exception) -> None:

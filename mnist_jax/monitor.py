@@ -107,11 +107,14 @@ class Monitor:
         writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
         writer.writeheader()
         writer.writerows(self._rows)
-        files.write_text(self._csv, text.getvalue())
-        for name in COLUMNS[2:]:
-            if row[name] is not None:
-                self._tensorboard.add_scalar(name, row[name], row['step'])
-        self._tensorboard.flush()
+        try:
+            files.write_text(self._csv, text.getvalue())
+            for name in COLUMNS[2:]:
+                if row[name] is not None:
+                    self._tensorboard.add_scalar(name, row[name], row['step'])
+            self._tensorboard.flush()
+        except OSError as error:  # All rows are written anew after the next epoch.
+            logging.error('%s cannot be written: %s', self._csv, error.strerror)
         logging.info('%s', _line(row, self._epochs))
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from mnist_jax.errors import UserError, first_line
 
+EXCHANGE_EVERY = 16  # steps between two talks of the processes about whether to stop
 MEETING_SECONDS = 300  # in which process 0 must have started
 HEARTBEAT_SECONDS = 60  # after which a process that is not heard of is taken for dead, and the others end
 
@@ -103,7 +104,7 @@ def is_main() -> bool:
 
 def check_same(values: Mapping[str, str]) -> None:
     """Wait for all processes; raise a UserError unless each value, by what it is, is the same in all of them."""
-    if jax.process_count() == 1:
+    if not several():
         return
     digests = [hashlib.sha256(value.encode()).digest() for value in values.values()]
     own = np.frombuffer(b''.join(digests), np.int32).reshape(len(values), -1)
@@ -115,7 +116,7 @@ def check_same(values: Mapping[str, str]) -> None:
 
 def check_shared(directory: Path) -> None:
     """Raise a UserError unless `directory` is one and the same for all processes, which wait for each other."""
-    if jax.process_count() == 1:
+    if not several():
         return
     name = int(_gather(np.array(secrets.randbelow(2**31), np.int32))[0])
     mark = directory / f'.meeting-{name}'
@@ -132,3 +133,13 @@ def check_shared(directory: Path) -> None:
 def _gather(value: np.ndarray) -> np.ndarray:
     """The values of all processes, along a first axis."""
     return np.asarray(multihost_utils.process_allgather(value))
+
+
+def several() -> bool:
+    """Whether this process is one of several; asked after `start`."""
+    return jax.process_count() > 1
+
+
+def greatest(values: Sequence[int]) -> list[int]:
+    """The greatest of each of these values over all processes, which wait for each other."""
+    return _gather(np.array(values, np.int32)).max(axis=0).tolist() if several() else list(values)

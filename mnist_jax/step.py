@@ -63,6 +63,7 @@ def train_step(
     max_pixel: int,
     dtype: jnp.dtype,
     seed: int | jax.Array,
+    skip_nonfinite: bool,
     chunk_size: int,
     all_sum: AllSum,
 ) -> tuple[TrainState, Sums]:
@@ -76,11 +77,14 @@ def train_step(
       max_pixel: the pixel value that becomes 1.0.
       dtype: in which the model computes; parameters, losses and all sums over examples are float32.
       seed: of the dropout.
+      skip_nonfinite: whether an update that is not finite, or whose loss is not, changes nothing but the step's number;
+        a loss that is not finite is then left out of the sums.
       chunk_size: how many examples make a chunk; it divides the share.
       all_sum: adds a pytree over all devices.
 
     Returns:
-      The state after it, and the global batch's sums {loss, correct, count}, as seen before the update.
+      The state after it, and the global batch's sums {loss, correct, count}, as seen before the update, with
+      nonfinite: 1 where the loss, the gradient or a new parameter is not finite, else 0.
     """
     key = jax.random.fold_in(_stream(seed, DROPOUT_STREAM), state.step)
 
@@ -106,7 +110,14 @@ def train_step(
     now = learning_rate(state.step) * state.learning_rate_scale
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+    after = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, grads, params))]).all()
+    if skip_nonfinite:
+        left = state.replace(step=state.step + 1)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, left)
+        counted = jnp.isfinite(sums['loss'])
+        sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
+    return after, {**sums, 'nonfinite': 1.0 - finite}
 
 
 def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainState, Sums]:

@@ -35,6 +35,7 @@ def steps(model, chunk_size, rate=0.1, dtype=jnp.float32):
 
     def train(state, batch):
         given = {'optimizer': optimizer, 'learning_rate': lambda step: rate, 'seed': 3, 'all_sum': lambda tree: tree}
+        given['skip_nonfinite'] = False
         return step.train_step(state, batch, **parts, **given)
 
     def evaluate(state, batch):

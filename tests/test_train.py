@@ -3,16 +3,17 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mnist_jax import checkpoint, evaluate, monitor
-from mnist_jax import train as training
+from mnist_jax import checkpoint, evaluate, loop, monitor
 from mnist_jax.data import kaggle
-from mnist_jax.errors import UserError
+from mnist_jax.errors import Interrupted, UserError
+from mnist_jax.experiment import make_experiment
 from mnist_jax.train import train
 
 WITHOUT_TIMES = slice(0, 7)
@@ -28,14 +29,14 @@ def results(workdir):
 
 
 def fail_at(monkeypatch, failing_step):
-    collect = training._collect
+    add = loop.Loop._add
 
-    def fail(totals, sums, step):
-        if step == failing_step:
-            raise KeyboardInterrupt
-        return collect(totals, sums, step)
+    def fail(self, so_far, sums, done, progress):
+        if done == failing_step:
+            raise RuntimeError('as if killed')
+        return add(self, so_far, sums, done, progress)
 
-    monkeypatch.setattr(training, '_collect', fail)
+    monkeypatch.setattr(loop.Loop, '_add', fail)
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):
@@ -59,13 +60,13 @@ def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
     assert results(tmp_path / 'resumed') == results(tmp_path / 'uninterrupted')
     validated = [(float(accuracy), -int(step)) for _, step, _, _, _, accuracy, _ in rows(tmp_path / 'resumed')[1:]]
     kept = {path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()}
-    assert kept == {'15', str(-max(validated)[1])}
+    assert kept == {'10', '15', str(-max(validated)[1])}
 
 
 def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
     train(small(epochs=3), tmp_path / 'uninterrupted')
     fail_at(monkeypatch, 8)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match='as if killed'):
         train(small(epochs=3), tmp_path / 'failed')
     monkeypatch.undo()
     # As if it had been killed between the row of the first epoch's end and its checkpoint.
@@ -130,7 +131,7 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
         found = train(small(epochs=9, **CALLBACKS), tmp_path)
     assert [row[6] for row in rows(tmp_path)[1:]] == ['0.001', '0.001', '0.0005', '0.00025']
     # 225 examples in batches of 64.
-    assert found['step'] == 4 and {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'4', '16'}
+    assert found['step'] == 4 and {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'4', '12', '16'}
     assert 'Stopping early: validation_accuracy was not better than' in caplog.text
     first = train(small(epochs=1, **CALLBACKS), tmp_path / 'first')
     assert first == found
@@ -143,7 +144,7 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
     assert json.loads((tmp_path / 'eval-step16.json').read_text())['step'] == 16
     validated = evaluate.evaluate_workdir(tmp_path, split='validation')
     assert validated['count'] == 75 and f'{validated["accuracy"]}' == rows(tmp_path)[1][5]
-    with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, 4, 16, best"):
+    with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, 4, 12, 16, best"):
         evaluate.evaluate_workdir(tmp_path, '8')
     caplog.clear()
     with caplog.at_level('INFO', logger='absl'):
@@ -155,7 +156,7 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
 def test_a_run_that_failed_stops_early_at_the_same_epoch(small, tmp_path, monkeypatch, failing_step):
     config = {**CALLBACKS, 'early_stopping__restore_best': False}
     train(small(epochs=9, **config), tmp_path / 'uninterrupted')
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
         fail_at(patched, failing_step)
         train(small(epochs=9, **config), tmp_path / 'failed')
     train(small(epochs=9, **config), tmp_path / 'failed')
@@ -226,7 +227,7 @@ def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
         assert (tmp_path / 'predictions.npz').read_bytes() == predictions
     assert set(json.loads(written)) == {
         'dataset', 'split', 'split_sha256', 'step', 'count', 'loss', 'accuracy', 'correct', 'parameters',
-        'params_sha256', 'confusion_matrix', 'statistics',
+        'params_sha256', 'confusion_matrix', 'statistics', 'skipped_steps',
     }  # fmt: skip
 
 
@@ -335,8 +336,102 @@ def test_a_run_does_not_go_on_with_other_data(small, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
-    with pytest.raises(FloatingPointError, match='the loss of step 2 is'):
+    told = (
+        r'the loss of step 2 is \S+, at the learning rate 1e\+38 .* of the training examples (\d+, ){63}\d+; the last'
+    )
+    with pytest.raises(FloatingPointError, match=told):
         train(small(optimizer__learning_rate=1e38), tmp_path)
+    assert checkpoint.Checkpoints(tmp_path).steps() == [0]
+
+
+def test_the_examples_of_a_bad_batch_are_named(small):
+    experiment = make_experiment(small(batch_size=50))
+    for step, batch in enumerate(experiment.train_batches(1)):
+        expected = batch['index'][batch['mask'] > 0]
+        np.testing.assert_array_equal(experiment.train_indices(1, step), expected)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(small, tmp_path, caplog):
+    with pytest.raises(FloatingPointError, match='the update of step 1 is not finite, at the learning rate inf'):
+        train(small(optimizer__learning_rate=float('inf')), tmp_path / 'stops')
+    untrained = train(small(epochs=0), tmp_path / 'untrained')
+    found = train(small(optimizer__learning_rate=float('inf'), on_nonfinite='skip'), tmp_path / 'skips')
+    assert found['skipped_steps'] == found['step'] == 10
+    assert '10 updates of this run so far were not finite and were skipped' in caplog.text
+    assert found['params_sha256'] == untrained['params_sha256'] and untrained['skipped_steps'] == 0
+    with pytest.raises(UserError, match=r"config.on_nonfinite='ask' is unknown.*; the choices are: skip, stop"):
+        train(small(on_nonfinite='ask'), tmp_path / 'unknown')
+
+
+def interrupt_at(monkeypatch, step):
+    """As if SIGTERM came when `step` steps were done."""
+    add = loop.Loop._add
+
+    def ask(self, so_far, sums, done, progress):
+        found = add(self, so_far, sums, done, progress)
+        if found[1] == step:
+            self._request._ask(signal.SIGTERM, None)
+        return found
+
+    monkeypatch.setattr(loop.Loop, '_add', ask)
+
+
+# 5 steps an epoch; after the last one comes the validation.
+@pytest.mark.parametrize(('step', 'saved'), [(1, 2), (4, 5), (5, 5), (7, 8), (10, 10)])
+def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, monkeypatch, step, saved):
+    config = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'epochs': 2}
+    train(small(**config), tmp_path / 'uninterrupted')
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match='stopped by SIGTERM') as told:
+        interrupt_at(patched, step)
+        train(small(**config), tmp_path / 'run')
+    assert told.value.status == 143
+    assert checkpoint.Checkpoints(tmp_path / 'run').steps()[-1] == saved
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train(small(**config, devices=1), tmp_path / 'run')
+    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
+
+
+def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
+    train(small(), tmp_path / 'plain')
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
+        fail_at(patched, 9)
+        train(small(checkpoint_every_steps=2), tmp_path / 'run')
+    assert checkpoint.Checkpoints(tmp_path / 'run').steps() == [7, 9]
+    train(small(checkpoint_every_minutes=1e-9), tmp_path / 'run')
+    assert results(tmp_path / 'run') == results(tmp_path / 'plain')
+
+
+def damage(directory):
+    """Flip a bit of the largest file."""
+    path = max((path for path in directory.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 4
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize('how', ['flip', 'truncate', 'remove', 'empty'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, how):
+    train(small(epochs=3), tmp_path / 'uninterrupted')
+    train(small(epochs=2), tmp_path / 'run')
+    newest = tmp_path / 'run' / 'checkpoints' / '10'
+    files = [path for path in newest.rglob('*') if path.is_file()]
+    if how == 'flip':
+        damage(newest)
+    for path in files:
+        if how == 'truncate':
+            path.write_bytes(path.read_bytes()[:20])
+        elif how == 'empty' or (how == 'remove' and path.parent.name == 'd'):
+            path.unlink()
+    with pytest.raises(UserError, match=r"the checkpoint '.*/checkpoints/10' is damaged"):
+        evaluate.evaluate_workdir(tmp_path / 'run')
+    train(small(epochs=3), tmp_path / 'run')
+    assert "checkpoints/10' is damaged" in caplog.text
+    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
+    assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
+    for step in (10, 15):
+        damage(tmp_path / 'run' / 'checkpoints' / str(step))
+    with pytest.raises(UserError, match=r'no checkpoint in .* can be used; give another --workdir'):
+        train(small(epochs=4), tmp_path / 'run')
 
 
 def test_a_data_set_on_the_disk_gives_the_same_run(small, tmp_path):

@@ -28,13 +28,14 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def train_batches(
-    examples: Examples, seed: int, epoch: int, batch_size: int, padded_size: int, rows: slice
+    examples: Examples, seed: int, epoch: int, batch_size: int, padded_size: int, rows: slice, first: int = 0
 ) -> Iterator[Batch]:
     """The batches of an epoch, each of `padded_size` rows of which at most `batch_size` are examples.
 
-    Only their `rows` are loaded: the share of this process.
+    Only their `rows` are loaded: the share of this process. `first` is the batch, from 0, to begin with.
     """
-    return _batches(examples, permutation(seed, epoch, examples.size), batch_size, padded_size, rows)
+    order = permutation(seed, epoch, examples.size)[first * batch_size :]
+    return _batches(examples, order, batch_size, padded_size, rows)
 
 
 def eval_batches(examples: Examples, batch_size: int, padded_size: int, rows: slice) -> Iterator[Batch]:

@@ -126,10 +126,9 @@ def test_damaged_descriptions_are_told(data_dir, tmp_path, file, damage):
         mnist(tmp_path).split('test')
 
 
-@pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
-def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
-    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
-    path = next(tmp_path.rglob('*test.array_record*'))
+def damage_test_split(data_dir, directory, damage):
+    shutil.copytree(Path(data_dir) / 'mnist_idx', directory / 'mnist_idx')
+    path = next(directory.rglob('*test.array_record*'))
     contents = bytearray(path.read_bytes())
     if damage == 'truncate':
         path.write_bytes(contents[: len(contents) // 2])
@@ -138,6 +137,11 @@ def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
         path.write_bytes(contents)
     else:
         path.unlink()
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
+def test_damaged_prepared_data_is_told(data_dir, tmp_path, damage):
+    damage_test_split(data_dir, tmp_path, damage)
     with pytest.raises(UserError, match=r"the prepared mnist is damaged, split 'test': .*; remove .*mnist_idx"):
         mnist(tmp_path).split('test')
 
@@ -161,16 +165,7 @@ def test_a_stream_holds_what_memory_holds(data_dir):
 
 @pytest.mark.parametrize('damage', ['truncate', 'flip', 'remove'])
 def test_damage_shows_when_a_stream_is_read(data_dir, tmp_path, damage):
-    shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'mnist_idx')
-    path = next(tmp_path.rglob('*test.array_record*'))
-    contents = bytearray(path.read_bytes())
-    if damage == 'truncate':
-        path.write_bytes(contents[: len(contents) // 2])
-    elif damage == 'flip':
-        contents[len(contents) // 3] ^= 1
-        path.write_bytes(contents)
-    else:
-        path.unlink()
+    damage_test_split(data_dir, tmp_path, damage)
     with pytest.raises(UserError, match=r"the prepared mnist is damaged, split 'test': .*; remove .*mnist_idx"):
         stream = mnist(tmp_path).data.stream('dataset.test', 'test')
         for start in range(0, 10_000, 1000):
