@@ -113,11 +113,16 @@ def train_step(
     after = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, grads, params))]).all()
     if skip_nonfinite:
-        left = state.replace(step=state.step + 1)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, left)
-        counted = jnp.isfinite(sums['loss'])
-        sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
+        after, sums = _where_finite(finite, after, sums, state)
     return after, {**sums, 'nonfinite': 1.0 - finite}
+
+
+def _where_finite(finite: jax.Array, after: TrainState, sums: Sums, before: TrainState) -> tuple[TrainState, Sums]:
+    """The state after an update, or that before it where this is not finite; the sums, or 0 where they are not."""
+    left = before.replace(step=before.step + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, left)
+    counted = jnp.isfinite(sums['loss'])
+    return after, jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
 
 
 def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainState, Sums]:

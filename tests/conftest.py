@@ -1,6 +1,8 @@
 """What the tests share: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
 
+import csv
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from mnist_jax import config as configs
-from mnist_jax import parallel
+from mnist_jax import loop, parallel
 from mnist_jax.data.source import SOURCES
 
 ROOT = Path(__file__).parent.parent
+WITHOUT_TIMES = slice(0, 7)  # columns of metrics.csv
 
 parallel.start(8, chunks=8, multiply_adds=0, parameters=0)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -67,3 +70,26 @@ def program(data_dir, tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=check)
 
     return run
+
+
+def rows(workdir) -> list[list[str]]:
+    """The rows of metrics.csv, without the times."""
+    with open(workdir / 'metrics.csv', newline='') as file:
+        return [row[WITHOUT_TIMES] for row in csv.reader(file)]
+
+
+def results(workdir) -> tuple:
+    """What two equal runs have in common: eval.json and metrics.csv."""
+    return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
+
+
+def fail_at(monkeypatch, failing_step):
+    """Fail as if killed, after so many steps."""
+    add = loop.Loop._add
+
+    def fail(self, so_far, sums, done, progress):
+        if done == failing_step:
+            raise RuntimeError('as if killed')
+        return add(self, so_far, sums, done, progress)
+
+    monkeypatch.setattr(loop.Loop, '_add', fail)

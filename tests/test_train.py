@@ -1,42 +1,17 @@
 """Whole runs, small, compared exactly."""
 
-import csv
 import json
 import shutil
-import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import fail_at, results, rows
 from ml_collections import ConfigDict
 
-from mnist_jax import checkpoint, evaluate, loop, monitor
+from mnist_jax import checkpoint, evaluate, monitor
 from mnist_jax.data import kaggle
-from mnist_jax.errors import Interrupted, UserError
-from mnist_jax.experiment import make_experiment
+from mnist_jax.errors import UserError
 from mnist_jax.train import train
-
-WITHOUT_TIMES = slice(0, 7)
-
-
-def rows(workdir):
-    with open(workdir / 'metrics.csv', newline='') as file:
-        return [row[WITHOUT_TIMES] for row in csv.reader(file)]
-
-
-def results(workdir):
-    return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
-
-
-def fail_at(monkeypatch, failing_step):
-    add = loop.Loop._add
-
-    def fail(self, so_far, sums, done, progress):
-        if done == failing_step:
-            raise RuntimeError('as if killed')
-        return add(self, so_far, sums, done, progress)
-
-    monkeypatch.setattr(loop.Loop, '_add', fail)
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):
@@ -61,19 +36,6 @@ def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
     validated = [(float(accuracy), -int(step)) for _, step, _, _, _, accuracy, _ in rows(tmp_path / 'resumed')[1:]]
     kept = {path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()}
     assert kept == {'10', '15', str(-max(validated)[1])}
-
-
-def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
-    train(small(epochs=3), tmp_path / 'uninterrupted')
-    fail_at(monkeypatch, 8)
-    with pytest.raises(RuntimeError, match='as if killed'):
-        train(small(epochs=3), tmp_path / 'failed')
-    monkeypatch.undo()
-    # As if it had been killed between the row of the first epoch's end and its checkpoint.
-    with open(tmp_path / 'failed' / 'metrics.csv', 'a') as file:
-        file.write('2,10,0.1,0.9,,,0.001,1.0,300\n')
-    train(small(epochs=3), tmp_path / 'failed')
-    assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
 
 
 def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path, caplog):
@@ -114,7 +76,6 @@ def test_the_schedule_is_followed(small, tmp_path):
     assert [row[6] for row in rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
 
 
-# No epoch after the first is better by 100.
 CALLBACKS = {
     'dataset__validation_fraction': 0.25,
     'early_stopping__min_delta': 100.0,
@@ -203,89 +164,6 @@ def test_a_changed_field_is_told_and_nothing_is_touched(small, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
-@pytest.mark.parametrize('batch_size', [64, 999, 10**9])
-def test_evaluation_counts_every_example(small, tmp_path, batch_size):
-    config = small(eval_batch_size=batch_size, epochs=0, dataset__test='test')
-    found = train(config, tmp_path)
-    assert found['count'] == 10_000
-    assert sum(map(sum, found['confusion_matrix'])) == 10_000
-    # The classes of the MNIST test set: http://yann.lecun.com/exdb/mnist/
-    assert [sum(row) for row in found['confusion_matrix']] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert found['correct'] == sum(found['confusion_matrix'][i][i] for i in range(10))
-    assert found['accuracy'] == found['correct'] / 10_000
-
-
-def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
-    train(small(dataset__test='test[:500]'), tmp_path)
-    written = (tmp_path / 'eval.json').read_bytes()
-    predictions = (tmp_path / 'predictions.npz').read_bytes()
-    for _ in range(2):
-        (tmp_path / 'eval.json').unlink()
-        (tmp_path / 'predictions.npz').unlink()
-        evaluate.evaluate_workdir(tmp_path)
-        assert (tmp_path / 'eval.json').read_bytes() == written
-        assert (tmp_path / 'predictions.npz').read_bytes() == predictions
-    assert set(json.loads(written)) == {
-        'dataset', 'split', 'split_sha256', 'step', 'count', 'loss', 'accuracy', 'correct', 'parameters',
-        'params_sha256', 'confusion_matrix', 'statistics', 'skipped_steps',
-    }  # fmt: skip
-
-
-def test_predictions_are_those_of_the_result(small, tmp_path):
-    found = train(small(dataset__test='test[:333]', eval_batch_size=100), tmp_path)
-    with np.load(tmp_path / 'predictions.npz') as arrays:
-        label, prediction, probabilities = (arrays[name] for name in ('label', 'prediction', 'probabilities'))
-    assert probabilities.shape == (333, 10)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(probabilities.argmax(axis=1), prediction)
-    matrix = np.zeros((10, 10), int)
-    np.add.at(matrix, (label, prediction), 1)
-    assert matrix.tolist() == found['confusion_matrix']
-    assert found['loss'] == pytest.approx(-np.log(probabilities[np.arange(333), label]).mean(), rel=1e-5)
-
-
-def test_another_split_is_evaluated_beside_the_configured_one(small, tmp_path):
-    expected = train(small(epochs=1), tmp_path)
-    written = (tmp_path / 'eval.json').read_bytes()
-    found = evaluate.evaluate_workdir(tmp_path, split='train[:50]')
-    assert (found['split'], found['count'], found['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
-    assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == found
-    assert (tmp_path / 'eval.json').read_bytes() == written and (tmp_path / 'predictions-train[:50].npz').exists()
-    with pytest.raises(UserError, match=r"--split='holdout' is no split of mnist .*; its splits are: test, train"):
-        evaluate.evaluate_workdir(tmp_path, split='holdout')
-
-
-def test_the_digest_is_that_of_the_leaves_in_order(small):
-    import hashlib
-
-    from mnist_jax.experiment import make_experiment
-
-    state = make_experiment(small()).create_state()
-    layers = state.params
-    leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
-    by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    assert checkpoint.params_sha256(state) == by_hand
-
-
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"seed": NaN}', 'null'])
-def test_a_broken_config_json_is_told(small, tmp_path, text):
-    train(small(epochs=0), tmp_path)
-    (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(UserError, match=r"config.json' is damaged"):
-        evaluate.evaluate_workdir(tmp_path)
-    with pytest.raises(UserError, match=r"config.json' is damaged"):
-        train(small(epochs=0), tmp_path)
-
-
-def test_a_damaged_checkpoint_is_told(small, tmp_path):
-    train(small(epochs=0), tmp_path)
-    for path in (tmp_path / 'checkpoints' / '0').rglob('*'):
-        if path.is_file() and path.parent.name == 'd':
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
-        evaluate.evaluate_workdir(tmp_path)
-
-
 def test_damaged_data_leaves_no_workdir(small, data_dir, tmp_path):
     shutil.copytree(Path(data_dir) / 'mnist_idx', tmp_path / 'data' / 'mnist_idx')
     path = next((tmp_path / 'data').rglob('*train.array_record*'))
@@ -335,121 +213,9 @@ def test_a_run_does_not_go_on_with_other_data(small, tmp_path):
             again()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
-    told = (
-        r'the loss of step 2 is \S+, at the learning rate 1e\+38 .* of the training examples (\d+, ){63}\d+; the last'
-    )
-    with pytest.raises(FloatingPointError, match=told):
-        train(small(optimizer__learning_rate=1e38), tmp_path)
-    assert checkpoint.Checkpoints(tmp_path).steps() == [0]
-
-
-def test_the_examples_of_a_bad_batch_are_named(small):
-    experiment = make_experiment(small(batch_size=50))
-    for step, batch in enumerate(experiment.train_batches(1)):
-        expected = batch['index'][batch['mask'] > 0]
-        np.testing.assert_array_equal(experiment.train_indices(1, step), expected)
-
-
-def test_updates_that_are_not_finite_are_skipped_and_counted(small, tmp_path, caplog):
-    with pytest.raises(FloatingPointError, match='the update of step 1 is not finite, at the learning rate inf'):
-        train(small(optimizer__learning_rate=float('inf')), tmp_path / 'stops')
-    untrained = train(small(epochs=0), tmp_path / 'untrained')
-    found = train(small(optimizer__learning_rate=float('inf'), on_nonfinite='skip'), tmp_path / 'skips')
-    assert found['skipped_steps'] == found['step'] == 10
-    assert '10 updates of this run so far were not finite and were skipped' in caplog.text
-    assert found['params_sha256'] == untrained['params_sha256'] and untrained['skipped_steps'] == 0
-    with pytest.raises(UserError, match=r"config.on_nonfinite='ask' is unknown.*; the choices are: skip, stop"):
-        train(small(on_nonfinite='ask'), tmp_path / 'unknown')
-
-
-def interrupt_at(monkeypatch, step):
-    """As if SIGTERM came when `step` steps were done."""
-    add = loop.Loop._add
-
-    def ask(self, so_far, sums, done, progress):
-        found = add(self, so_far, sums, done, progress)
-        if found[1] == step:
-            self._request._ask(signal.SIGTERM, None)
-        return found
-
-    monkeypatch.setattr(loop.Loop, '_add', ask)
-
-
-# 5 steps an epoch; after the last one comes the validation.
-@pytest.mark.parametrize(('step', 'saved'), [(1, 2), (4, 5), (5, 5), (7, 8), (10, 10)])
-def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, monkeypatch, step, saved):
-    config = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'epochs': 2}
-    train(small(**config), tmp_path / 'uninterrupted')
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match='stopped by SIGTERM') as told:
-        interrupt_at(patched, step)
-        train(small(**config), tmp_path / 'run')
-    assert told.value.status == 143
-    assert checkpoint.Checkpoints(tmp_path / 'run').steps()[-1] == saved
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    train(small(**config, devices=1), tmp_path / 'run')
-    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
-
-
-def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
-    train(small(), tmp_path / 'plain')
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
-        fail_at(patched, 9)
-        train(small(checkpoint_every_steps=2), tmp_path / 'run')
-    assert checkpoint.Checkpoints(tmp_path / 'run').steps() == [7, 9]
-    train(small(checkpoint_every_minutes=1e-9), tmp_path / 'run')
-    assert results(tmp_path / 'run') == results(tmp_path / 'plain')
-
-
-def damage(directory):
-    """Flip a bit of the largest file."""
-    path = max((path for path in directory.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
-    contents = bytearray(path.read_bytes())
-    contents[len(contents) // 2] ^= 4
-    path.write_bytes(contents)
-
-
-@pytest.mark.parametrize('how', ['flip', 'truncate', 'remove', 'empty'])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, how):
-    train(small(epochs=3), tmp_path / 'uninterrupted')
-    train(small(epochs=2), tmp_path / 'run')
-    newest = tmp_path / 'run' / 'checkpoints' / '10'
-    files = [path for path in newest.rglob('*') if path.is_file()]
-    if how == 'flip':
-        damage(newest)
-    for path in files:
-        if how == 'truncate':
-            path.write_bytes(path.read_bytes()[:20])
-        elif how == 'empty' or (how == 'remove' and path.parent.name == 'd'):
-            path.unlink()
-    with pytest.raises(UserError, match=r"the checkpoint '.*/checkpoints/10' is damaged"):
-        evaluate.evaluate_workdir(tmp_path / 'run')
-    train(small(epochs=3), tmp_path / 'run')
-    assert "checkpoints/10' is damaged" in caplog.text
-    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
-    assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
-    for step in (10, 15):
-        damage(tmp_path / 'run' / 'checkpoints' / str(step))
-    with pytest.raises(UserError, match=r'no checkpoint in .* can be used; give another --workdir'):
-        train(small(epochs=4), tmp_path / 'run')
-
-
 def test_a_data_set_on_the_disk_gives_the_same_run(small, tmp_path):
     fields = {'dataset__validation_fraction': 0.1, 'model__dropout': (0.5,)}
     for name, in_memory in (('memory', True), ('disk', False)):
         train(small(dataset__in_memory=in_memory, **fields), tmp_path / name)
     memory, disk = ((tmp_path / name / 'eval.json').read_bytes() for name in ('memory', 'disk'))
     assert memory == disk
-
-
-def test_a_config_of_an_older_version_gets_the_fields_that_are_new(small, tmp_path):
-    train(small(epochs=1), tmp_path / 'run')
-    path = tmp_path / 'run' / 'config.json'
-    saved = json.loads(path.read_text())
-    del saved['steps_per_call'], saved['dataset']['in_memory']
-    path.write_text(json.dumps(saved))
-    train(small(epochs=2), tmp_path / 'run')
-    assert json.loads(path.read_text())['dataset']['in_memory'] is True
-    path.write_text(json.dumps({**saved, 'epochs': 2, 'model': {'name': 'mlp'}}))
-    with pytest.raises(UserError, match=r'another config: .*model\.hidden'):
-        train(small(epochs=2), tmp_path / 'run')

@@ -1,0 +1,86 @@
+"""Checkpoints and config.json: digests, damage, older versions."""
+
+import hashlib
+import json
+
+import pytest
+from conftest import results
+
+from mnist_jax import checkpoint, evaluate
+from mnist_jax.errors import UserError
+from mnist_jax.experiment import make_experiment
+from mnist_jax.train import train
+
+
+def test_the_digest_is_that_of_the_leaves_in_order(small):
+
+    state = make_experiment(small()).create_state()
+    layers = state.params
+    leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
+    by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
+    assert checkpoint.params_sha256(state) == by_hand
+
+
+def test_a_damaged_checkpoint_is_told(small, tmp_path):
+    train(small(epochs=0), tmp_path)
+    for path in (tmp_path / 'checkpoints' / '0').rglob('*'):
+        if path.is_file() and path.parent.name == 'd':
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
+        evaluate.evaluate_workdir(tmp_path)
+
+
+def damage(directory):
+    """Flip a bit of the largest file."""
+    path = max((path for path in directory.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 4
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize('how', ['flip', 'truncate', 'remove', 'empty'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, how):
+    train(small(epochs=3), tmp_path / 'uninterrupted')
+    train(small(epochs=2), tmp_path / 'run')
+    newest = tmp_path / 'run' / 'checkpoints' / '10'
+    files = [path for path in newest.rglob('*') if path.is_file()]
+    if how == 'flip':
+        damage(newest)
+    for path in files:
+        if how == 'truncate':
+            path.write_bytes(path.read_bytes()[:20])
+        elif how == 'empty' or (how == 'remove' and path.parent.name == 'd'):
+            path.unlink()
+    with pytest.raises(UserError, match=r"the checkpoint '.*/checkpoints/10' is damaged"):
+        evaluate.evaluate_workdir(tmp_path / 'run')
+    train(small(epochs=3), tmp_path / 'run')
+    assert "checkpoints/10' is damaged" in caplog.text
+    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
+    assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
+    for step in (10, 15):
+        damage(tmp_path / 'run' / 'checkpoints' / str(step))
+    with pytest.raises(UserError, match=r'no checkpoint in .* can be used; give another --workdir'):
+        train(small(epochs=4), tmp_path / 'run')
+
+
+def test_a_config_of_an_older_version_gets_the_fields_that_are_new(small, tmp_path):
+    train(small(epochs=1), tmp_path / 'run')
+    path = tmp_path / 'run' / 'config.json'
+    saved = json.loads(path.read_text())
+    del saved['steps_per_call'], saved['dataset']['in_memory']
+    path.write_text(json.dumps(saved))
+    train(small(epochs=2), tmp_path / 'run')
+    assert json.loads(path.read_text())['dataset']['in_memory'] is True
+    path.write_text(json.dumps({**saved, 'epochs': 2, 'model': {'name': 'mlp'}}))
+    with pytest.raises(UserError, match=r'another config: .*model\.hidden'):
+        train(small(epochs=2), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"seed": NaN}', 'null'])
+def test_a_broken_config_json_is_told(small, tmp_path, text):
+    train(small(epochs=0), tmp_path)
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=r"config.json' is damaged"):
+        evaluate.evaluate_workdir(tmp_path)
+    with pytest.raises(UserError, match=r"config.json' is damaged"):
+        train(small(epochs=0), tmp_path)
