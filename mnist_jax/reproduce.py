@@ -68,7 +68,8 @@ class Measured(NamedTuple):
             return True, 'mean above'
         if mean >= published - TOLERANCE:
             return True, f'mean within {TOLERANCE}'
-        if min(self.accuracies) <= published <= max(self.accuracies):
+        # A published figure has four digits: 285 of 297 examples were published as 0.9596.
+        if round(min(self.accuracies), 4) <= published <= round(max(self.accuracies), 4):
             return True, 'in the range of the seeds'
         return False, 'MISSED'
 

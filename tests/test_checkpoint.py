@@ -13,7 +13,6 @@ from mnist_jax.train import train
 
 
 def test_the_digest_is_that_of_the_leaves_in_order(small):
-
     state = make_experiment(small()).create_state()
     layers = state.params
     leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]

@@ -19,6 +19,7 @@ from mnist_jax.reproduce import Measured, Published
         ([0.8979, 0.8978], (False, 'MISSED')),
         ([0.85, 0.9], (True, 'in the range of the seeds')),
         ([0.85, 0.8999], (False, 'MISSED')),
+        ([0.85, 0.89996], (True, 'in the range of the seeds')),
         ([], (False, 'FAILED')),
     ],
 )
