@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
-from conftest import results
+from conftest import make_small, results
 
 from mnist_jax import checkpoint, evaluate
 from mnist_jax.errors import UserError
@@ -37,10 +38,18 @@ def damage(directory):
     path.write_bytes(contents)
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, data_dir):
+    """A directory with a run of two epochs, and the results of one of three."""
+    directory = tmp_path_factory.mktemp('trained')
+    train(make_small(data_dir, epochs=2), directory / 'run')
+    train(make_small(data_dir, epochs=3), directory / 'uninterrupted')
+    return directory / 'run', results(directory / 'uninterrupted')
+
+
 @pytest.mark.parametrize('how', ['flip', 'truncate', 'remove', 'empty'])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, how):
-    train(small(epochs=3), tmp_path / 'uninterrupted')
-    train(small(epochs=2), tmp_path / 'run')
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, trained, how):
+    shutil.copytree(trained[0], tmp_path / 'run')
     newest = tmp_path / 'run' / 'checkpoints' / '10'
     files = [path for path in newest.rglob('*') if path.is_file()]
     if how == 'flip':
@@ -54,7 +63,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, c
         evaluate.evaluate_workdir(tmp_path / 'run')
     train(small(epochs=3), tmp_path / 'run')
     assert "checkpoints/10' is damaged" in caplog.text
-    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
+    assert results(tmp_path / 'run') == trained[1]
     assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
     for step in (10, 15):
         damage(tmp_path / 'run' / 'checkpoints' / str(step))

@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import fail_at, results
+from conftest import fail_at, make_small, results
 
 from mnist_jax import checkpoint, loop
 from mnist_jax.errors import Interrupted, UserError
@@ -66,19 +66,28 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(loop.Loop, '_add', ask)
 
 
+STOPPED = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'epochs': 2}
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory, data_dir):
+    """The results of the run that the next test stops."""
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    train(make_small(data_dir, **STOPPED), workdir)
+    return results(workdir)
+
+
 # 5 steps an epoch; after the last one comes the validation.
-@pytest.mark.parametrize(('step', 'saved'), [(1, 2), (4, 5), (5, 5), (7, 8), (10, 10)])
-def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, monkeypatch, step, saved):
-    config = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'epochs': 2}
-    train(small(**config), tmp_path / 'uninterrupted')
+@pytest.mark.parametrize(('step', 'saved'), [(4, 5), (5, 5), (7, 8), (10, 10)])
+def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, monkeypatch, uninterrupted, step, saved):
     with monkeypatch.context() as patched, pytest.raises(Interrupted, match='stopped by SIGTERM') as told:
         interrupt_at(patched, step)
-        train(small(**config), tmp_path / 'run')
+        train(small(**STOPPED), tmp_path / 'run')
     assert told.value.status == 143
     assert checkpoint.Checkpoints(tmp_path / 'run').steps()[-1] == saved
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    train(small(**config, devices=1), tmp_path / 'run')
-    assert results(tmp_path / 'run') == results(tmp_path / 'uninterrupted')
+    train(small(**STOPPED, devices=1), tmp_path / 'run')
+    assert results(tmp_path / 'run') == uninterrupted
 
 
 def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
