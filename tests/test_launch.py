@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT
 
@@ -67,9 +68,9 @@ def test_one_killed_process_ends_the_others_and_the_next_start_goes_on(tmp_path,
         children = []
         while not (tmp_path / 'run' / 'checkpoints').exists():
             assert launcher.poll() is None
-            children = subprocess.run(['pgrep', '-P', str(launcher.pid)], capture_output=True, text=True).stdout.split()
+            children = [child.pid for child in psutil.Process(launcher.pid).children()]
             time.sleep(0.1)
-        os.kill(int(children[1]), signal.SIGKILL)
+        os.kill(children[1], signal.SIGKILL)
         began = time.monotonic()
         _, told = launcher.communicate(timeout=60)
     assert time.monotonic() - began < 30
@@ -78,7 +79,7 @@ def test_one_killed_process_ends_the_others_and_the_next_start_goes_on(tmp_path,
     assert 'Traceback' not in told
     for child in children:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(child), 0)
+            os.kill(child, 0)
     program(*RUN, '--config.devices=4', '--workdir=run', check=True)
     assert result(tmp_path / 'run') == alone
 
