@@ -217,7 +217,7 @@ class Writer:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            if not self.finish() and self._unsaved is not None:
+            if not self.finish():
                 self.save(self._unsaved)
                 if not self.finish():
                     raise OSError(f'the last checkpoint, of step {self._unsaved.state.step}, is not written')

@@ -10,12 +10,13 @@ from typing import Any
 
 import ml_collections
 
-from mnist_jax.errors import UserError, listed, nearest
+from mnist_jax.errors import UserError, check_range, listed, nearest
 
 ConfigDict = ml_collections.ConfigDict
 ROOT = Path(__file__).parent.parent
 # The least and the greatest value of each whole number in the config.
 ANY = 2**31 - 1
+YEAR = 525_600  # minutes
 RANGES = {
     'seed': (0, ANY),
     'epochs': (0, ANY),
@@ -143,6 +144,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f'config.{name}={config[name]} is wrong: a whole number from {least} to {greatest} is wanted'
             )
+    check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, YEAR)
     if config.folds == 1 or config.fold > config.folds:
         raise UserError(
             f'config.folds={config.folds} and config.fold={config.fold} are wrong: folds is 0, or from 2 on; '
@@ -174,7 +176,9 @@ def with_added_fields(saved: ConfigDict) -> ConfigDict:
     config.unlock()
     for name, value in ADDED.items():
         section, _, field = name.rpartition('.')
-        place = config.get(section) if section else config
+        if section and section not in config:
+            continue  # `check` tells of it.
+        place = config[section] if section else config
         if isinstance(place, ConfigDict) and field not in place:
             place[field] = value
     return config.lock()

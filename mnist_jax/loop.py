@@ -117,14 +117,11 @@ class Loop:
     def _told_nonfinite(self, epoch: int, before: int, loss: float) -> str:
         experiment = self._experiment
         index = experiment.train_indices(epoch, before - epoch * experiment.steps_per_epoch)
-        what = (
-            f'the loss of step {before + 1} is {loss}'
-            if not np.isfinite(loss)
-            else (f'the update of step {before + 1} is not finite')
-        )
+        which, what = ('update', 'not finite') if np.isfinite(loss) else ('loss', loss)
         return (
-            f'{what}, at the learning rate {float(experiment.learning_rate(before)):g} (before a reduction), for the '
-            f'batch of the training examples {", ".join(map(str, index.tolist()))}; the last checkpoint is kept'
+            f'the {which} of step {before + 1} is {what}, at the learning rate '
+            f'{float(experiment.learning_rate(before)):g} (before a reduction), for the batch of the training '
+            f'examples {", ".join(map(str, index.tolist()))}; the last checkpoint is kept'
         )
 
     def _close_epoch(self, snapshot: Snapshot) -> Snapshot:

@@ -71,6 +71,11 @@ def test_wrong_files_are_told_in_a_line(tmp_path, text, told):
         ('devices', -2, 'config.devices=-2 is wrong: a whole number from 0 to 2147483647 is wanted'),
         ('seed', 2**31, 'config.seed=2147483648 is wrong: a whole number from 0 to 2147483647 is wanted'),
         ('chunks', 65, 'config.chunks=65 is wrong: a whole number from 1 to 64 is wanted'),
+        (
+            'checkpoint_every_minutes',
+            -1.0,
+            'config.checkpoint_every_minutes=-1.0 is wrong: a number from 0 to 525600 is wanted',
+        ),
         ('seed', -1, 'config.seed=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
     ],
 )

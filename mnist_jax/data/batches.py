@@ -65,7 +65,7 @@ def _read(examples: Examples, indices: Sequence[np.ndarray]) -> Iterator[Split]:
     if isinstance(examples, Split):
         yield from map(examples.take, indices)
         return
-    batches = -(-READ_AT_ONCE // max(1, len(indices[0])))
+    batches = -(-READ_AT_ONCE // max([1, *map(len, indices[:1])]))  # There are none left where all were trained.
     groups = [indices[start : start + batches] for start in range(0, len(indices), batches)]
     for group, split in zip(groups, _ahead(lambda group: examples.take(np.concatenate(group)), groups), strict=True):
         ends = np.cumsum([len(index) for index in group])

@@ -58,6 +58,15 @@ def test_processes_load_their_shares_of_the_same_batches(examples, monkeypatch):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
 
 
+@pytest.mark.parametrize('examples', [SPLIT, Stored(SPLIT)])
+def test_an_epoch_goes_on_from_any_of_its_batches(examples):
+    given = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4)}
+    whole = [batch['index'].tolist() for batch in batches.train_batches(SPLIT, **given)]
+    for first in range(4):
+        found = batches.train_batches(examples, **given, first=first)
+        assert [batch['index'].tolist() for batch in found] == whole[first:]
+
+
 def test_what_fails_while_reading_ahead_is_told():
     class Failing(Stored):
         def take(self, places):
