@@ -54,6 +54,7 @@ def _train() -> None:
     from mnist_jax.train import train
 
     config = _config()
+    configs.check(config)  # What is wrong in all processes is told before they meet.
     _connect()
     run = cross_validate if config.folds and not config.fold else train
     run(config, _workdir(Path(FLAGS['config'].config_filename).stem))
