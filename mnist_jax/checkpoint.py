@@ -1,4 +1,4 @@
-"""What a workdir keeps of a run so that it can go on or be evaluated: `config.json` and Orbax checkpoints."""
+"""What a workdir keeps of a run so that it can go on or be evaluated: `config.json`, digests, Orbax checkpoints."""
 
 import hashlib
 import json
@@ -52,6 +52,9 @@ class Snapshot(NamedTuple):
     epoch: EpochSoFar
 
 
+WAY_OUT = 'the command that trained the run writes it anew'
+
+
 class DamagedError(UserError):
     """A checkpoint that cannot be read, or is not what was written."""
 
@@ -65,37 +68,63 @@ class Checkpoints:
     def __init__(self, workdir: Path):
         self.workdir = workdir
         self._config = workdir / 'config.json'
-        self._data = workdir / 'data.json'
+        self._digests = workdir / 'digests.json'
         self._directory = (workdir / 'checkpoints').absolute()
 
     def read_config(self) -> configs.ConfigDict | None:
-        """The config of the run in this workdir, or None where there is none."""
+        """The config of the run in this workdir, or None where there is none; UserError where it is another's."""
         if not self._config.exists():
             return None
         try:
-            config = configs.with_added_fields(configs.from_json(self._config.read_text(encoding='utf-8')))
+            config = configs.with_added_fields(configs.from_json(files.read_json(self._config)))
             configs.check(config)
         except (OSError, ValueError, UserError) as error:
-            raise UserError(f'{str(self._config)!r} is damaged: {error}') from None
+            raise UserError(f'{str(self._config)!r} is damaged: {error}; {WAY_OUT}') from None
+        if self._begun('config') not in (None, configs.sha256(config)):
+            raise UserError(f'{str(self._config)!r} was changed, and is not of the run beside it (sha256); {WAY_OUT}')
         return config
 
+    def check_config(self, config: configs.ConfigDict) -> None:
+        """Raise a UserError unless the run in this workdir is of `config`, with more epochs perhaps.
+
+        Without a config.json that is good, its digest decides.
+        """
+        try:
+            saved = self.read_config()
+            problem = f'{str(self._config)!r} is missing'
+        except UserError as error:
+            saved, problem = None, str(error).removesuffix(f'; {WAY_OUT}')
+        if saved is not None:
+            configs.check_resumable(saved, config)
+        elif self._begun('config') == configs.sha256(config):
+            logging.warning('%s; it is written anew', problem)
+        else:
+            raise UserError(
+                f'{problem}, and the config that is given is not that of the run (sha256); give that one, or another '
+                '--workdir'
+            )
+
     def write_config(self, config: configs.ConfigDict, data: Mapping[str, str]) -> None:
-        """Write `config.json`, and `data.json`: the sha256 of each prepared split."""
-        files.write_text(self._data, json.dumps(dict(data), indent=2) + '\n')
+        """Write `config.json`, and `digests.json`: the sha256 of what the run computes, and of each prepared split."""
+        digests = {'config': configs.sha256(config), 'data': dict(data)}
+        files.write_text(self._digests, json.dumps(digests, indent=2) + '\n')
         files.write_text(self._config, configs.to_json(config))
+
+    def _begun(self, what: str) -> Any:
+        """A digest of what the run was begun with, or None where it is not known."""
+        if not self._digests.exists():
+            return None
+        try:
+            return files.read_json(self._digests)[what]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f'{str(self._digests)!r} is damaged: {error}; remove it to go on without it') from None
 
     def check_data(self, data: Mapping[str, str]) -> None:
         """Raise a UserError where this run has checkpoints and was begun with other data."""
-        if not self.steps() or not self._data.exists():
-            return
-        try:
-            begun = json.loads(self._data.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise UserError(f'{str(self._data)!r} is damaged: {error}') from None
-        if begun != dict(data):
+        if self.steps() and self._begun('data') not in (None, dict(data)):
             raise UserError(
-                f'the data set is not the one that the run in {str(self.workdir)!r} was begun with: {self._data.name} '
-                'has the sha256 of its splits; give that data set, or another --workdir'
+                f'the data set is not the one that the run in {str(self.workdir)!r} was begun with: '
+                f'{self._digests.name} has the sha256 of its splits; give that data set, or another --workdir'
             )
 
     def steps(self) -> list[int]:
@@ -106,6 +135,7 @@ class Checkpoints:
 
     def open(self) -> 'Writer':
         """What saves checkpoints here; a context manager that waits for the last one at its end."""
+        files.make_directory(self._directory, 'the place of the checkpoints')
         return Writer(self._directory)
 
     def restore(self, step: int, like: Snapshot) -> Snapshot:

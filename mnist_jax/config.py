@@ -1,5 +1,6 @@
 """The config of a run: read from a file, checked, written to JSON and back, compared."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -162,9 +163,18 @@ def run_json(config: ConfigDict) -> str:
     return json.dumps({name: value for name, value in fields(config) if name not in PLACES})
 
 
-def from_json(text: str) -> ConfigDict:
+def sha256(config: ConfigDict) -> str:
+    """The digest of what makes a run what it is: every field but `PLACES` and the epochs, which may be raised.
+
+    Nor fields that were added later and have the value of the runs before: these keep their digest.
+    """
+    values = {name: value for name, value in fields(config) if name not in (*PLACES, 'epochs')}
+    counted = {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def from_json(value: Any) -> ConfigDict:
     """The config that `to_json` wrote, locked; ValueError where it is another JSON value."""
-    value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError('it is no JSON object')
     return ConfigDict(_tuples(value)).lock()
@@ -195,7 +205,7 @@ def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
 
     More epochs are a continuation; `PLACES` may be others.
     """
-    old, new = dict(fields(saved)), dict(fields(from_json(to_json(config))))
+    old, new = dict(fields(saved)), dict(fields(from_json(json.loads(to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
         for name in {**old, **new}

@@ -29,8 +29,8 @@ def evaluate_split(
     totals: Totals = {}
     probabilities = []
     for batch in experiment.eval_batches(split):
-        if request is not None and (signal := request.agreed()[0]):
-            raise Interrupted(signal, 'in an evaluation')
+        if request is not None and (signal := processes.agreed(request)[0]):
+            raise Interrupted(signal, 'in the validation')
         sums, probabilities_BxK = experiment.eval_step(state, batch)
         totals = metrics.add(totals, parallel.fetch(sums))
         probabilities.append(parallel.fetch(probabilities_BxK)[: experiment.eval_batch_size])  # The rest is padding.
@@ -46,14 +46,13 @@ def evaluate_test(
     workdir: Path,
     split: str | None = None,
     part: str | None = None,
-    request: Request | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the configured test split, or on `split`; write the result as that of `part`, tell and return it."""
     state = snapshot.state
     source = experiment.source
     spec = split or source.specs['test']
     examples = source.split('test') if split is None else _examples(source, split)
-    totals, probabilities_NxK = evaluate_split(experiment, state, examples, request)
+    totals, probabilities_NxK = evaluate_split(experiment, state, examples)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
         'dataset': source.name,
@@ -70,8 +69,8 @@ def evaluate_test(
         'statistics': metrics.statistics(matrix, source.class_names),
     }
     if processes.is_main():
+        print(results.text(result), flush=True)  # First: the disk may be full.
         results.write(workdir, part, result, examples.label, probabilities_NxK)
-        print(results.text(result), flush=True)
     return result
 
 

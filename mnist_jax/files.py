@@ -1,10 +1,21 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read within bounds; directories with one writer."""
 
+import contextlib
+import datetime
+import fcntl
+import json
 import os
+import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 from mnist_jax.errors import UserError
+
+MOST = 16 * 2**20  # bytes of a text file that this program writes; a larger one is not of it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, contents: bytes) -> None:
     """Write `contents` under a temporary name, flush it to the disk, then rename it to `path`."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     try:
         with os.fdopen(descriptor, 'wb') as file:
             file.write(contents)
@@ -31,6 +42,57 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file; ValueError or OSError where this program cannot have written it."""
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(path)!r} is no file')
+    with open(path, 'rb') as file:
+        contents = file.read(MOST + 1)
+    if len(contents) > MOST:
+        raise ValueError(f'it is larger than {MOST:,} bytes')
+    return contents
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, as `read_bytes`."""
+    try:
+        return json.loads(read_bytes(path).decode())
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
+@contextlib.contextmanager
+def held(directory: Path, what: str) -> Iterator[None]:
+    """Hold `directory` for this process; that another one does so is the user's error.
+
+    The kernel ends the hold with the process: one that was killed leaves nothing to clear up, but for the files that
+    it was writing, which are removed here.
+    """
+    with open(directory / 'lock', 'a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or 'another process'
+            raise UserError(
+                f'{what} {str(directory)!r} is in use by {holder}; wait for its end, or give another'
+            ) from None
+        except OSError as error:
+            logging.warning(
+                '%s has a file system without locks: nothing prevents a second run there (%s)', directory, error
+            )
+        for leftover in directory.glob('.*.tmp'):
+            leftover.unlink(missing_ok=True)
+        began = datetime.datetime.now().isoformat(' ', 'seconds')
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {platform.node()}, since {began}')
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def make_directory(path: Path, what: str) -> None:

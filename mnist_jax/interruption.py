@@ -3,51 +3,73 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
-from types import FrameType
-
-from absl import logging
-
-from mnist_jax import processes
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Request:
-    """Whether this process was asked to stop, and by which signal; 0 where it was not."""
+    """Whether this process was asked to stop, and by which signal; 0 where it was not.
+
+    Only while it has something unsaved is it waited for: else the first signal ends it at once, and so does a second.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._asked = 0
+        self.unsaved = False
+        self.asked = 0  # times that it was looked at; see processes.agreed
 
-    def agreed(self, due: bool = False) -> tuple[int, bool]:
-        """(the signal, or 0; `due`), the same in all processes; each of them must ask equally often.
-
-        Several processes talk to each other about it now and then only.
-        """
-        self._asked += 1
-        if self._asked % processes.EXCHANGE_EVERY and processes.several():
-            return 0, False
-        signal, due = processes.greatest([self.signal, due])
-        return signal, bool(due)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(128 + number)
-        self.signal = number
-        logging.warning('%s: stopping at the next step; once more stops at once', signal.Signals(number).name)
+    def ask(self, number: int) -> None:
+        """The signal with this number came."""
+        told = f'stopped by {signal.Signals(number).name}'
+        if self.unsaved and not self.signal:
+            self.signal = number
+            print(f'to be {told} at the next step; once more stops at once', file=sys.stderr, flush=True)
+            return
+        print(told, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + number)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Request]:
-    """While this lasts, the first of the signals is a request, and a second one ends the process at once."""
+    """While this lasts, the signals go to a request; before and after, to that of the caller."""
     request = Request()
-    before = {number: signal.signal(number, request._ask) for number in SIGNALS}
-    try:
+    with handling(request.ask):
         yield request
+
+
+@contextlib.contextmanager
+def handling(act: Callable[[int], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """While this lasts, call `act` with the number of each of `signals` that comes.
+
+    In a thread of its own: Python's handlers wait for the main thread, which may compile for half a minute.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals are for the main thread, and for whoever runs this in another one.
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    thread = threading.Thread(target=_watch, args=(reading, act, signals), daemon=True)
+    thread.start()
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    outer = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
     finally:
+        signal.set_wakeup_fd(outer)
         for number, handler in before.items():
             signal.signal(number, handler)
+        writing.close()
+        thread.join()
+
+
+def _watch(reading: socket.socket, act: Callable[[int], None], signals: Sequence[int]) -> None:
+    with reading:
+        while received := reading.recv(1):
+            if received[0] in signals:
+                act(received[0])

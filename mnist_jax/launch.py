@@ -9,20 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
+
+from mnist_jax import interruption
 
 GRACE = 30.0  # seconds that a process has to end by itself
 SETTLE = 0.5  # seconds: a process that fails because another was killed may end a little before that is known
 LAST_LINES = 30  # of what a failed process said
 MOST = 64  # processes
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (*interruption.SIGNALS, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+CHILD = 'MNIST_JAX_CHILD'  # in the environment of a child: the process id of its launcher, and its cores
+PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m mnist_jax.main` with `arguments` in so many processes; returns the exit status.
+def launch(arguments: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
+    """Run `program` with `arguments` in so many processes; returns the exit status.
 
     Process 0 has the terminal; what the others say is shown where one of them fails. Then the rest is ended, and the
     status is that of the failed one, or 1 where a signal killed it. A signal to this process is passed on to all.
@@ -32,7 +35,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         coordinator = f'127.0.0.1:{server.getsockname()[1]}'
     # Bound to the loopback address: nobody else shall take part.
     environment = {**os.environ, 'JAX_COORDINATOR_BIND_ADDRESS': coordinator}
-    common = [sys.executable, '-m', 'mnist_jax.main', *arguments, f'--coordinator={coordinator}']
+    common = [*program, *arguments, f'--coordinator={coordinator}']
     children: list[subprocess.Popen] = []
     with contextlib.ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
@@ -44,14 +47,30 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             children.append(
                 subprocess.Popen(
                     command,
-                    env=environment,
+                    env=environment | _told(_share_of_cores(number, processes)),
                     stdout=output,
                     stderr=output,
                     start_new_session=True,  # So that each signal reaches it once: from here.
-                    preexec_fn=_prepared(_share_of_cores(number, processes)),
                 )
             )
         return _wait(children, said, received)
+
+
+def run(arguments: Sequence[str], environment: Mapping[str, str], output: int | None = None) -> int:
+    """Run this program once, and pass signals on to it, so that it can save; returns its exit status."""
+    children: list[subprocess.Popen] = []
+    with _passed_on(children) as received:
+        child = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            env={**environment, **_told(_share_of_cores(0, 1))},
+            stdout=output,
+            start_new_session=True,
+        )
+        children.append(child)
+        if received:  # Before there was a child to tell.
+            child.terminate()
+        status = child.wait()
+    return 128 + received[0] if received else status
 
 
 def _wait(children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]], received: Sequence[int]) -> int:
@@ -114,19 +133,15 @@ def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
     """Pass signals on to the children; those that came so far. After the second one, they are killed."""
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int) -> None:
         received.append(number)
         for child in children:
             child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
             if len(received) > 1:
                 child.kill()
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
+    with interruption.handling(pass_on, SIGNALS):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _share_of_cores(number: int, processes: int) -> list[int]:
@@ -138,14 +153,20 @@ def _share_of_cores(number: int, processes: int) -> list[int]:
     return cores[number * each : (number + 1) * each]
 
 
-def _prepared(cores: list[int]) -> Callable[[], None] | None:
-    """What a child does before it begins: it keeps to its cores, and asks to be ended with this process."""
-    if not sys.platform.startswith('linux'):
-        return None
-    prctl = ctypes.CDLL(None).prctl
+def _told(cores: list[int]) -> dict[str, str]:
+    """What a child learns from its environment; see `prepare`."""
+    return {CHILD: f'{os.getpid()}:{",".join(map(str, cores))}'}
 
-    def prepare() -> None:
-        os.sched_setaffinity(0, cores)
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    return prepare
+def prepare() -> None:
+    """What a process does first where another one launched it: it keeps to its cores, and is ended with that one.
+
+    It does so itself: between fork and exec in a process with threads, as JAX has them, little may be done.
+    """
+    parent, _, cores = os.environ.pop(CHILD, '').partition(':')
+    if not parent or not sys.platform.startswith('linux'):
+        return
+    os.sched_setaffinity(0, map(int, cores.split(',')))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # It ended before that.
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax import evaluate, metrics, parallel
+from mnist_jax import evaluate, metrics, parallel, processes
 from mnist_jax.checkpoint import EpochSoFar, Snapshot, Writer
 from mnist_jax.errors import Interrupted
 from mnist_jax.experiment import Experiment
@@ -29,6 +29,7 @@ class Loop:
         self._monitor = monitor
         self._request = request
         self._saved_at, self._saved_step = time.monotonic(), 0
+        self._scale = 1.0  # of the learning rate in this epoch
 
     def train(self, snapshot: Snapshot) -> Snapshot:
         """Train the epochs that are left, with a row of metrics and a checkpoint after each; the last snapshot.
@@ -63,6 +64,7 @@ class Loop:
     def _train_epoch(self, snapshot: Snapshot) -> Snapshot:
         """Make the steps that are left of the epoch under way."""
         experiment, so_far = self._experiment, snapshot.epoch
+        self._scale = float(snapshot.state.learning_rate_scale)
         state = experiment.replicas.replicate(snapshot.state)
         first, steps = int(snapshot.state.step), experiment.steps_per_epoch
         before, began = so_far.seconds, time.perf_counter()
@@ -70,6 +72,7 @@ class Loop:
             pending, done = None, first
             for batch in experiment.train_batches(so_far.number, first - so_far.number * steps):
                 state, sums = experiment.train_step(state, batch)
+                self._request.unsaved = True
                 # The call before this one is waited for after this one is on its way: the device is never idle.
                 if pending is not None:
                     so_far, done = self._add(so_far, pending, done, progress)
@@ -91,7 +94,7 @@ class Loop:
         """(the signal that asks to stop, or 0; whether a checkpoint is due): the same in all processes."""
         every, minutes = self._config.checkpoint_every_steps, self._config.checkpoint_every_minutes
         late = bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
-        signal, late = self._request.agreed(late)
+        signal, late = processes.agreed(self._request, late)
         return signal, late or bool(every and made - self._saved_step >= every)
 
     def _add(
@@ -120,7 +123,7 @@ class Loop:
         which, what = ('update', 'not finite') if np.isfinite(loss) else ('loss', loss)
         return (
             f'the {which} of step {before + 1} is {what}, at the learning rate '
-            f'{float(experiment.learning_rate(before)):g} (before a reduction), for the batch of the training '
+            f'{float(experiment.learning_rate(before)) * self._scale:g}, for the batch of the training '
             f'examples {", ".join(map(str, index.tolist()))}; the last checkpoint is kept'
         )
 

@@ -1,19 +1,16 @@
 """The command line: flags, start-up, and the choice of the mode."""
 
 import itertools
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from mnist_jax import config as configs
-from mnist_jax import launch, monitor
+from mnist_jax import interruption, launch, monitor
 from mnist_jax.errors import Interrupted, UserError, choose, first_line
 
 FLAGS = flags.FLAGS
@@ -178,26 +175,21 @@ def _launch() -> int:
 def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
     status = 1
-    signal.signal(signal.SIGTERM, _terminate)
+    launch.prepare()
     try:
-        app.run(main, flags_parser=_parse)
+        with interruption.listening():
+            app.run(main, flags_parser=_parse)
     except (UserError, FloatingPointError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
     except Interrupted as error:
         print(error, file=sys.stderr)
         status = error.status
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
     except Exception as error:
         _tell_failure(error)
     if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
         sys.modules['mnist_jax.processes'].abandon(status)
     sys.exit(status)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def _tell_failure(error: Exception) -> None:

@@ -59,8 +59,10 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
     """The good rows, and whether there is anything else."""
     if not path.exists():
         return [], False
-    with open(path, newline='', encoding='utf-8', errors='replace') as file:
-        rows = list(csv.DictReader(file))
+    try:
+        rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode(errors='replace'), newline='')))
+    except (ValueError, csv.Error):
+        return [], True
     good = [row for row in rows if _is_good(row)]
     return good, len(good) < len(rows) or not rows
 
@@ -86,6 +88,9 @@ class Monitor:
         if not writes:
             return
         self._csv = workdir / 'metrics.csv'
+        if self._csv.is_dir():
+            raise UserError(f'{str(self._csv)!r} is a directory, where the metrics are to be; move it')
+        files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
         rows, damaged = _read_rows(self._csv)
         self._rows = [row for row in rows if int(row['step']) <= step]
         if damaged:

@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from mnist_jax.errors import UserError, first_line
+from mnist_jax.interruption import Request
 
 EXCHANGE_EVERY = 16  # steps between two talks of the processes about whether to stop
 MEETING_SECONDS = 300  # in which process 0 must have started
@@ -140,6 +141,15 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def greatest(values: Sequence[int]) -> list[int]:
-    """The greatest of each of these values over all processes, which wait for each other."""
-    return _gather(np.array(values, np.int32)).max(axis=0).tolist() if several() else list(values)
+def agreed(request: Request, due: bool = False) -> tuple[int, bool]:
+    """(the signal that asks to stop, or 0; `due`), the same in all processes; each of them must ask equally often.
+
+    Several processes talk to each other about it now and then only.
+    """
+    if not several():
+        return request.signal, due
+    request.asked += 1
+    if request.asked % EXCHANGE_EVERY:
+        return 0, False
+    signal, due = _gather(np.array([request.signal, due], np.int32)).max(axis=0).tolist()
+    return signal, bool(due)

@@ -4,7 +4,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +12,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax import files, monitor, results, tables
+from mnist_jax import files, launch, monitor, results, tables
 from mnist_jax.config import ROOT
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import SOURCES
-from mnist_jax.errors import UserError
+from mnist_jax.errors import Interrupted, UserError
 
+STOPPED = {128 + number: number for number in launch.SIGNALS}  # exit statuses of a run that was asked to
 TOLERANCE = 0.002  # below the published accuracy; that is of one run
 # Of each class in Kaggle's train.csv of 42,000 rows.
 KAGGLE_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
@@ -111,9 +111,11 @@ def _measure(published: Published, seeds: int, workdir: Path, overrides: Sequenc
     count = max(seeds, published.least_seeds)
     for seed in range(count):
         place = workdir / f'{published.config}-{seed}'
-        command = _command(published, seed, place, overrides)
-        logging.info('%s', ' '.join(command[2:]))
-        status = subprocess.run(command, stdout=subprocess.DEVNULL, env=_environment()).returncode
+        arguments = _arguments(published, seed, place, overrides)
+        logging.info('%s', ' '.join(arguments))
+        status = launch.run(arguments, _environment(), output=subprocess.DEVNULL)
+        if status in STOPPED:
+            raise Interrupted(STOPPED[status], f'in {str(place)!r}')
         if status:
             logging.error('%s ended with status %d', place, status)
             continue
@@ -124,15 +126,14 @@ def _measure(published: Published, seeds: int, workdir: Path, overrides: Sequenc
     return found._replace(failed=count - len(found.accuracies))
 
 
-def _command(published: Published, seed: int, place: Path, overrides: Sequence[str]) -> list[str]:
+def _arguments(published: Published, seed: int, place: Path, overrides: Sequence[str]) -> list[str]:
     """Training, which goes on with what is there; or, for a split of its own, its evaluation after that training."""
-    program = [sys.executable, '-m', 'mnist_jax.main', f'--workdir={place}']
     if published.split:
-        return [*program, '--mode=eval', f'--split={published.split}']
-    flags = [f'--config={ROOT / "configs" / published.config}.py', f'--config.seed={seed}']
+        return [f'--workdir={place}', '--mode=eval', f'--split={published.split}']
+    flags = [f'--workdir={place}', f'--config={ROOT / "configs" / published.config}.py', f'--config.seed={seed}']
     if published.config == 'kaggle_mlp':
         flags.append(f'--config.dataset.raw_dir={place.parent / "kaggle.csv"}')
-    return [*program, *flags, *overrides]
+    return [*flags, *overrides]
 
 
 def _environment() -> dict[str, str]:

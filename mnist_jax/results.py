@@ -65,7 +65,7 @@ def read(workdir: Path, part: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        found = files.read_json(path)
         wrong = [name for name, kind in FIELDS.items() if not isinstance(found[name], kind)]
         lower, upper = found['statistics']['overall']['accuracy_interval']
         if wrong or not 0 <= lower <= found['accuracy'] <= upper <= 1:

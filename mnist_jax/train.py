@@ -1,5 +1,6 @@
 """A run from its begin, or from where it was left, to its result."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
-from mnist_jax.interruption import Request
 from mnist_jax.loop import Loop
 from mnist_jax.monitor import Monitor
 
@@ -25,16 +25,21 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints = checkpoint.Checkpoints(workdir)
     steps = checkpoints.steps()
     if steps:
-        saved = checkpoints.read_config()
-        if saved is None:
-            raise UserError(f'--workdir {str(workdir)!r} holds checkpoints but no config.json; give another --workdir')
-        configs.check_resumable(saved, config)
+        checkpoints.check_config(config)
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
     for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
-    digests = experiment.source.data.digests
+    with files.held(workdir, '--workdir') if processes.is_main() else contextlib.nullcontext():
+        if checkpoints.steps() != steps:
+            raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
+        return _train(experiment, checkpoints, steps)
+
+
+def _train(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int]) -> dict[str, Any]:
+    """Train from the newest good checkpoint of `steps`, or from the begin, in a workdir that nobody else writes to."""
+    config, workdir, digests = experiment.config, checkpoints.workdir, experiment.source.data.digests
     # Nobody writes before all have read.
     processes.check_same(
         {
@@ -55,8 +60,9 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
             if not steps:
                 writer.save(snapshot)
             snapshot = Loop(experiment, writer, monitor, request).train(snapshot)
+        request.unsaved = False
         monitor.close()
-        return _result(experiment, checkpoints, snapshot, workdir, request)
+        return _result(experiment, checkpoints, snapshot, workdir)
 
 
 def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int]) -> Snapshot:
@@ -64,6 +70,11 @@ def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: S
     if not steps:
         return experiment.first_snapshot()
     snapshot, damaged = checkpoints.restore_newest(steps, experiment.abstract_snapshot)
+    if snapshot.epoch.number > experiment.config.epochs:
+        raise UserError(
+            f'config.epochs={experiment.config.epochs} is less than the {snapshot.epoch.number} that this run has; '
+            'epochs may be raised'
+        )
     processes.check_same({'the checkpoint that is good': str(snapshot.state.step)})
     if damaged and processes.is_main():
         checkpoints.set_aside(damaged)
@@ -73,14 +84,14 @@ def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: S
 
 
 def _result(
-    experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path, request: Request
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path
 ) -> dict[str, Any]:
     """Evaluate what the run ends with."""
     step = evaluate.result_step(experiment, snapshot)
     if step != snapshot.state.step:
         logging.info('The best epoch is the result: step %s', f'{step:,}')
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
-    result = evaluate.evaluate_test(experiment, snapshot, workdir, request=request)
+    result = evaluate.evaluate_test(experiment, snapshot, workdir)
     logging.info('Everything lies in %s; to evaluate again:', workdir)
     logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(workdir)))
     return result

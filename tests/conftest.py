@@ -1,11 +1,14 @@
 """What the tests share: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
 
+import contextlib
 import csv
 import functools
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -70,6 +73,18 @@ def program(data_dir, tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=check)
 
     return run
+
+
+@contextlib.contextmanager
+def memory(most: int) -> Iterator[None]:
+    """Fail where Python and NumPy take more bytes than this at any time."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= most
 
 
 def rows(workdir) -> list[list[str]]:

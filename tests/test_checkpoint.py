@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
+import platform
 import shutil
 
 import pytest
 from conftest import make_small, results
 
-from mnist_jax import checkpoint, evaluate
+from mnist_jax import checkpoint, evaluate, files
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import make_experiment
 from mnist_jax.train import train
@@ -79,16 +81,51 @@ def test_a_config_of_an_older_version_gets_the_fields_that_are_new(small, tmp_pa
     path.write_text(json.dumps(saved))
     train(small(epochs=2), tmp_path / 'run')
     assert json.loads(path.read_text())['dataset']['in_memory'] is True
-    path.write_text(json.dumps({**saved, 'epochs': 2, 'model': {'name': 'mlp'}}))
-    with pytest.raises(UserError, match=r'another config: .*model\.hidden'):
-        train(small(epochs=2), tmp_path / 'run')
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"seed": NaN}', 'null'])
-def test_a_broken_config_json_is_told(small, tmp_path, text):
-    train(small(epochs=0), tmp_path)
-    (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(UserError, match=r"config.json' is damaged"):
-        evaluate.evaluate_workdir(tmp_path)
-    with pytest.raises(UserError, match=r"config.json' is damaged"):
-        train(small(epochs=0), tmp_path)
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        (None, 'is missing'),
+        ('', 'is damaged: Expecting value'),
+        ('[]', 'is damaged: it is no JSON object'),
+        ('{}', 'is damaged: config.'),
+        ('{"seed": NaN}', 'is damaged: config.'),
+        ('[' * 100_000, 'is damaged: it is nested too deeply'),
+        (' ' * (files.MOST + 1), 'is damaged: it is larger than 16,777,216 bytes'),
+        ('changed', 'was changed, and is not of the run beside it (sha256)'),
+    ],
+)
+def test_a_run_goes_on_without_config_json_where_its_config_is_given(small, tmp_path, caplog, trained, text, told):
+    shutil.copytree(trained[0], tmp_path / 'run')
+    path = tmp_path / 'run' / 'config.json'
+    whole = path.read_text()
+    path.write_text(whole.replace('"batch_size": 64', '"batch_size": 32') if text == 'changed' else text or '')
+    if text is None:
+        path.unlink()
+    with pytest.raises(UserError) as refused:
+        evaluate.evaluate_workdir(tmp_path / 'run')
+    assert told.removeprefix('is missing') in str(refused.value) and 'config.json' in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        train(small(seed=7), tmp_path / 'run')
+    assert told in str(refused.value) and 'the config that is given is not that of the run' in str(refused.value)
+    with pytest.raises(UserError, match=r'config\.epochs=1 is less than the 2 that this run has'):
+        train(small(epochs=1), tmp_path / 'run')
+    train(small(epochs=3), tmp_path / 'run')
+    assert told in caplog.text and 'it is written anew' in caplog.text
+    assert path.read_text() == whole.replace('"epochs": 2', '"epochs": 3')
+    assert results(tmp_path / 'run') == trained[1]
+
+
+def test_a_directory_has_one_writer(small, tmp_path, trained):
+    run = shutil.copytree(trained[0], tmp_path / 'run')
+    held = f"--workdir '{run}' is in use by process {os.getpid()} on {platform.node()}, since 2"
+    leftover = run / '.eval.json.abc.tmp'
+    with files.held(run, '--workdir'):
+        leftover.touch()
+        with pytest.raises(UserError) as refused:
+            train(small(), run)
+    assert str(refused.value).startswith(held) and 'wait for its end, or give another' in str(refused.value)
+    (run / 'lock').write_text('process 1 on elsewhere')  # As after a crash.
+    assert train(small(), run) == json.loads((run / 'eval.json').read_text())
+    assert not leftover.exists() and not (run / 'lock').read_text()

@@ -115,12 +115,10 @@ def test_wrong_flags_are_told(program, arguments, told):
 
 
 LAUNCH = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location('launch', {path!r})
-launch = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(launch)
+import sys
+from mnist_jax import launch
 launch.GRACE = 2.0
-sys.exit(launch.launch([], {processes}))
+sys.exit(launch.launch([], {processes}, [sys.executable, 'script.py']))
 """
 
 
@@ -129,11 +127,10 @@ def stand_ins(tmp_path):
     """A function that launches so many processes of a script, which is given its number, instead of the program."""
 
     def start(processes, script):
-        package = tmp_path / 'mnist_jax'
-        package.mkdir()
-        (package / 'main.py').write_text(f'import os, signal, sys, time\nnumber = int(sys.argv[-1][-1])\n{script}')
-        code = LAUNCH.format(path=str(ROOT / 'mnist_jax' / 'launch.py'), processes=processes)
-        environment = {**os.environ, 'PYTHONPATH': ''}
+        begin = 'import os, signal, sys, time\nfrom mnist_jax import launch\nlaunch.prepare()\n'
+        (tmp_path / 'script.py').write_text(f'{begin}number = int(sys.argv[-1][-1])\n{script}')
+        code = LAUNCH.format(processes=processes)
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
         return subprocess.Popen(
             [sys.executable, '-c', code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
         )

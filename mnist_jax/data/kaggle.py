@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,6 +17,9 @@ from mnist_jax.errors import UserError
 SIDE = 28
 HEADER = ['label', *(f'pixel{i}' for i in range(SIDE * SIDE))]
 CLASSES = 10
+ROWS = 4096  # that are read in one go
+LONGEST = 2**14  # characters of a line; 784 quoted pixels have 4,700
+MOST_ROWS = 1_000_000
 
 
 def find(raw_dir: Path | None) -> Path:
@@ -41,24 +47,58 @@ def read(path: Path) -> Arrays:
       UserError: anything else; it names the file and the line.
     """
     try:
-        lines = path.read_text(encoding='utf-8-sig').rstrip('\r\n').split('\n')
+        with open(path, encoding='utf-8-sig', newline='\n') as file:
+            _check_header(path, file.readline(LONGEST))
+            tables = list(_tables(path, file))
     except OSError as error:
         raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
     except UnicodeDecodeError:
         raise UserError(f'raw file {str(path)!r} is no text in UTF-8; a CSV is wanted') from None
-    _check_header(path, lines[0])
-    if len(lines) < 2:
+    if not tables:
         raise UserError(f'raw file {str(path)!r} ends after its header, line 1; a line an image is wanted')
+    table = np.concatenate(tables)
+    return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
+
+
+def _tables(path: Path, file: TextIO) -> Iterator[np.ndarray]:
+    """The rows after the header, so many at a time: uint8 Nx785."""
+    lines, first = _lines(path, file), 2
+    while block := list(itertools.islice(lines, ROWS)):
+        if first + len(block) > MOST_ROWS:
+            raise UserError(f'raw file {str(path)!r} is too large: it has more than {MOST_ROWS:,} lines')
+        yield _table(path, block, first)
+        first += len(block)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines from the second on, but for blank ones at the end."""
+    blank = 0
+    for number in itertools.count(2):
+        line = file.readline(LONGEST)
+        if not line:
+            return
+        if len(line) == LONGEST:
+            raise UserError(f'raw file {str(path)!r}, line {number}, is longer than {LONGEST:,} characters')
+        if line.strip():
+            yield from itertools.repeat('\n', blank)
+            yield line
+            blank = 0
+        else:
+            blank += 1
+
+
+def _table(path: Path, lines: list[str], first: int) -> np.ndarray:
+    """Label and pixels of these lines, of which the first has the number `first` in the file."""
     try:
         if not all(map(str.strip, lines)):
             raise ValueError('blank lines, which NumPy skips')
-        table = np.loadtxt(lines[1:], np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
+        table = np.loadtxt(lines, np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
         # A quoted line break makes one row of two lines.
-        if table.shape != (len(lines) - 1, len(HEADER)) or table[:, 0].max() >= CLASSES:
+        if table.shape != (len(lines), len(HEADER)) or table[:, 0].max() >= CLASSES:
             raise ValueError('a wrong number of rows or columns, or a wrong label')
     except ValueError as error:
-        raise _wrong_row(path, lines) or UserError(f'raw file {str(path)!r}: {error}') from None
-    return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
+        raise _wrong_row(path, lines, first) or UserError(f'raw file {str(path)!r}: {error}') from None
+    return table
 
 
 def _check_header(path: Path, line: str) -> None:
@@ -87,9 +127,9 @@ def _cells(line: str) -> list[str]:
         return line.split(',')
 
 
-def _wrong_row(path: Path, lines: list[str]) -> UserError | None:
-    """What is wrong with the first wrong line."""
-    for number, line in enumerate(lines[1:], start=2):
+def _wrong_row(path: Path, lines: list[str], first: int) -> UserError | None:
+    """What is wrong with the first wrong one of these lines, which are numbered from `first`."""
+    for number, line in enumerate(lines, first):
         cells = _cells(line)
         where = f'raw file {str(path)!r}, line {number}'
         if len(cells) != len(HEADER):

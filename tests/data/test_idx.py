@@ -5,6 +5,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from conftest import memory
 
 from mnist_jax.data import idx
 from mnist_jax.errors import UserError
@@ -13,7 +14,7 @@ PIXELS = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 GOOD = bytes.fromhex('00000803 00000002 00000003 00000004') + PIXELS.tobytes()
 
 
-@pytest.mark.parametrize('contents', [GOOD, gzip.compress(GOOD)])
+@pytest.mark.parametrize('contents', [GOOD, gzip.compress(GOOD, mtime=0)])
 def test_plain_and_gzipped_files_are_read(tmp_path, contents):
     path = tmp_path / 'images'
     path.write_bytes(contents)
@@ -29,8 +30,8 @@ def test_plain_and_gzipped_files_are_read(tmp_path, contents):
         (bytes.fromhex('00000801 00000001 05'), 'it begins with 00000801 and not with 00000803'),
         (GOOD[:9], 'is truncated: it ends within its header'),
         (GOOD[:-1], 'is truncated: 39 bytes, and its header (2, 3, 4) asks for 40'),
-        (GOOD + b'x', 'is too long: 41 bytes'),
-        (gzip.compress(GOOD)[:-9], 'is truncated or damaged'),
+        (GOOD + b'x', 'is too long, and its header (2, 3, 4) asks for 40'),
+        (gzip.compress(GOOD, mtime=0)[:-9], 'is truncated or damaged'),
         (b'\x1f\x8bnot really', 'is truncated or damaged'),
         (GOOD[:-1] + b'\xff', 'has the wrong checksum: sha256'),
     ],
@@ -43,10 +44,19 @@ def test_wrong_files_are_told(tmp_path, contents, told):
     assert told in str(error.value) and str(path) in str(error.value)
 
 
-def test_a_header_that_asks_for_more_than_there_is_takes_no_memory(tmp_path):
+@pytest.mark.parametrize(
+    ('contents', 'told'),
+    [
+        (bytes.fromhex('00000803 ffffffff ffffffff ffffffff'), r'is too large: its header \(4294967295, 4294967295, 4'),
+        (bytes.fromhex('00000803 00100000 0000001c 0000001c'), 'is truncated: 16 bytes'),
+        # A file of 200 kB that unpacks to 200 MB.
+        (gzip.compress(GOOD + bytes(200_000_000), mtime=0), r'is too long, and its header \(2, 3, 4\) asks for 40'),
+    ],
+)
+def test_what_a_file_says_of_its_size_takes_no_memory(tmp_path, contents, told):
     path = tmp_path / 'images'
-    path.write_bytes(bytes.fromhex('00000803 ffffffff ffffffff ffffffff'))
-    with pytest.raises(UserError, match='is truncated'):
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match=told), memory(10_000_000):
         idx.read(path, dimensions=3)
 
 

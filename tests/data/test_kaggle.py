@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import memory
 
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import Source
@@ -83,7 +84,7 @@ def changed(row, column, value):
         (changed(7, 3, 'nan'), "line 8, column pixel2: 'nan' is no whole number from 0 to 255"),
         (changed(100, 0, '10'), "line 101, column label: '10' is no whole number from 0 to 9"),
         (changed(7, 3, '7' * 5000), "line 8, column pixel2: '77777777777777777777' is no whole number"),
-        (changed(7, 3, '7' * 200_000), "line 8, column pixel2: '77777777777777777777' is no whole number"),
+        (changed(7, 3, '7' * 200_000), 'line 8, is longer than 16,384 characters'),
         (changed(7, 3, '5\n6'), 'line 8, has 4 columns (a quote is not closed); its header has 785'),
         (lambda rows: [['x' * 200_000]], "line 1, has no column label: it begins with 'xxxxxxxxxxxxxxxxxxxx'"),
         (changed(100, 0, 'seven'), "line 101, column label: 'seven' is no whole number from 0 to 9"),
@@ -95,6 +96,32 @@ def test_a_wrong_csv_is_told_with_its_line(tmp_path, rows, change, told):
         kaggle_digits(tmp_path, path).data.prepare()
     assert str(path) in str(error.value) and told in str(error.value)
     assert not list(tmp_path.rglob('*.array_record*'))
+
+
+def test_rows_of_several_blocks_and_blank_lines_at_the_end_are_read(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(kaggle, 'ROWS', 64)
+    path = write(tmp_path / 'train.csv', rows)
+    with open(path, 'a') as file:
+        file.write('\n \r\n' * 100)
+    images, labels = kaggle.read(path)
+    np.testing.assert_array_equal(np.column_stack([labels, images.reshape(300, -1)]), np.array(rows[1:], int))
+    with open(path, 'a') as file:
+        file.write('5\n')
+    with pytest.raises(UserError, match='line 302, has 0 columns'):
+        kaggle.read(path)
+    monkeypatch.setattr(kaggle, 'MOST_ROWS', 200)
+    with pytest.raises(UserError, match='is too large: it has more than 200 lines'):
+        kaggle.read(path)
+
+
+@pytest.mark.parametrize('begin', ['', ','.join(kaggle.HEADER) + '\n'])
+def test_a_line_of_absurd_length_takes_no_memory(tmp_path, begin):
+    path = tmp_path / 'train.csv'
+    with open(path, 'w') as file:
+        file.write(begin)
+        file.truncate(400_000_000)  # NUL characters, which take no place on the disk.
+    with pytest.raises(UserError, match=r'line 1, has no column label|line 2, is longer than'), memory(20_000_000):
+        kaggle.read(path)
 
 
 def test_a_file_that_is_no_text_is_told(tmp_path):
