@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 def train(arguments: argparse.Namespace, devices: int) -> dict:
     """Train some steps; the loss of each, images/s after the first two, the digest of the parameters."""
-    from mnist_jax import checkpoint
     from mnist_jax import config as configs
+    from mnist_jax import snapshot
     from mnist_jax.experiment import make_experiment
 
     config = configs.load(arguments.config)
@@ -44,7 +44,7 @@ def train(arguments: argparse.Namespace, devices: int) -> dict:
         if len(losses) == arguments.steps:
             break
     speed = config.batch_size * (len(losses) - 2) / (time.perf_counter() - began)
-    return {'losses': losses, 'images_per_second': speed, 'params_sha256': checkpoint.params_sha256(state)}
+    return {'losses': losses, 'images_per_second': speed, 'params_sha256': snapshot.params_sha256(state)}
 
 
 def main() -> int:

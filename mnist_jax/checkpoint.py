@@ -1,12 +1,10 @@
 """What a workdir keeps of a run so that it can go on or be evaluated: `config.json`, digests, Orbax checkpoints."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 from absl import logging
@@ -14,43 +12,9 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_jax import config as configs
 from mnist_jax import files
-from mnist_jax.callbacks import CallbackStates
 from mnist_jax.errors import UserError, first_line
-from mnist_jax.step import TrainState
-
-
-def params_sha256(state: TrainState) -> str:
-    """The digest of parameters and batch statistics, leaf by leaf in sorted order of their paths."""
-    return _sha256((state.params, state.batch_stats)).hexdigest()
-
-
-def _sha256(tree: Any) -> Any:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = hashlib.sha256()
-    for _, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves):
-        found.update(leaf.tobytes())
-    return found
-
-
-@flax.struct.dataclass
-class EpochSoFar:
-    """The epoch that is under way."""
-
-    number: int = 0  # of epochs that are complete
-    loss: float = 0.0  # sums over the examples of its steps so far
-    correct: float = 0.0
-    count: float = 0.0
-    seconds: float = 0.0  # that these steps took
-    skipped: int = 0  # steps of the whole run whose update was not finite
-
-
-class Snapshot(NamedTuple):
-    """What a checkpoint holds: all that the run needs to go on as if it had not stopped."""
-
-    state: TrainState
-    callbacks: CallbackStates
-    epoch: EpochSoFar
-
+from mnist_jax.snapshot import Snapshot
+from mnist_jax.writer import Writer
 
 WAY_OUT = 'the command that trained the run writes it anew'
 
@@ -70,6 +34,7 @@ class Checkpoints:
         self._config = workdir / 'config.json'
         self._digests = workdir / 'digests.json'
         self._directory = (workdir / 'checkpoints').absolute()
+        self._written: dict[Path, str] = {}
 
     def read_config(self) -> configs.ConfigDict | None:
         """The config of the run in this workdir, or None where there is none; UserError where it is another's."""
@@ -107,8 +72,17 @@ class Checkpoints:
     def write_config(self, config: configs.ConfigDict, data: Mapping[str, str]) -> None:
         """Write `config.json`, and `digests.json`: the sha256 of what the run computes, and of each prepared split."""
         digests = {'config': configs.sha256(config), 'data': dict(data)}
-        files.write_text(self._digests, json.dumps(digests, indent=2) + '\n')
-        files.write_text(self._config, configs.to_json(config))
+        self._written = {self._digests: json.dumps(digests, indent=2) + '\n', self._config: configs.to_json(config)}
+        for path, text in self._written.items():
+            files.write_text(path, text)
+
+    def _keep_config(self) -> None:
+        """Write anew what vanished of what `write_config` wrote."""
+        for path, text in self._written.items():
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(path, text)
+                logging.warning('%s had vanished, and was written anew', path)
 
     def _begun(self, what: str) -> Any:
         """A digest of what the run was begun with, or None where it is not known."""
@@ -133,10 +107,10 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
-    def open(self) -> 'Writer':
+    def open(self) -> Writer:
         """What saves checkpoints here; a context manager that waits for the last one at its end."""
         files.make_directory(self._directory, 'the place of the checkpoints')
-        return Writer(self._directory)
+        return Writer(self._directory, self._keep_config)
 
     def restore(self, step: int, like: Snapshot) -> Snapshot:
         """What the checkpoint at `step` holds; `like` has its structure, shapes and types.
@@ -146,13 +120,13 @@ class Checkpoints:
         """
         path = self._directory / str(step)
         try:
-            found = ocp.load(path, jax.tree.map(_zeros, _with_digest(like, bytes(32))))
+            found = ocp.load(path, jax.tree.map(_zeros, like.with_digest(bytes(32))))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
             # TensorStore appends its whole specification in brackets.
             reason = first_line(error).split(' [tensorstore_spec')[0]
             raise DamagedError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
         snapshot = Snapshot(*found['snapshot'])
-        if _sha256(snapshot).digest() != found['sha256'].tobytes():
+        if snapshot.sha256 != found['sha256'].tobytes():
             raise DamagedError(
                 f'the checkpoint {str(path)!r} is damaged: its contents are not those that were saved (sha256)'
             )
@@ -183,73 +157,3 @@ class Checkpoints:
 
 def _zeros(leaf: Any) -> Any:
     return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') else leaf
-
-
-def _with_digest(snapshot: Snapshot, digest: bytes) -> dict[str, Any]:
-    return {'snapshot': snapshot, 'sha256': np.frombuffer(digest, np.uint8)}
-
-
-KEPT = 2  # latest checkpoints, so that there is one to fall back to
-
-
-class Writer:
-    """Saves snapshots under their steps; keeps the latest ones and the best.
-
-    What cannot be written, on a full disk for example, is told, and the run goes on: the next save is another try.
-    """
-
-    def __init__(self, directory: Path):
-        self._best_step = -1
-        self._saving: tuple[Snapshot, Any] | None = None
-        self._unsaved: Snapshot | None = None
-        self._orbax = ocp.training.Checkpointer(
-            directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=self,
-            cleanup_tmp_directories=True,
-        )
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Begin to save; it is written in the background, and whole or not at all."""
-        self.finish()
-        self._best_step = snapshot.callbacks.early_stopping.best_step
-        host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
-        step = int(host.state.step)
-        there = any(checkpoint.step == step for checkpoint in self._orbax.checkpoints)
-        try:
-            tree = _with_digest(host, _sha256(host).digest())
-            self._saving = host, self._orbax.save_async(step, tree, overwrite=there)
-        except Exception as error:  # Orbax raises what it likes for a disk that fails.
-            self._failed(host, error)
-
-    def finish(self) -> bool:
-        """Wait for what is being saved; whether the last snapshot is."""
-        if self._saving is not None:
-            (host, response), self._saving = self._saving, None
-            try:
-                response.result()
-                self._unsaved = None
-            except Exception as error:
-                self._failed(host, error)
-        return self._unsaved is None
-
-    def _failed(self, host: Snapshot, error: Exception) -> None:
-        self._unsaved = host
-        logging.error('the checkpoint of step %d cannot be written: %s', host.state.step, first_line(error))
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Orbax's question: which of the checkpoints, in their order, are to be kept."""
-        latest = [checkpoint.step for checkpoint in checkpoints[-KEPT:]]
-        return [checkpoint.step in (*latest, self._best_step) for checkpoint in checkpoints]
-
-    def __enter__(self) -> 'Writer':
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            if not self.finish():
-                self.save(self._unsaved)
-                if not self.finish():
-                    raise OSError(f'the last checkpoint, of step {self._unsaved.state.step}, is not written')
-        finally:
-            self._orbax.close()

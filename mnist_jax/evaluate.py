@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from mnist_jax import checkpoint, metrics, parallel, processes, results
-from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.interruption import Request
 from mnist_jax.metrics import Totals
+from mnist_jax.snapshot import Snapshot, params_sha256
 from mnist_jax.step import TrainState
 
 
@@ -64,13 +64,15 @@ def evaluate_test(
         **metrics.means(totals),
         'correct': int(totals['correct']),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))),
-        'params_sha256': checkpoint.params_sha256(state),
+        'params_sha256': params_sha256(state),
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }
     if processes.is_main():
-        print(results.text(result), flush=True)  # First: the disk may be full.
-        results.write(workdir, part, result, examples.label, probabilities_NxK)
+        try:
+            results.write(workdir, part, result, examples.label, probabilities_NxK)
+        finally:  # The disk may be full.
+            print(results.text(result), flush=True)
     return result
 
 

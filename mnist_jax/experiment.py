@@ -16,11 +16,11 @@ import optax
 from mnist_jax import config as configs
 from mnist_jax import losses, models, optim, parallel, schedules, step, summary
 from mnist_jax.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
-from mnist_jax.checkpoint import EpochSoFar, Snapshot
 from mnist_jax.data import batches
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.errors import UserError, build, check_range, choose, construct
+from mnist_jax.snapshot import EpochSoFar, Snapshot
 
 ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}

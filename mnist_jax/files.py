@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -93,6 +94,19 @@ def held(directory: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def reserve(directory: Path, size: int) -> None:
+    """Raise an OSError unless so many bytes can be written in `directory`, which is made anew where it vanished."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        if not hasattr(os, 'posix_fallocate'):  # As on macOS: that a file can be made must do.
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # A file system that knows no such thing.
+                raise
 
 
 def make_directory(path: Path, what: str) -> None:

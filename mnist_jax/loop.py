@@ -9,12 +9,13 @@ import numpy as np
 from absl import logging
 
 from mnist_jax import evaluate, metrics, parallel, processes
-from mnist_jax.checkpoint import EpochSoFar, Snapshot, Writer
 from mnist_jax.errors import Interrupted
 from mnist_jax.experiment import Experiment
 from mnist_jax.interruption import Request
 from mnist_jax.metrics import Totals
 from mnist_jax.monitor import Monitor, Progress
+from mnist_jax.snapshot import EpochSoFar, Snapshot
+from mnist_jax.writer import Writer
 
 SUMS = ('loss', 'correct', 'count')
 

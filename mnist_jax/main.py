@@ -1,6 +1,9 @@
 """The command line: flags, start-up, and the choice of the mode."""
 
+import contextlib
 import itertools
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -153,6 +156,8 @@ def main(argv: list[str]) -> None:
     _check_flags(used)
     if FLAGS.processes is None:
         run()
+        if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for what does without.
+            sys.modules['mnist_jax.processes'].leave()
     else:
         sys.exit(_launch())
 
@@ -174,22 +179,34 @@ def _launch() -> int:
 
 def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
-    status = 1
     launch.prepare()
+    with interruption.listening():
+        status = _status()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        # At once: threads of libraries may wait for ever for what failed, as may other processes for this one.
+        os._exit(status)
+
+
+def _status() -> int:
+    """Run `main`, tell what went wrong, and return the exit status."""
     try:
-        with interruption.listening():
-            app.run(main, flags_parser=_parse)
-    except (UserError, FloatingPointError, OSError) as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        status = 2 if isinstance(error, UserError) else 1
+        app.run(main, flags_parser=_parse)
+    except SystemExit as ended:
+        return ended.code or 0
     except Interrupted as error:
         print(error, file=sys.stderr)
-        status = error.status
+        return error.status
+    except BrokenPipeError:  # Whoever read the output, such as head, has enough.
+        return 128 + signal.SIGPIPE
+    except (UserError, FloatingPointError, OSError) as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except Exception as error:
         _tell_failure(error)
-    if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for an error in a flag.
-        sys.modules['mnist_jax.processes'].abandon(status)
-    sys.exit(status)
+        return 1
+    return 0
 
 
 def _tell_failure(error: Exception) -> None:

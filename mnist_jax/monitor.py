@@ -5,6 +5,7 @@ import io
 import logging as python_logging
 import math
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,23 @@ def configure_logging() -> None:
     def shown(record: python_logging.LogRecord) -> bool:
         if 'tensorflow_datasets' in record.pathname:  # It warns of every configuration that is not its own.
             return record.levelno >= python_logging.ERROR
+        if 'orbax' in record.pathname:  # What it cannot write it tells many times, with tracebacks, and then raises.
+            return record.levelno >= python_logging.CRITICAL
         return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 
     handler = logging.get_absl_handler()
     handler.addFilter(shown)
     handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.set_verbosity(logging.INFO)
+    python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)  # For the same.
+    sys.unraisablehook = _unraisable
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+
+
+def _unraisable(raised: Any) -> None:
+    """What was raised where nobody can catch it, but for what TensorStore still does after Orbax gave up on a disk."""
+    if 'Event loop is closed' not in str(raised.exc_value):
+        sys.__unraisablehook__(raised)
 
 
 def read_numbers(workdir: Path) -> list[dict[str, float]]:
@@ -124,8 +136,11 @@ class Monitor:
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
-        if self._writes:
-            self._tensorboard.close()
+        try:
+            if self._writes:
+                self._tensorboard.close()
+        except OSError as error:
+            logging.error("TensorBoard's file cannot be written: %s", error.strerror)
 
 
 def _line(row: Mapping[str, float | int | None], epochs: int) -> str:

@@ -1,10 +1,8 @@
 """The processes of a run, on one host or several: how they meet, agree, and end."""
 
 import hashlib
-import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,12 +82,10 @@ def _check_reachable(host: str, port: int, process_id: int) -> None:
         time.sleep(0.2)
 
 
-def abandon(status: int) -> None:
-    """End this process at once where it is one of several: they wait for it, and it must not wait for them."""
+def leave() -> None:
+    """Part from the other processes at the end of a run, when all are there."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        jax.distributed.shutdown()
 
 
 def lost_others(error: Exception) -> bool:
@@ -153,3 +149,8 @@ def agreed(request: Request, due: bool = False) -> tuple[int, bool]:
         return 0, False
     signal, due = _gather(np.array([request.signal, due], np.int32)).max(axis=0).tolist()
     return signal, bool(due)
+
+
+def anywhere(found: bool) -> bool:
+    """Whether this holds in any of the processes, which wait for each other."""
+    return bool(_gather(np.array(found, np.int32)).any()) if several() else found

@@ -10,12 +10,12 @@ from absl import logging
 
 from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary
 from mnist_jax import config as configs
-from mnist_jax.checkpoint import Snapshot
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.loop import Loop
 from mnist_jax.monitor import Monitor
+from mnist_jax.snapshot import Snapshot
 
 
 def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -26,6 +26,17 @@ parallel.start(8, chunks=8, multiply_adds=0, parameters=0)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def pytest_addoption(parser):
+    parser.addoption('--faults', action='store_true', help='the whole fault suite too, which takes long')
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption('faults'):
+        whole = [item for item in items if item.get_closest_marker('whole')]
+        config.hook.pytest_deselected(items=whole)
+        items[:] = [item for item in items if item not in whole]
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory) -> str:
     """A TFDS data directory that holds the real MNIST."""
@@ -62,15 +73,63 @@ def small(data_dir):
     return functools.partial(make_small, data_dir)
 
 
+def _environment(data_dir: str) -> dict[str, str]:
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
+    environment.pop('PJRT_NPROC', None)
+    return environment
+
+
 @pytest.fixture
 def program(data_dir, tmp_path):
     """A function that runs the program in an empty current directory and returns the finished process."""
 
     def run(*arguments: str, check: bool = False) -> subprocess.CompletedProcess:
-        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
-        environment.pop('PJRT_NPROC', None)
         command = [sys.executable, '-m', 'mnist_jax.main', *arguments]
+        environment = _environment(data_dir)
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=check)
+
+    return run
+
+
+FORKING = """
+import json, os, sys
+from mnist_jax import compare, explore, main, reproduce, train
+
+for line in sys.stdin:
+    directory, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(directory)
+        for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
+            os.dup2(os.open(f'{directory}.{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.argv[1:] = arguments
+        try:
+            main.run_program()
+        except SystemExit as ended:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(ended.code or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='session')
+def _forking(data_dir):
+    """A process that has imported everything, and forks for each run of the program."""
+    command = [sys.executable, '-c', FORKING]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, env=_environment(data_dir), **pipes) as process:
+        yield process
+
+
+@pytest.fixture
+def forked(_forking, tmp_path):
+    """As `program`, without the seconds that imports take: for what ends soon."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        print(json.dumps([str(tmp_path), arguments]), file=_forking.stdin, flush=True)
+        status = int(_forking.stdout.readline())
+        said = [tmp_path.with_name(f'{tmp_path.name}.{name}').read_text() for name in ('stdout', 'stderr')]
+        return subprocess.CompletedProcess(arguments, status, *said)
 
     return run
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from conftest import make_small, results
 
-from mnist_jax import checkpoint, evaluate, files
+from mnist_jax import evaluate, files, snapshot
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import make_experiment
 from mnist_jax.train import train
@@ -20,7 +20,7 @@ def test_the_digest_is_that_of_the_leaves_in_order(small):
     layers = state.params
     leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
     by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    assert checkpoint.params_sha256(state) == by_hand
+    assert snapshot.params_sha256(state) == by_hand
 
 
 def test_a_damaged_checkpoint_is_told(small, tmp_path):

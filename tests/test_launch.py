@@ -107,8 +107,8 @@ def test_what_the_user_got_wrong_is_told_once(program, tmp_path):
         (('--mode=summary', '--processes=2'), '--processes is not for --mode=summary'),
     ],
 )
-def test_wrong_flags_are_told(program, arguments, told):
-    found = program(*RUN, *arguments)
+def test_wrong_flags_are_told(forked, arguments, told):
+    found = forked(*RUN, *arguments)
     assert found.returncode == 2
     assert found.stderr.startswith('error: ') and found.stderr.count('\n') == 1
     assert told in found.stderr

@@ -88,12 +88,12 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         (('--wrokdir=x',), "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_status_2(program, tmp_path, arguments, told):
+def test_wrong_input_is_one_line_and_exit_status_2(forked, tmp_path, arguments, told):
     (tmp_path / 'file').touch()
     (tmp_path / 'empty').mkdir()
     if arguments and not arguments[0].startswith('-'):
         arguments = (config_path(arguments[0]), *arguments[1:])
-    found = program(*arguments)
+    found = forked(*arguments)
     last = found.stderr.splitlines()[-1]
     assert found.returncode == 2, found.stderr
     assert last.startswith('error: ') and told in last

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnist_jax import checkpoint, ops, parallel
+from mnist_jax import ops, parallel, snapshot
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import make_experiment
 
@@ -16,7 +16,7 @@ def train_some(config, steps=5):
     for batch, _ in zip(experiment.train_batches(0), range(steps), strict=False):
         state, sums = experiment.train_step(state, batch)
         losses.append(float(sums['loss'] / sums['count']))
-    return checkpoint.params_sha256(state), losses
+    return snapshot.params_sha256(state), losses
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_several_steps_in_one_call_give_the_same_bits(small):
         for batch in experiment.train_batches(0):
             state, sums = experiment.train_step(state, batch)
             losses += np.atleast_1d(sums['loss']).tolist()
-        found.append((checkpoint.params_sha256(state), losses))
+        found.append((snapshot.params_sha256(state), losses))
     assert len(found[0][1]) == experiment.steps_per_epoch == 5
     assert found[1:] == found[:1] * 2
 
