@@ -10,7 +10,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from absl import logging
 
@@ -71,7 +71,7 @@ def held(directory: Path, what: str) -> Iterator[None]:
     The kernel ends the hold with the process: one that was killed leaves nothing to clear up, but for the files that
     it was writing, which are removed here.
     """
-    with open(directory / 'lock', 'a+') as file:
+    with _open_lock(directory / 'lock', what) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,7 +93,15 @@ def held(directory: Path, what: str) -> Iterator[None]:
         try:
             yield
         finally:
-            file.truncate(0)
+            with contextlib.suppress(OSError):  # The disk may be gone by now.
+                file.truncate(0)
+
+
+def _open_lock(path: Path, what: str) -> TextIO:
+    try:
+        return open(path, 'a+')
+    except OSError as error:
+        raise UserError(f'{what} cannot be used: {str(path)!r}: {error.strerror}; remove it') from None
 
 
 def reserve(directory: Path, size: int) -> None:

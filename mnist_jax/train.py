@@ -50,9 +50,9 @@ def _train(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: S
         }
     )
     processes.check_shared(workdir)
+    snapshot = _begin(experiment, checkpoints, steps)
     if processes.is_main():
         checkpoints.write_config(config, digests)
-    snapshot = _begin(experiment, checkpoints, steps)
     _tell_beginning(experiment, workdir)
     monitor = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
     with interruption.listening() as request:

@@ -103,6 +103,7 @@ def test_a_run_goes_on_without_config_json_where_its_config_is_given(small, tmp_
     path.write_text(whole.replace('"batch_size": 64', '"batch_size": 32') if text == 'changed' else text or '')
     if text is None:
         path.unlink()
+    damaged = path.read_text() if path.exists() else None
     with pytest.raises(UserError) as refused:
         evaluate.evaluate_workdir(tmp_path / 'run')
     assert told.removeprefix('is missing') in str(refused.value) and 'config.json' in str(refused.value)
@@ -111,6 +112,7 @@ def test_a_run_goes_on_without_config_json_where_its_config_is_given(small, tmp_
     assert told in str(refused.value) and 'the config that is given is not that of the run' in str(refused.value)
     with pytest.raises(UserError, match=r'config\.epochs=1 is less than the 2 that this run has'):
         train(small(epochs=1), tmp_path / 'run')
+    assert damaged == (path.read_text() if path.exists() else None)
     train(small(epochs=3), tmp_path / 'run')
     assert told in caplog.text and 'it is written anew' in caplog.text
     assert path.read_text() == whole.replace('"epochs": 2', '"epochs": 3')
