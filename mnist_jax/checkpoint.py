@@ -1,7 +1,7 @@
 """What a workdir keeps of a run so that it can go on or be evaluated: `config.json`, digests, Orbax checkpoints."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Checkpoints:
         try:
             config = configs.with_added_fields(configs.from_json(files.read_json(self._config)))
             configs.check(config)
-        except (OSError, ValueError, UserError) as error:
+        except (OSError, ValueError, UserError, RecursionError) as error:
             raise UserError(f'{str(self._config)!r} is damaged: {error}; {WAY_OUT}') from None
         if self._begun('config') not in (None, configs.sha256(config)):
             raise UserError(f'{str(self._config)!r} was changed, and is not of the run beside it (sha256); {WAY_OUT}')
@@ -107,10 +107,24 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
-    def open(self) -> Writer:
-        """What saves checkpoints here; a context manager that waits for the last one at its end."""
+    def make_place(self) -> None:
+        """Create the directory of the checkpoints."""
+        # Orbax looks for what it has written with a pattern, and so finds nothing there.
+        if set(str(self._directory)) & set('[]\\'):
+            raise UserError(f'{str(self._directory)!r} has a [, ] or \\ in its name; give another --workdir')
         files.make_directory(self._directory, 'the place of the checkpoints')
-        return Writer(self._directory, self._keep_config)
+
+    def open(self, prepare: Callable[[], None]) -> Writer:
+        """What saves checkpoints here; a context manager that waits for the last one at its end.
+
+        Before each save, `prepare` is called, and what vanished of config.json and the digests is written anew.
+        """
+
+        def prepare_all() -> None:
+            prepare()
+            self._keep_config()
+
+        return Writer(self._directory, prepare_all)
 
     def restore(self, step: int, like: Snapshot) -> Snapshot:
         """What the checkpoint at `step` holds; `like` has its structure, shapes and types.
@@ -119,6 +133,7 @@ class Checkpoints:
           DamagedError: it cannot be read, or its digest is another than when it was written.
         """
         path = self._directory / str(step)
+        _check_plain(path)
         try:
             found = ocp.load(path, jax.tree.map(_zeros, like.with_digest(bytes(32))))
         except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
@@ -130,6 +145,8 @@ class Checkpoints:
             raise DamagedError(
                 f'the checkpoint {str(path)!r} is damaged: its contents are not those that were saved (sha256)'
             )
+        if snapshot.state.step != step:
+            raise DamagedError(f'the checkpoint {str(path)!r} is damaged: it is of step {snapshot.state.step}')
         return snapshot
 
     def restore_newest(self, steps: Sequence[int], like: Snapshot) -> tuple[Snapshot, list[int]]:
@@ -150,9 +167,16 @@ class Checkpoints:
         """Move damaged checkpoints to `damaged/`, out of the way of those that follow."""
         for step in steps:
             place = self.workdir / 'damaged'
-            place.mkdir(exist_ok=True)
+            files.make_directory(place, 'the place of damaged checkpoints')
             number = len(list(place.iterdir()))
             (self._directory / str(step)).rename(place / f'{step}-{number}')
+
+
+def _check_plain(checkpoint: Path) -> None:
+    """Raise a DamagedError for a link, or for what would be waited for for ever, such as a pipe."""
+    for path in (checkpoint, *checkpoint.rglob('*')):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise DamagedError(f'the checkpoint {str(checkpoint)!r} is damaged: {str(path)!r} is no plain file')
 
 
 def _zeros(leaf: Any) -> Any:

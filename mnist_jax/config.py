@@ -140,6 +140,13 @@ def check(config: ConfigDict) -> None:
     for name in config:
         if name not in default:
             raise UserError(f'config.{name} is no field{nearest(name, default)}; the fields are: {listed(default)}')
+    _check_values(config)
+
+
+def _check_values(config: ConfigDict) -> None:
+    for name, value in fields(config):
+        if isinstance(value, str) and '\0' in value:
+            raise UserError(f'config.{name}={value!r} is wrong: it has a NUL character')
     for name, (least, greatest) in RANGES.items():
         if not least <= config[name] <= greatest or isinstance(config[name], bool):
             raise UserError(
@@ -203,13 +210,13 @@ def _tuples(value: Any) -> Any:
 def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
     """Raise a UserError that names the fields in which `config` asks for another run than the one `saved`.
 
-    More epochs are a continuation; `PLACES` may be others.
+    `PLACES` may be others, and so may the epochs, as long as no more of them are trained.
     """
     old, new = dict(fields(saved)), dict(fields(from_json(json.loads(to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and name not in PLACES and not (name == 'epochs' and new[name] > old[name])
+        if old.get(name) != new.get(name) and name not in (*PLACES, 'epochs')
     ]
     if changed:
         raise UserError(

@@ -31,7 +31,8 @@ def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
         logging.info('Fold %d of %d', number, config.folds)
         fold = config.copy_and_resolve_references()
         fold.fold = number
-        folds.append(_result(number, train(fold, workdir / f'fold-{number}'), workdir / f'fold-{number}'))
+        place = workdir / f'fold-{number}'
+        folds.append(_result(number, train(fold, place, whole=workdir), place))
     result = {'folds': folds, 'mean': {}, 'standard_deviation': {}}
     for name in NUMBERS:
         values = [fold[name] for fold in folds]

@@ -8,14 +8,14 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from absl import logging
 
 from mnist_jax.errors import UserError
 
+TEMPORARY = '.mnist_jax-'  # How the names of files begin that are being written.
 MOST = 16 * 2**20  # bytes of a text file that this program writes; a larger one is not of it
 
 
@@ -25,17 +25,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, contents: bytes) -> None:
-    """Write `contents` under a temporary name, flush it to the disk, then rename it to `path`."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    """Write `contents` under a temporary name, flush it to the disk, then rename it to `path`.
+
+    Raises:
+      OSError: with the name of `path`.
+    """
+    temporary = ''
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
         with os.fdopen(descriptor, 'wb') as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -64,44 +72,61 @@ def read_json(path: Path) -> Any:
         raise ValueError('it is nested too deeply') from None
 
 
-@contextlib.contextmanager
-def held(directory: Path, what: str) -> Iterator[None]:
-    """Hold `directory` for this process; that another one does so is the user's error.
+class Hold:
+    """Holds a directory for this process, in a file `lock` there: a context manager.
 
     The kernel ends the hold with the process: one that was killed leaves nothing to clear up, but for the files that
     it was writing, which are removed here.
     """
-    with _open_lock(directory / 'lock', what) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).strip() or 'another process'
-            raise UserError(
-                f'{what} {str(directory)!r} is in use by {holder}; wait for its end, or give another'
-            ) from None
-        except OSError as error:
-            logging.warning(
-                '%s has a file system without locks: nothing prevents a second run there (%s)', directory, error
-            )
-        for leftover in directory.glob('.*.tmp'):
+
+    def __init__(self, directory: Path, what: str):
+        """`what` is how an error calls the directory."""
+        self._directory, self._what = directory, what
+        self._path = directory / 'lock'
+        self._descriptor = -1
+
+    def __enter__(self) -> 'Hold':
+        self._descriptor = self._take()
+        for leftover in self._directory.glob(f'{TEMPORARY}*'):
             leftover.unlink(missing_ok=True)
-        began = datetime.datetime.now().isoformat(' ', 'seconds')
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {platform.node()}, since {began}')
-        file.flush()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(OSError):  # The disk may be gone by now.
+            os.truncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def renew(self) -> None:
+        """Hold the directory that has this name now, where it was moved or removed and made anew."""
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # The disk may be gone by now.
-                file.truncate(0)
+            same = os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            before, self._descriptor = self._descriptor, self._take()
+            os.close(before)
 
-
-def _open_lock(path: Path, what: str) -> TextIO:
-    try:
-        return open(path, 'a+')
-    except OSError as error:
-        raise UserError(f'{what} cannot be used: {str(path)!r}: {error.strerror}; remove it') from None
+    def _take(self) -> int:
+        """The descriptor of the locked file; UserError where another process holds the directory."""
+        where = f'{self._what} {str(self._directory)!r}'
+        # Not through a link: what lies behind would be overwritten.
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            raise UserError(f'{where} cannot be used: {self._path.name!r} in it is no plain file; remove that')
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors='replace').strip() or 'another process'
+            os.close(descriptor)
+            raise UserError(f'{where} is in use by {holder}; wait for its end, or give another') from None
+        except OSError as error:
+            logging.warning('%s has a file system without locks: nothing prevents a second run (%s)', where, error)
+        began = datetime.datetime.now().isoformat(' ', 'seconds')
+        os.truncate(descriptor, 0)
+        with contextlib.suppress(OSError):  # On a full disk, it is held without saying so.
+            os.pwrite(descriptor, f'process {os.getpid()} on {platform.node()}, since {began}'.encode(), 0)
+        return descriptor
 
 
 def reserve(directory: Path, size: int) -> None:
@@ -119,6 +144,10 @@ def reserve(directory: Path, size: int) -> None:
 
 def make_directory(path: Path, what: str) -> None:
     """Create `path` and its parents; that it cannot be a writable directory is the user's error."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f'{what} {str(path)!r} has a name that is no UTF-8; give another directory') from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

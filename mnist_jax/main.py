@@ -1,6 +1,7 @@
 """The command line: flags, start-up, and the choice of the mode."""
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -112,6 +113,8 @@ def _workdir(name: str) -> Path:
     return Path(FLAGS.workdir or f'runs/{name}')
 
 
+# The errors of paths that the user gave.
+WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _PROCESSES = ('processes', 'coordinator', 'num_processes', 'process_id')
 # Each mode and the flags that it uses beside --config and --workdir.
 MODES = {
@@ -180,6 +183,7 @@ def _launch() -> int:
 def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
     launch.prepare()
+    _open_streams()
     with interruption.listening():
         status = _status()
         with contextlib.suppress(BrokenPipeError):
@@ -187,6 +191,17 @@ def run_program() -> None:
         sys.stderr.flush()
         # At once: threads of libraries may wait for ever for what failed, as may other processes for this one.
         os._exit(status)
+
+
+def _open_streams() -> None:
+    """Give this process standard streams where it was started without, so that no other file takes their place."""
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, 'r' if number == 0 else 'w'))
 
 
 def _status() -> int:
@@ -202,7 +217,7 @@ def _status() -> int:
         return 128 + signal.SIGPIPE
     except (UserError, FloatingPointError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) or getattr(error, 'errno', None) in WRONG_PATH else 1
     except Exception as error:
         _tell_failure(error)
         return 1

@@ -14,6 +14,7 @@ from mnist_jax import ops
 from mnist_jax.errors import UserError, build
 
 PADDINGS = ('same', 'valid')
+MOST_WIDTH = 1_000_000
 
 
 class Training(NamedTuple):
@@ -214,8 +215,8 @@ def _sequence(field: str, values: Any) -> Sequence:
 
 def _check_widths(field: str, values: Any) -> None:
     for value in _sequence(field, values):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f'model.{field} must hold whole numbers of at least 1; {value!r} is among them')
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WIDTH:
+            raise UserError(f'model.{field} must hold whole numbers from 1 to {MOST_WIDTH}; {value!r} is among them')
 
 
 def _check_rates(field: str, rates: Any, of_field: str, of_layers: Sequence) -> None:

@@ -44,6 +44,7 @@ def configure_logging() -> None:
         return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 
     handler = logging.get_absl_handler()
+    handler.python_handler.setStream(sys.stderr)  # That at its import may have been closed.
     handler.addFilter(shown)
     handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.set_verbosity(logging.INFO)
@@ -88,6 +89,14 @@ def _is_good(row: Mapping[str | None, Any]) -> bool:
         return False
 
 
+def make_place(workdir: Path) -> None:
+    """Create the place of TensorBoard's files; UserError where they or the metrics cannot be written."""
+    path = workdir / 'metrics.csv'
+    if path.exists() and not path.is_file():
+        raise UserError(f'{str(path)!r} is no plain file, and the metrics are to be there; move it')
+    files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
+
+
 class Monitor:
     """Writes the metrics of a run's epochs to its workdir and to the terminal."""
 
@@ -100,9 +109,6 @@ class Monitor:
         if not writes:
             return
         self._csv = workdir / 'metrics.csv'
-        if self._csv.is_dir():
-            raise UserError(f'{str(self._csv)!r} is a directory, where the metrics are to be; move it')
-        files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
         rows, damaged = _read_rows(self._csv)
         self._rows = [row for row in rows if int(row['step']) <= step]
         if damaged:

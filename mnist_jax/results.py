@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarr
     """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
     _, path = paths(workdir)
     try:
+        if not path.is_file():
+            raise FileNotFoundError('it is no file')
+        _check_size(path, result['count'])
         with np.load(path, allow_pickle=False) as arrays:
             label, prediction = arrays['label'], arrays['prediction']
     except Exception as error:  # A damaged zip file raises what it likes.
@@ -89,6 +93,14 @@ def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarr
     if not fits:
         raise UserError(f'{str(path)!r} does not fit eval.json beside it; --mode=eval writes both anew')
     return label, prediction
+
+
+def _check_size(path: Path, count: int) -> None:
+    """Raise a ValueError for arrays that are larger than those of so many examples; nothing is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        for name in ('label.npy', 'prediction.npy'):
+            if archive.getinfo(name).file_size > 8 * count + 4096:  # at most int64, and a header
+                raise ValueError(f'{name} is larger than the results of {count} examples')
 
 
 def text(result: dict[str, Any]) -> str:

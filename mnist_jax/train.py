@@ -2,13 +2,13 @@
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary
+from mnist_jax import checkpoint, evaluate, files, interruption, monitor, parallel, processes, summary
 from mnist_jax import config as configs
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
@@ -18,10 +18,12 @@ from mnist_jax.monitor import Monitor
 from mnist_jax.snapshot import Snapshot
 
 
-def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split."""
-    if any(workdir.glob('fold-*')):
-        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; give another --workdir')
+def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None) -> dict[str, Any]:
+    """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split.
+
+    `whole` is the directory that no other process may train in meanwhile, `workdir` if not given.
+    """
+    _check_no_folds(workdir)
     checkpoints = checkpoint.Checkpoints(workdir)
     steps = checkpoints.steps()
     if steps:
@@ -31,14 +33,28 @@ def train(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
     for name in NAMES:
         experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
     files.make_directory(workdir, '--workdir')
-    with files.held(workdir, '--workdir') if processes.is_main() else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        hold = stack.enter_context(files.Hold(whole or workdir, '--workdir')) if processes.is_main() else None
+        _check_no_folds(workdir)
         if checkpoints.steps() != steps:
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
-        return _train(experiment, checkpoints, steps)
+        checkpoints.make_place()
+        monitor.make_place(workdir)
+        return _train(experiment, checkpoints, steps, hold.renew if hold else lambda: None)
 
 
-def _train(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int]) -> dict[str, Any]:
-    """Train from the newest good checkpoint of `steps`, or from the begin, in a workdir that nobody else writes to."""
+def _check_no_folds(workdir: Path) -> None:
+    if any(workdir.glob('fold-*')):
+        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; give another --workdir')
+
+
+def _train(
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int], prepare: Callable[[], None]
+) -> dict[str, Any]:
+    """Train from the newest good checkpoint of `steps`, or from the begin, in a workdir that nobody else writes to.
+
+    `prepare` is called before each save.
+    """
     config, workdir, digests = experiment.config, checkpoints.workdir, experiment.source.data.digests
     # Nobody writes before all have read.
     processes.check_same(
@@ -54,15 +70,18 @@ def _train(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: S
     if processes.is_main():
         checkpoints.write_config(config, digests)
     _tell_beginning(experiment, workdir)
-    monitor = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
+    told = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
     with interruption.listening() as request:
-        with checkpoints.open() as writer:
+        with checkpoints.open(prepare) as writer:
             if not steps:
                 writer.save(snapshot)
-            snapshot = Loop(experiment, writer, monitor, request).train(snapshot)
+            snapshot = Loop(experiment, writer, told, request).train(snapshot)
         request.unsaved = False
-        monitor.close()
-        return _result(experiment, checkpoints, snapshot, workdir)
+        told.close()
+        try:
+            return _result(experiment, checkpoints, snapshot, workdir)
+        finally:
+            writer.check()
 
 
 def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int]) -> Snapshot:

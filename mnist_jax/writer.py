@@ -32,7 +32,7 @@ class Writer:
         self._prepare = prepare
         self._best_step = -1
         self._saving: tuple[Snapshot, Any] | None = None
-        self._unsaved: Snapshot | None = None
+        self._unsaved: Snapshot | None = None  # what could not be written, where that was the last
         self._orbax: ocp.training.Checkpointer | None = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -108,17 +108,22 @@ class Writer:
     def __enter__(self) -> 'Writer':
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         try:
             if not self.finish():
                 self.save(self._unsaved)
-                if not self.finish():
-                    raise OSError(
-                        f'the last checkpoint, of step {self._unsaved.state.step}, is not written to '
-                        f'{str(self._directory)!r}; where it can be, the same command goes on from the one before'
-                    )
+                if not self.finish() and kind is not None:
+                    self.check()
         finally:
             self._close()
+
+    def check(self) -> None:
+        """Raise an OSError where the last snapshot could not be written in the end."""
+        if self._unsaved is not None:
+            raise OSError(
+                f'the last checkpoint, of step {self._unsaved.state.step}, is not written to '
+                f'{str(self._directory)!r}; where it can be, the same command goes on from the one before'
+            )
 
 
 def _reason(error: Exception | None) -> str:

@@ -122,12 +122,40 @@ def test_a_run_goes_on_without_config_json_where_its_config_is_given(small, tmp_
 def test_a_directory_has_one_writer(small, tmp_path, trained):
     run = shutil.copytree(trained[0], tmp_path / 'run')
     held = f"--workdir '{run}' is in use by process {os.getpid()} on {platform.node()}, since 2"
-    leftover = run / '.eval.json.abc.tmp'
-    with files.held(run, '--workdir'):
+    leftover, own = run / '.mnist_jax-abc', run / '.own.tmp'
+    own.touch()
+    with files.Hold(run, '--workdir'):
         leftover.touch()
         with pytest.raises(UserError) as refused:
             train(small(), run)
     assert str(refused.value).startswith(held) and 'wait for its end, or give another' in str(refused.value)
     (run / 'lock').write_text('process 1 on elsewhere')  # As after a crash.
     assert train(small(), run) == json.loads((run / 'eval.json').read_text())
-    assert not leftover.exists() and not (run / 'lock').read_text()
+    assert not leftover.exists() and own.exists() and not (run / 'lock').read_text()
+
+
+def test_what_stands_in_place_of_the_lock_is_left_as_it_is(tmp_path):
+    (tmp_path / 'precious').write_text('precious')
+    for make in (lambda path: path.symlink_to(tmp_path / 'precious'), os.mkfifo, os.mkdir):
+        directory = tmp_path / 'run'
+        directory.mkdir()
+        make(directory / 'lock')
+        with pytest.raises(UserError, match=r"cannot be used: 'lock' in it is no plain file; remove that"):
+            files.Hold(directory, '--workdir').__enter__()
+        shutil.rmtree(directory)
+    assert (tmp_path / 'precious').read_text() == 'precious'
+
+
+def test_a_directory_that_was_moved_is_held_anew(tmp_path):
+    directory = tmp_path / 'run'
+    directory.mkdir()
+    with files.Hold(directory, '--workdir') as hold:
+        hold.renew()
+        directory.rename(tmp_path / 'elsewhere')
+        hold.renew()
+        with pytest.raises(UserError, match='is in use by process'):
+            files.Hold(directory, '--workdir').__enter__()
+        directory.rename(tmp_path / 'again')
+        directory.mkdir()
+        with files.Hold(directory, '--workdir'), pytest.raises(UserError, match='is in use by process'):
+            hold.renew()

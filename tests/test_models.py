@@ -124,7 +124,7 @@ def test_batch_norm_equals_linens_and_leaves_padding_out():
     [
         ({'name': 'cmn'}, "model.name='cmn' is unknown (did you mean 'cnn'?); the choices are: cnn, mlp"),
         ({'name': 'mlp', 'hiden': (3,)}, "model.hiden is not for 'mlp' (did you mean 'hidden'?)"),
-        ({'name': 'mlp', 'hidden': (0,)}, 'model.hidden must hold whole numbers of at least 1; 0 is among them'),
+        ({'name': 'mlp', 'hidden': (0,)}, 'model.hidden must hold whole numbers from 1 to 1000000; 0 is among them'),
         ({'name': 'mlp', 'hidden': 5}, 'model.hidden must be a tuple; 5 is in its place'),
         ({'name': 'mlp', 'dropout': (0.5,)}, 'model.dropout has 1 rates for the 2 layers of model.hidden'),
         ({'name': 'mlp', 'dropout': (1.0, 0)}, 'model.dropout must hold rates from 0 to below 1; 1.0 is among them'),

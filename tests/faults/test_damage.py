@@ -66,12 +66,25 @@ class Payload:
         return os.system, (f'touch {Path.cwd()}/unpickled',)
 
 
+def replace_by_pipe(checkpoint):
+    path = files(checkpoint)[0]
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_older(checkpoint):
+    shutil.rmtree(checkpoint)
+    shutil.copytree(checkpoint.with_name('20'), checkpoint)
+
+
 def replace_by_pickles(checkpoint):
     for path in files(checkpoint):
         path.write_bytes(pickle.dumps(Payload()))
 
 
-@pytest.mark.parametrize('damage', [flip, truncate, remove, empty, replace_by_pickles])
+@pytest.mark.parametrize(
+    'damage', [flip, truncate, remove, empty, replace_by_pipe, replace_by_older, replace_by_pickles]
+)
 def test_a_damaged_checkpoint(program, data_dir, damage):
     newest = program.workdir / 'checkpoints' / '30'
     damage(newest)
@@ -189,4 +202,30 @@ def test_unusual_paths(tmp_path, data_dir, name):
     assert program.run() == 0, program.said
     assert 'Going on from the checkpoint of epoch 3 (step 30)' in program.said
     assert program.run('--mode=eval') == 0
+    assert program.results() == undisturbed(data_dir)[0]
+
+
+@pytest.mark.parametrize('name', ['[v2]', 'back\\slash', os.fsdecode(b'x\xff'), 'long' * 100])
+def test_impossible_paths(tmp_path, data_dir, name):
+    program = Program(tmp_path, data_dir)
+    assert program.run(workdir=tmp_path / name / 'run') == 2
+    assert program.error()
+    assert not list(tmp_path.rglob('config.json'))
+
+
+def test_predictions_that_unpack_to_gigabytes_are_refused(program, tmp_path):
+    np.savez_compressed(program.workdir / 'predictions.npz', label=np.zeros(10**8), prediction=np.zeros(10**8))
+    other = shutil.copytree(program.workdir, tmp_path / 'other')
+    command = [sys.executable, '-m', 'mnist_jax.main', '--mode=compare', f'--run={program.workdir}', f'--run={other}']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert 'label.npy is larger than the results of 300 examples' in found.stderr
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_closed_streams(tmp_path, data_dir, closed):
+    shell = ('sh', '-c', f'exec "$@" {closed}', 'sh')
+    program = Program(tmp_path, data_dir, enter=shell)
+    assert program.run() == 0
     assert program.results() == undisturbed(data_dir)[0]

@@ -87,6 +87,7 @@ def test_a_disk_that_stays_full(data_dir, disk, program):
         disk.fill()
         assert process.wait(60) == 1, program.said
     assert 'the last checkpoint, of step 50, is not written' in program.error()
+    assert 'accuracy   0.' in program.said  # The result, which cannot be written either.
     assert f'metrics.csv cannot be written: {FULL}' in program.said
     os.unlink(disk.seen / 'ballast')
     assert program.run() == 0

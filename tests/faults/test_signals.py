@@ -112,3 +112,17 @@ def test_the_second_run_in_a_workdir_is_refused(tmp_path, data_dir):
         process.wait()
     assert str(process.pid) in (first.workdir / 'lock').read_text()
     assert first.run('--config.epochs=20') == 0, first.said
+
+
+@pytest.mark.whole
+def test_a_run_whose_workdir_was_moved_keeps_others_out_of_the_new_one(tmp_path, data_dir):
+    first = Program(tmp_path, data_dir)
+    (tmp_path / 'second').mkdir()
+    second = Program(tmp_path / 'second', data_dir)
+    with first.started('--config.epochs=30') as process:
+        until(lambda: 'epoch  1/30' in first.said, process)
+        first.workdir.rename(tmp_path / 'elsewhere')
+        until(lambda: (first.workdir / 'config.json').exists(), process)
+        assert second.run('--config.epochs=30', workdir=first.workdir) == 2
+        assert f"--workdir '{first.workdir}' is in use by process {process.pid} on " in second.error()
+        assert process.wait(60) == 0
