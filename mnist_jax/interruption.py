@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,9 +16,11 @@ class Request:
     """Whether this process was asked to stop, and by which signal; 0 where it was not.
 
     Only while it has something unsaved is it waited for: else the first signal ends it at once, and so does a second.
+    In a process that is not this program's own, such as a notebook's, KeyboardInterrupt is raised instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool) -> None:
+        self.own = own
         self.signal = 0
         self.unsaved = False
         self.asked = 0  # times that it was looked at; see processes.agreed
@@ -28,26 +31,41 @@ class Request:
         if self.unsaved and not self.signal:
             self.signal = number
             print(f'to be {told} at the next step; once more stops at once', file=sys.stderr, flush=True)
-            return
-        print(told, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(128 + number)
+        elif self.own:
+            print(told, file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + number)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The same, in the main thread."""
+        if not self.own and not self.unsaved:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Request]:
-    """While this lasts, the signals go to a request; before and after, to that of the caller."""
-    request = Request()
-    with handling(request.ask):
+def listening(own: bool = False) -> Iterator[Request]:
+    """While this lasts, the signals go to a request; before and after, to that of the caller.
+
+    `own` says that the process is this program's own, here and within.
+    """
+    request = Request(own or getattr(signal.getsignal(SIGNALS[0]), 'own', False))
+    with handling(request.ask, in_main_thread=request):
         yield request
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
+
+
 @contextlib.contextmanager
-def handling(act: Callable[[int], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
+def handling(
+    act: Callable[[int], None], signals: Sequence[int] = SIGNALS, in_main_thread: Callable = _ignore
+) -> Iterator[None]:
     """While this lasts, call `act` with the number of each of `signals` that comes.
 
     In a thread of its own: Python's handlers wait for the main thread, which may compile for half a minute.
+    `in_main_thread` is such a handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Signals are for the main thread, and for whoever runs this in another one.
@@ -56,7 +74,7 @@ def handling(act: Callable[[int], None], signals: Sequence[int] = SIGNALS) -> It
     writing.setblocking(False)
     thread = threading.Thread(target=_watch, args=(reading, act, signals), daemon=True)
     thread.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    before = {number: signal.signal(number, in_main_thread) for number in signals}
     outer = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
         yield

@@ -184,7 +184,7 @@ def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
     launch.prepare()
     _open_streams()
-    with interruption.listening():
+    with interruption.listening(own=True):
         status = _status()
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
