@@ -47,6 +47,7 @@ class Loop:
             logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', epochs)
         while snapshot.epoch.number < epochs and not self._stops(snapshot):
             snapshot = self._train_epoch(snapshot)
+            self._request.unsaved = True  # Even where no step was left: the checkpoint of this step is replaced.
             try:
                 snapshot = self._close_epoch(snapshot)
             except Interrupted:

@@ -88,6 +88,19 @@ def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, m
     assert results(tmp_path / 'run') == uninterrupted
 
 
+def test_the_end_of_an_epoch_is_waited_for_even_where_no_step_was_left(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt_at(patched, 5)
+        train(small(**STOPPED), tmp_path / 'run')
+    unsaved, save = [], loop.Loop._save
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            loop.Loop, '_save', lambda self, found: (unsaved.append(self._request.unsaved), save(self, found))
+        )
+        train(small(**STOPPED), tmp_path / 'run')
+    assert unsaved == [True, True]
+
+
 def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
     train(small(), tmp_path / 'plain')
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
