@@ -16,8 +16,6 @@ from mnist_jax.errors import UserError, first_line
 from mnist_jax.snapshot import Snapshot
 from mnist_jax.writer import Writer
 
-WAY_OUT = 'the command that trained the run writes it anew'
-
 
 class DamagedError(UserError):
     """A checkpoint that cannot be read, or is not what was written."""
@@ -38,27 +36,31 @@ class Checkpoints:
 
     def read_config(self) -> configs.ConfigDict | None:
         """The config of the run in this workdir, or None where there is none; UserError where it is another's."""
+        config, problem = self._read_config()
+        if config is None and self._config.exists():
+            raise UserError(f'{problem}; the command that trained the run writes it anew')
+        return config
+
+    def _read_config(self) -> tuple[configs.ConfigDict | None, str]:
+        """The config of the run, or else what is wrong with its file."""
+        path = str(self._config)
         if not self._config.exists():
-            return None
+            return None, f'{path!r} is missing'
         try:
             config = configs.with_added_fields(configs.from_json(files.read_json(self._config)))
             configs.check(config)
         except (OSError, ValueError, UserError, RecursionError) as error:
-            raise UserError(f'{str(self._config)!r} is damaged: {error}; {WAY_OUT}') from None
+            return None, f'{path!r} is damaged: {error}'
         if self._begun('config') not in (None, configs.sha256(config)):
-            raise UserError(f'{str(self._config)!r} was changed, and is not of the run beside it (sha256); {WAY_OUT}')
-        return config
+            return None, f'{path!r} was changed, and is not of the run beside it (sha256)'
+        return config, ''
 
     def check_config(self, config: configs.ConfigDict) -> None:
         """Raise a UserError unless the run in this workdir is of `config`, with more epochs perhaps.
 
         Without a config.json that is good, its digest decides.
         """
-        try:
-            saved = self.read_config()
-            problem = f'{str(self._config)!r} is missing'
-        except UserError as error:
-            saved, problem = None, str(error).removesuffix(f'; {WAY_OUT}')
+        saved, problem = self._read_config()
         if saved is not None:
             configs.check_resumable(saved, config)
         elif self._begun('config') == configs.sha256(config):

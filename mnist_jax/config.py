@@ -39,8 +39,16 @@ ADDED = {
     'on_nonfinite': 'stop',
     'dataset.in_memory': True,
 }
-# What says where a run is computed, and when it is saved, and not what: a resumed run may have others.
-PLACES = ('devices', 'checkpoint_every_steps', 'checkpoint_every_minutes', 'dataset.data_dir', 'dataset.raw_dir')
+# What says where a run is computed, when it is saved, and how far it goes, and not what it is: a resumed run may have
+# others.
+CHANGEABLE = (
+    'devices',
+    'checkpoint_every_steps',
+    'checkpoint_every_minutes',
+    'dataset.data_dir',
+    'dataset.raw_dir',
+    'epochs',
+)
 
 
 def load(path: str) -> ConfigDict:
@@ -165,17 +173,12 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
-def run_json(config: ConfigDict) -> str:
-    """What the run computes, as JSON: every field but `PLACES`."""
-    return json.dumps({name: value for name, value in fields(config) if name not in PLACES})
-
-
 def sha256(config: ConfigDict) -> str:
-    """The digest of what makes a run what it is: every field but `PLACES` and the epochs, which may be raised.
+    """The digest of what makes a run what it is: every field but those of `CHANGEABLE`.
 
     Nor fields that were added later and have the value of the runs before: these keep their digest.
     """
-    values = {name: value for name, value in fields(config) if name not in (*PLACES, 'epochs')}
+    values = {name: value for name, value in fields(config) if name not in CHANGEABLE}
     counted = {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
@@ -210,13 +213,13 @@ def _tuples(value: Any) -> Any:
 def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
     """Raise a UserError that names the fields in which `config` asks for another run than the one `saved`.
 
-    `PLACES` may be others, and so may the epochs, as long as no more of them are trained.
+    Those of `CHANGEABLE` may be others; fewer epochs than it has is for the checkpoint to tell.
     """
     old, new = dict(fields(saved)), dict(fields(from_json(json.loads(to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and name not in (*PLACES, 'epochs')
+        if old.get(name) != new.get(name) and name not in CHANGEABLE
     ]
     if changed:
         raise UserError(

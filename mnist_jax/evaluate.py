@@ -41,11 +41,7 @@ def evaluate_split(
 
 
 def evaluate_test(
-    experiment: Experiment,
-    snapshot: Snapshot,
-    workdir: Path,
-    split: str | None = None,
-    part: str | None = None,
+    experiment: Experiment, snapshot: Snapshot, workdir: Path, split: str | None = None, part: str | None = None
 ) -> dict[str, Any]:
     """Evaluate on the configured test split, or on `split`; write the result as that of `part`, tell and return it."""
     state = snapshot.state

@@ -38,7 +38,7 @@ class Request:
             os._exit(128 + number)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The same, in the main thread."""
+        """As a handler in the main thread: raise KeyboardInterrupt where this process is not to be ended."""
         if not self.own and not self.unsaved:
             raise KeyboardInterrupt
 

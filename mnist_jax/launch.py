@@ -44,15 +44,8 @@ def launch(arguments: Sequence[str], processes: int, program: Sequence[str] = PR
         for number in range(processes):
             command = [*common, f'--num_processes={processes}', f'--process_id={number}']
             output = None if number == 0 else said[number]
-            children.append(
-                subprocess.Popen(
-                    command,
-                    env=environment | _told(_share_of_cores(number, processes)),
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,  # So that each signal reaches it once: from here.
-                )
-            )
+            cores = _share_of_cores(number, processes)
+            children.append(_start(command, environment, cores, stdout=output, stderr=output))
         return _wait(children, said, received)
 
 
@@ -60,12 +53,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], output: int | 
     """Run this program once, and pass signals on to it, so that it can save; returns its exit status."""
     children: list[subprocess.Popen] = []
     with _passed_on(children) as received:
-        child = subprocess.Popen(
-            [*PROGRAM, *arguments],
-            env={**environment, **_told(_share_of_cores(0, 1))},
-            stdout=output,
-            start_new_session=True,
-        )
+        child = _start([*PROGRAM, *arguments], environment, _share_of_cores(0, 1), stdout=output)
         children.append(child)
         if received:  # Before there was a child to tell.
             child.terminate()
@@ -75,7 +63,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], output: int | 
 
 def _wait(children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]], received: Sequence[int]) -> int:
     """Wait for the end of all, or for the first failure, and tell it; returns the exit status."""
-    while received or not any(child.poll() for child in list(children)):
+    while received or not any(child.poll() for child in children):
         if all(child.poll() is not None for child in children):
             return 128 + received[0] if received else 0
         time.sleep(0.05)
@@ -153,9 +141,13 @@ def _share_of_cores(number: int, processes: int) -> list[int]:
     return cores[number * each : (number + 1) * each]
 
 
-def _told(cores: list[int]) -> dict[str, str]:
-    """What a child learns from its environment; see `prepare`."""
-    return {CHILD: f'{os.getpid()}:{",".join(map(str, cores))}'}
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], cores: list[int], **output: IO[bytes] | int | None
+) -> subprocess.Popen:
+    """Start a child that does as `prepare` says."""
+    told = {CHILD: f'{os.getpid()}:{",".join(map(str, cores))}'}
+    # In a session of its own, so that each signal reaches it once: from here.
+    return subprocess.Popen(command, env={**environment, **told}, start_new_session=True, **output)
 
 
 def prepare() -> None:

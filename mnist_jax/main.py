@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -56,9 +56,9 @@ def _train() -> None:
 
     config = _config()
     configs.check(config)  # What is wrong in all processes is told before they meet.
-    _connect()
     run = cross_validate if config.folds and not config.fold else train
-    run(config, _workdir(Path(FLAGS['config'].config_filename).stem))
+    with _connected():
+        run(config, _workdir(Path(FLAGS['config'].config_filename).stem))
 
 
 def _eval() -> None:
@@ -66,8 +66,8 @@ def _eval() -> None:
 
     if FLAGS.workdir is None or _CONFIG.value is not None:
         raise UserError('--mode=eval needs --workdir, the directory of a run, and no --config: the run has its own')
-    _connect()
-    evaluate_workdir(Path(FLAGS.workdir), FLAGS.step, FLAGS.split)
+    with _connected():
+        evaluate_workdir(Path(FLAGS.workdir), FLAGS.step, FLAGS.split)
 
 
 def _summary() -> None:
@@ -97,10 +97,13 @@ def _reproduce() -> None:
     reproduce(FLAGS.experiments, FLAGS.seeds, _workdir('reproduce'))
 
 
-def _connect() -> None:
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
     from mnist_jax import processes
 
     processes.connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    yield
+    processes.leave()  # Not after a failure: the others may be gone.
 
 
 def _config() -> configs.ConfigDict:
@@ -159,8 +162,6 @@ def main(argv: list[str]) -> None:
     _check_flags(used)
     if FLAGS.processes is None:
         run()
-        if 'mnist_jax.processes' in sys.modules:  # It imports JAX: not to be loaded for what does without.
-            sys.modules['mnist_jax.processes'].leave()
     else:
         sys.exit(_launch())
 

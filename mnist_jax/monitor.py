@@ -89,14 +89,6 @@ def _is_good(row: Mapping[str | None, Any]) -> bool:
         return False
 
 
-def make_place(workdir: Path) -> None:
-    """Create the place of TensorBoard's files; UserError where they or the metrics cannot be written."""
-    path = workdir / 'metrics.csv'
-    if path.exists() and not path.is_file():
-        raise UserError(f'{str(path)!r} is no plain file, and the metrics are to be there; move it')
-    files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
-
-
 class Monitor:
     """Writes the metrics of a run's epochs to its workdir and to the terminal."""
 
@@ -115,6 +107,14 @@ class Monitor:
             left = ', '.join(row['epoch'] for row in self._rows) or 'none'
             logging.warning('%s was damaged; rows of these epochs are left: %s', self._csv, left)
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+
+    @staticmethod
+    def make_place(workdir: Path) -> None:
+        """Create the place of TensorBoard's files; UserError where they or the metrics cannot be written."""
+        path = workdir / 'metrics.csv'
+        if path.exists() and not path.is_file():
+            raise UserError(f'{str(path)!r} is no plain file, and the metrics are to be there; move it')
+        files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
 
     def progress(self, epoch: int, steps: int) -> 'Progress':
         """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""

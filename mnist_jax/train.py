@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, monitor, parallel, processes, summary
+from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary
 from mnist_jax import config as configs
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
@@ -39,7 +39,7 @@ def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None) 
         if checkpoints.steps() != steps:
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
         checkpoints.make_place()
-        monitor.make_place(workdir)
+        Monitor.make_place(workdir)
         return _train(experiment, checkpoints, steps, hold.renew if hold else lambda: None)
 
 
@@ -59,7 +59,7 @@ def _train(
     # Nobody writes before all have read.
     processes.check_same(
         {
-            'config': configs.run_json(config),
+            'config': f'{configs.sha256(config)}, {config.epochs} epochs',
             'config.devices': str(config.devices),
             'data set': str(digests),
             'checkpoints in --workdir': str(steps),
@@ -70,14 +70,14 @@ def _train(
     if processes.is_main():
         checkpoints.write_config(config, digests)
     _tell_beginning(experiment, workdir)
-    told = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
+    monitor = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
     with interruption.listening() as request:
         with checkpoints.open(prepare) as writer:
             if not steps:
                 writer.save(snapshot)
-            snapshot = Loop(experiment, writer, told, request).train(snapshot)
+            snapshot = Loop(experiment, writer, monitor, request).train(snapshot)
         request.unsaved = False
-        told.close()
+        monitor.close()
         try:
             return _result(experiment, checkpoints, snapshot, workdir)
         finally:

@@ -73,10 +73,11 @@ def small(data_dir):
     return functools.partial(make_small, data_dir)
 
 
-def _environment(data_dir: str) -> dict[str, str]:
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
-    environment.pop('PJRT_NPROC', None)
-    return environment
+def environment(data_dir: str) -> dict[str, str]:
+    """Of the program as a process."""
+    found = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
+    found.pop('PJRT_NPROC', None)
+    return found
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def program(data_dir, tmp_path):
 
     def run(*arguments: str, check: bool = False) -> subprocess.CompletedProcess:
         command = [sys.executable, '-m', 'mnist_jax.main', *arguments]
-        environment = _environment(data_dir)
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=check)
+        given = {'cwd': tmp_path, 'env': environment(data_dir), 'capture_output': True, 'text': True}
+        return subprocess.run(command, **given, check=check)
 
     return run
 
@@ -103,11 +104,7 @@ for line in sys.stdin:
         for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
             os.dup2(os.open(f'{directory}.{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.argv[1:] = arguments
-        try:
-            main.run_program()
-        except SystemExit as ended:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(ended.code or 0)
+        main.run_program()  # It ends this process.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -117,7 +114,7 @@ def _forking(data_dir):
     """A process that has imported everything, and forks for each run of the program."""
     command = [sys.executable, '-c', FORKING]
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    with subprocess.Popen(command, env=_environment(data_dir), **pipes) as process:
+    with subprocess.Popen(command, env=environment(data_dir), **pipes) as process:
         yield process
 
 
@@ -155,6 +152,19 @@ def rows(workdir) -> list[list[str]]:
 def results(workdir) -> tuple:
     """What two equal runs have in common: eval.json and metrics.csv."""
     return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
+
+
+def contents(directory: Path) -> list[Path]:
+    """All files below, the largest first."""
+    return sorted((path for path in directory.rglob('*') if path.is_file()), key=lambda path: -path.stat().st_size)
+
+
+def flip(directory: Path) -> None:
+    """Flip a bit of the largest file."""
+    path = contents(directory)[0]
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
 
 
 def fail_at(monkeypatch, failing_step):

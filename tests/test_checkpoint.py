@@ -7,7 +7,7 @@ import platform
 import shutil
 
 import pytest
-from conftest import make_small, results
+from conftest import contents, flip, make_small, results
 
 from mnist_jax import evaluate, files, snapshot
 from mnist_jax.errors import UserError
@@ -25,19 +25,11 @@ def test_the_digest_is_that_of_the_leaves_in_order(small):
 
 def test_a_damaged_checkpoint_is_told(small, tmp_path):
     train(small(epochs=0), tmp_path)
-    for path in (tmp_path / 'checkpoints' / '0').rglob('*'):
-        if path.is_file() and path.parent.name == 'd':
+    for path in contents(tmp_path / 'checkpoints' / '0'):
+        if path.parent.name == 'd':
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
         evaluate.evaluate_workdir(tmp_path)
-
-
-def damage(directory):
-    """Flip a bit of the largest file."""
-    path = max((path for path in directory.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
-    contents = bytearray(path.read_bytes())
-    contents[len(contents) // 2] ^= 4
-    path.write_bytes(contents)
 
 
 @pytest.fixture(scope='module')
@@ -53,10 +45,9 @@ def trained(tmp_path_factory, data_dir):
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, trained, how):
     shutil.copytree(trained[0], tmp_path / 'run')
     newest = tmp_path / 'run' / 'checkpoints' / '10'
-    files = [path for path in newest.rglob('*') if path.is_file()]
     if how == 'flip':
-        damage(newest)
-    for path in files:
+        flip(newest)
+    for path in contents(newest):
         if how == 'truncate':
             path.write_bytes(path.read_bytes()[:20])
         elif how == 'empty' or (how == 'remove' and path.parent.name == 'd'):
@@ -68,7 +59,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, c
     assert results(tmp_path / 'run') == trained[1]
     assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
     for step in (10, 15):
-        damage(tmp_path / 'run' / 'checkpoints' / str(step))
+        flip(tmp_path / 'run' / 'checkpoints' / str(step))
     with pytest.raises(UserError, match=r'no checkpoint in .* can be used; give another --workdir'):
         train(small(epochs=4), tmp_path / 'run')
 

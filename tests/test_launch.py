@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, environment
 
 from mnist_jax import launch
 
@@ -31,9 +31,8 @@ RUN = (
 def alone(tmp_path_factory, data_dir):
     """The result and the metrics of the run in one process of one device."""
     workdir = tmp_path_factory.mktemp('alone')
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
     command = [sys.executable, '-m', 'mnist_jax.main', *RUN, '--config.devices=1', f'--workdir={workdir}']
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=environment(data_dir), check=True, capture_output=True)
     return result(workdir)
 
 
@@ -62,9 +61,9 @@ def test_a_run_moves_from_devices_to_processes(program, tmp_path, alone):
 
 
 def test_one_killed_process_ends_the_others_and_the_next_start_goes_on(tmp_path, data_dir, program, alone):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
     command = [sys.executable, '-m', 'mnist_jax.main', *RUN, '--config.devices=1', '--processes=2', '--workdir=run']
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+    given = {'cwd': tmp_path, 'env': environment(data_dir), 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, **given) as launcher:
         children = []
         while not (tmp_path / 'run' / 'checkpoints').exists():
             assert launcher.poll() is None
@@ -130,10 +129,8 @@ def stand_ins(tmp_path):
         begin = 'import os, signal, sys, time\nfrom mnist_jax import launch\nlaunch.prepare()\n'
         (tmp_path / 'script.py').write_text(f'{begin}number = int(sys.argv[-1][-1])\n{script}')
         code = LAUNCH.format(processes=processes)
-        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-        return subprocess.Popen(
-            [sys.executable, '-c', code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        given = {'env': {**os.environ, 'PYTHONPATH': str(ROOT)}, 'stderr': subprocess.PIPE, 'text': True}
+        return subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, **given)
 
     return start
 

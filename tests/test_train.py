@@ -76,6 +76,7 @@ def test_the_schedule_is_followed(small, tmp_path):
     assert [row[6] for row in rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
 
 
+# No epoch after the first is better by 100.
 CALLBACKS = {
     'dataset__validation_fraction': 0.25,
     'early_stopping__min_delta': 100.0,

@@ -45,9 +45,10 @@ def read(path: Path, dimensions: int, sha256: str | None = None) -> np.ndarray:
         raise UserError(f'raw file {str(path)!r} is truncated or damaged: {error}') from None
     except OSError as error:
         raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
-    found = hashlib.sha256(header + pixels).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise UserError(f'raw file {str(path)!r} has the wrong checksum: sha256 {found}, and not {sha256}')
+    found = hashlib.sha256(header)
+    found.update(pixels)
+    if sha256 is not None and found.hexdigest() != sha256:
+        raise UserError(f'raw file {str(path)!r} has the wrong checksum: sha256 {found.hexdigest()}, and not {sha256}')
     return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 

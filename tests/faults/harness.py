@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from conftest import ROOT, results
+from conftest import ROOT, environment, results
 
 STEPS_PER_EPOCH = 10
 RUN = (
@@ -41,8 +40,7 @@ class Program:
         """`cache` is the place of compiled programs; `enter` is a command that runs the program somewhere else."""
         self.directory, self.workdir = directory, directory / 'run'
         self._enter, self._run = enter, (*RUN, *model)
-        self._environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
-        self._environment.pop('PJRT_NPROC', None)
+        self._environment = environment(data_dir)
         if cache is not None:
             self._environment['XDG_CACHE_HOME'] = str(cache)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import contents, environment, flip
 from harness import Program, undisturbed
 
 pytestmark = pytest.mark.whole
@@ -35,23 +35,12 @@ def program(tmp_path, data_dir, half):
     return found
 
 
-def files(checkpoint):
-    """The files of a checkpoint, the largest first."""
-    return sorted((path for path in checkpoint.rglob('*') if path.is_file()), key=lambda path: -path.stat().st_size)
-
-
-def flip(checkpoint):
-    contents = bytearray(files(checkpoint)[0].read_bytes())
-    contents[len(contents) // 2] ^= 1
-    files(checkpoint)[0].write_bytes(contents)
-
-
 def truncate(checkpoint):
-    os.truncate(files(checkpoint)[0], files(checkpoint)[0].stat().st_size // 2)
+    os.truncate(contents(checkpoint)[0], contents(checkpoint)[0].stat().st_size // 2)
 
 
 def remove(checkpoint):
-    files(checkpoint)[0].unlink()
+    contents(checkpoint)[0].unlink()
 
 
 def empty(checkpoint):
@@ -67,7 +56,7 @@ class Payload:
 
 
 def replace_by_pipe(checkpoint):
-    path = files(checkpoint)[0]
+    path = contents(checkpoint)[0]
     path.unlink()
     os.mkfifo(path)
 
@@ -78,7 +67,7 @@ def replace_by_older(checkpoint):
 
 
 def replace_by_pickles(checkpoint):
-    for path in files(checkpoint):
+    for path in contents(checkpoint):
         path.write_bytes(pickle.dumps(Payload()))
 
 
@@ -101,10 +90,10 @@ def test_a_damaged_checkpoint(program, data_dir, damage):
 def test_checkpoints_that_are_all_damaged(program):
     for checkpoint in (program.workdir / 'checkpoints').iterdir():
         flip(checkpoint)
-    before = {path: path.read_bytes() for path in files(program.workdir / 'checkpoints')}
+    before = {path: path.read_bytes() for path in contents(program.workdir / 'checkpoints')}
     assert program.run() == 2
     assert 'no checkpoint in' in program.error() and 'give another --workdir, or remove this one' in program.error()
-    assert {path: path.read_bytes() for path in files(program.workdir / 'checkpoints')} == before
+    assert {path: path.read_bytes() for path in contents(program.workdir / 'checkpoints')} == before
 
 
 @pytest.mark.parametrize(
@@ -139,16 +128,27 @@ def test_a_config_json_of_somebody_else_names_no_code(program):
         assert f'{section}.name={name!r} is unknown' in program.error() and 'the choices are: ' in program.error()
 
 
-def test_predictions_of_somebody_else_are_not_unpickled(program, tmp_path):
+def compared(program, data_dir):
+    """The comparison of the run with a copy of itself, as it ended."""
+    other = shutil.copytree(program.workdir, program.directory / 'other')
+    command = [sys.executable, '-m', 'mnist_jax.main', '--mode=compare', f'--run={program.workdir}', f'--run={other}']
+    return subprocess.run(command, env=environment(data_dir), capture_output=True, text=True)
+
+
+def test_predictions_of_somebody_else_are_not_unpickled(program, data_dir):
     with open(program.workdir / 'predictions.npz', 'wb') as file:
         np.savez(file, label=np.array([Payload()]), prediction=np.array([Payload()]))
-    command = [sys.executable, '-m', 'mnist_jax.main', '--mode=compare']
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    flags = [f'--run={program.workdir}', f'--run={shutil.copytree(program.workdir, tmp_path / "other")}']
-    found = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True)
+    found = compared(program, data_dir)
     assert found.returncode == 2, found.stderr
     assert re.fullmatch(r"error: '.*predictions.npz' is missing or damaged .*\n", found.stderr)
     assert not Path('unpickled').exists()
+
+
+def test_predictions_that_unpack_to_gigabytes_are_refused(program, data_dir):
+    np.savez_compressed(program.workdir / 'predictions.npz', label=np.zeros(10**8), prediction=np.zeros(10**8))
+    found = compared(program, data_dir)
+    assert found.returncode == 2
+    assert 'label.npy is larger than the results of 300 examples' in found.stderr
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
@@ -156,10 +156,10 @@ def test_prepared_data_that_is_truncated(program, data_dir, tmp_path, split):
     copied = shutil.copytree(Path(data_dir), tmp_path / 'data')
     path = next(copied.rglob(f'*{split}.array_record*'))
     os.truncate(path, path.stat().st_size * 2 // 3)
-    before = {path: path.read_bytes() for path in files(program.workdir)}
+    before = {path: path.read_bytes() for path in contents(program.workdir)}
     assert program.run(f'--config.dataset.data_dir={copied}') == 2
     assert f"error: the prepared mnist is damaged, split '{split}'" in program.error()
-    after = {path: path.read_bytes() for path in files(program.workdir)}
+    after = {path: path.read_bytes() for path in contents(program.workdir)}
     assert after == before
 
 
@@ -182,7 +182,7 @@ def test_a_raw_file_that_unpacks_to_gigabytes(tmp_path, data_dir):
 def test_compiled_programs_that_are_damaged(tmp_path, data_dir):
     program = Program(tmp_path, data_dir, tmp_path / 'cache')
     assert program.run('--config.epochs=1') == 0
-    kept = files(tmp_path / 'cache')
+    kept = contents(tmp_path / 'cache')
     assert len(kept) > 1
     for path in kept:
         os.truncate(path, path.stat().st_size // 2)
@@ -211,16 +211,6 @@ def test_impossible_paths(tmp_path, data_dir, name):
     assert program.run(workdir=tmp_path / name / 'run') == 2
     assert program.error()
     assert not list(tmp_path.rglob('config.json'))
-
-
-def test_predictions_that_unpack_to_gigabytes_are_refused(program, tmp_path):
-    np.savez_compressed(program.workdir / 'predictions.npz', label=np.zeros(10**8), prediction=np.zeros(10**8))
-    other = shutil.copytree(program.workdir, tmp_path / 'other')
-    command = [sys.executable, '-m', 'mnist_jax.main', '--mode=compare', f'--run={program.workdir}', f'--run={other}']
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert found.returncode == 2
-    assert 'label.npy is larger than the results of 300 examples' in found.stderr
 
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])

@@ -55,6 +55,7 @@ def test_asked_to_stop_at_random_moments(tmp_path, data_dir, pytestconfig, seed)
             status = process.wait(30)
             waited = time.monotonic() - began
         if status == 0:
+            assert waited < 1  # It was at its end, and not deaf.
             assert program.results() == expected
             shutil.rmtree(program.workdir)
             continue
@@ -99,30 +100,37 @@ def test_a_signal_while_compiling_ends_at_once(tmp_path, data_dir):
     assert 'stopped by SIGTERM' in program.said
 
 
-@pytest.mark.whole
-def test_the_second_run_in_a_workdir_is_refused(tmp_path, data_dir):
-    first = Program(tmp_path, data_dir)
+@pytest.fixture
+def first_and_second(tmp_path, data_dir):
+    """Two programs, of which the second one is to train in the workdir of the first."""
     (tmp_path / 'second').mkdir()
-    second = Program(tmp_path / 'second', data_dir)
-    with first.started('--config.epochs=20') as process:
-        until(lambda: 'epoch  1/20' in first.said, process)
-        assert second.run('--config.epochs=20', workdir=first.workdir) == 2
-        assert f"--workdir '{first.workdir}' is in use by process {process.pid} on " in second.error()
+    return Program(tmp_path, data_dir), Program(tmp_path / 'second', data_dir)
+
+
+def check_refused(first, second, process):
+    """The second one is refused, and told which process has the workdir."""
+    assert second.run('--config.epochs=30', workdir=first.workdir) == 2
+    assert f"--workdir '{first.workdir}' is in use by process {process.pid} on " in second.error()
+
+
+@pytest.mark.whole
+def test_the_second_run_in_a_workdir_is_refused(first_and_second):
+    first, second = first_and_second
+    with first.started('--config.epochs=30') as process:
+        until(lambda: 'epoch  1/30' in first.said, process)
+        check_refused(first, second, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert str(process.pid) in (first.workdir / 'lock').read_text()
-    assert first.run('--config.epochs=20') == 0, first.said
+    assert first.run('--config.epochs=30') == 0, first.said
 
 
 @pytest.mark.whole
-def test_a_run_whose_workdir_was_moved_keeps_others_out_of_the_new_one(tmp_path, data_dir):
-    first = Program(tmp_path, data_dir)
-    (tmp_path / 'second').mkdir()
-    second = Program(tmp_path / 'second', data_dir)
+def test_a_run_whose_workdir_was_moved_keeps_others_out_of_the_new_one(tmp_path, first_and_second):
+    first, second = first_and_second
     with first.started('--config.epochs=30') as process:
         until(lambda: 'epoch  1/30' in first.said, process)
         first.workdir.rename(tmp_path / 'elsewhere')
         until(lambda: (first.workdir / 'config.json').exists(), process)
-        assert second.run('--config.epochs=30', workdir=first.workdir) == 2
-        assert f"--workdir '{first.workdir}' is in use by process {process.pid} on " in second.error()
+        check_refused(first, second, process)
         assert process.wait(60) == 0
