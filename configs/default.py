@@ -10,8 +10,11 @@ def get_config() -> ConfigDict:
     config.epochs = 10  # passes over the training split
     config.batch_size = 128  # examples an update, over all devices
     config.eval_batch_size = 256  # examples a step of the evaluation, over all devices
-    config.devices = 0  # of each process; 0: an accelerator's all, or one a CPU core where the model gains by it
-    config.chunks = 8  # parts of a batch, added in a fixed order: 1, 2, 4, ... up to so many devices give the same bits
+    config.devices = 0  # of each process; 0: an accelerator's all, or one on a CPU, for which all cores compute
+    config.chunks = (
+        8  # parts of a batch, added in a fixed order: any power of 2 of devices gives the same bits, and up to
+    )
+    # so many share the work
 
     config.steps_per_call = 0  # updates that a device makes in one go; 0: 1 on the CPU, 32 on an accelerator
     config.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; the parameters are float32

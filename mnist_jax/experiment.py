@@ -83,13 +83,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     callbacks = _callbacks(config, source)
     optimizer, peak = _optimizer(config)
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
-    found = summary.layers(model, source.image_shape)
-    replicas = parallel.start(
-        config.devices,
-        config.chunks,
-        multiply_adds=config.batch_size * sum(layer.multiply_adds for layer in found),
-        parameters=sum(layer.trainable for layer in found),
-    )
+    summary.layers(model, source.image_shape)  # Tells a model that does not fit the images.
+    replicas = parallel.start(config.devices)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:

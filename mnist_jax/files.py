@@ -1,12 +1,15 @@
-"""Files that are written whole or not at all, and read within bounds; directories with one writer."""
+"""Files that are written whole or not at all, and read within bounds; directories: with one writer, of the cache."""
 
 import contextlib
 import datetime
 import errno
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,24 @@ class Hold:
         with contextlib.suppress(OSError):  # On a full disk, it is held without saying so.
             os.pwrite(descriptor, f'process {os.getpid()} on {platform.node()}, since {began}'.encode(), 0)
         return descriptor
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """Where this user's compiled programs are kept for this kind of processor; None where nothing can be.
+
+    A directory for each kind, since a home directory may be shared by machines that differ.
+    """
+    cpuinfo = Path('/proc/cpuinfo')
+    features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
+    processor = features[0] if features else platform.platform()
+    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    directory = home / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK) else None
 
 
 def reserve(directory: Path, size: int) -> None:

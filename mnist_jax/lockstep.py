@@ -45,10 +45,8 @@ def run(function: Callable, arguments: Sequence[tuple], all_sum: Callable[[Any],
     while True:
         parts, results = [], []
         for chunk, values in zip(paused, received, strict=True):
-            # One chunk at a time: side by side, their activations would push each other out of the caches.
-            values, _ = jax.lax.optimization_barrier((values, parts[-1:]))
             try:
-                parts.append(chunk.send(values))
+                parts.append(chunk.send(values and jax.lax.optimization_barrier(ops.after(parts[-1:], values))))
             except StopIteration as end:
                 results.append(jax.tree.unflatten(structure, end.value))
         if results:

@@ -60,6 +60,35 @@ def _batch_statistics(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Arr
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
 
 
+class Conv(nn.Module):
+    """A convolution over windows of `size` x `size` pixels, its bias and, with `relu`, a ReLU."""
+
+    features: int
+    size: int
+    padding: str
+    relu: bool
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
+        kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return ops.conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.relu)
+
+
+class Dense(nn.Module):
+    """A dense layer with its bias and, with `relu`, a ReLU."""
+
+    features: int
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, x_BxF: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', nn.initializers.glorot_uniform(), (x_BxF.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return ops.dense(x_BxF, kernel, bias, self.relu)
+
+
 class MaxPool(nn.Module):
     """Max pooling with stride `window`."""
 
@@ -88,10 +117,8 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
         if training is None or self.rate == 0.0 or self.is_initializing():
             return x
-        keys_B = jax.vmap(lambda index, key: jax.random.fold_in(key, index), (0, None))(
-            training.index, self.make_rng('dropout')
-        )
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys_B)
+        fold = jax.vmap(lambda index, key: jax.random.key_data(jax.random.fold_in(key, index)), (0, None))
+        keep = ops.random_mask(fold(training.index, self.make_rng('dropout')), x.shape[1:], 1 - self.rate)
         return jnp.where(keep, x / (1 - self.rate), 0.0)
 
 
@@ -143,16 +170,9 @@ class CNN(nn.Module):
         x_BxHxWxC = image_BxHxWxC
         for stage, window, rate in zip(self.stages, self.pool, _rates(self.stage_dropout, self.stages), strict=True):
             for features in stage:
-                x_BxHxWxC = nn.Conv(
-                    features,
-                    (self.kernel, self.kernel),
-                    padding=self.padding.upper(),
-                    kernel_init=nn.initializers.glorot_uniform(),
-                    conv_general_dilated=_convolve,
-                )(x_BxHxWxC)
+                x_BxHxWxC = Conv(features, self.kernel, self.padding, relu=not self.batch_norm)(x_BxHxWxC)
                 if self.batch_norm:
-                    x_BxHxWxC = BatchNorm()(x_BxHxWxC, training)
-                x_BxHxWxC = nn.relu(x_BxHxWxC)
+                    x_BxHxWxC = nn.relu(BatchNorm()(x_BxHxWxC, training))
             if window > 1:
                 x_BxHxWxC = MaxPool(window, self.padding)(x_BxHxWxC)
             if rate:
@@ -160,21 +180,14 @@ class CNN(nn.Module):
         return _dense_layers(self, x_BxHxWxC, training)
 
 
-def _convolve(
-    image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, strides: Sequence[int], padding: str, **_: Any
-) -> jax.Array:
-    return ops.conv(image_BxHxWxC, kernel_hxwxCxK, padding)
-
-
 def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:
     """Flatten, the hidden layers of `model` with ReLU and dropout, and the layer of its logits."""
-    glorot_uniform = nn.initializers.glorot_uniform()
     x_BxF = Flatten()(x_BxHxWxC)
     for width, rate in zip(model.hidden, _rates(model.dropout, model.hidden), strict=True):
-        x_BxF = nn.relu(nn.Dense(width, kernel_init=glorot_uniform)(x_BxF))
+        x_BxF = Dense(width, relu=True)(x_BxF)
         if rate:
             x_BxF = Dropout(rate)(x_BxF, training)
-    return nn.Dense(model.num_classes, kernel_init=glorot_uniform)(x_BxF)
+    return Dense(model.num_classes)(x_BxF)
 
 
 def _rates(rates: Sequence[float], layers: Sequence) -> Sequence[float]:

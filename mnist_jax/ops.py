@@ -1,6 +1,11 @@
-"""Array operations whose plain form is slow or whose order of sums matters."""
+"""Array operations whose plain form is slow on a CPU or whose order of sums matters.
+
+On a CPU, layers and pools are computed by the kernels of kernels.c, where these can be had; anywhere else by XLA. What
+they mean is what `_plain_layer` and `_plain_max_pool` say.
+"""
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
-def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
-    """Max pooling with stride `window`, as `nn.max_pool`, of values and gradient, but for the gradient at ties.
-
-    Strided slices and `jnp.maximum` instead of a reduce-window, whose gradient (select-and-scatter) takes half of a
-    train step on the CPU. Where several values of a window tie, the gradient is shared between them.
-    """
-    height, width = x_BxHxWxC.shape[1:3]
-    if padding == 'SAME':
-        pads = [_same_padding(size, window) for size in (height, width)]
-        x_BxHxWxC = jnp.pad(x_BxHxWxC, [(0, 0), *pads, (0, 0)], constant_values=-jnp.inf)
-    rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
-    parts = [x_BxHxWxC[:, i:rows:window, j:columns:window] for i in range(window) for j in range(window)]
-    pooled = parts[0]
-    for part in parts[1:]:
-        pooled = jnp.maximum(pooled, part)
-    return pooled
-
-
-def _same_padding(size: int, window: int) -> tuple[int, int]:
-    missing = -size % window
-    return missing // 2, missing - missing // 2
+from mnist_jax import native
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
@@ -46,42 +30,160 @@ def tree_sum(parts: Sequence[Any]) -> Any:
     return parts[0]
 
 
-WEIGHT_GRADIENT_BLOCK = 16  # examples
+def after(earlier: Any, values: Any) -> Any:
+    """`values`, not to be used before `earlier` (a pytree of numbers) is computed.
+
+    XLA computes at the same time what does not depend on each other, and several chunks of a batch would push each
+    other out of the caches. A barrier of XLA's orders its program, and not the threads that run it; what holds them is
+    a zero of which the compiler cannot know that it is one.
+    """
+    zeros = [leaf.ravel()[0] > jnp.inf for leaf in jax.tree.leaves(earlier)]
+    if not zeros:
+        return values
+    zero = jnp.stack(jax.lax.optimization_barrier(zeros)).any()
+    return jax.tree.map(lambda value: value + zero.astype(value.dtype), values)
 
 
-def _plain_conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, padding: str) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        image_BxHxWxC, kernel_hxwxCxK, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool) -> jax.Array:
+    """The convolution with stride 1 and padding 'SAME' or 'VALID', plus the bias; with `relu` its ReLU."""
+    return _layer(padding, relu, image_BxHxWxC, kernel_hxwxCxK, bias_K)
+
+
+def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
+    """The product with the kernel plus the bias; with `relu` its ReLU."""
+    return _layer(None, relu, x_BxF, kernel_FxK, bias_K)
+
+
+def _product(x: jax.Array, kernel: jax.Array, padding: str | None) -> jax.Array:
+    if padding is None:
+        return x @ kernel
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _plain_layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    output = _product(x, kernel, padding)
+    output = output + bias.reshape((1,) * (output.ndim - 1) + (-1,))
+    return jax.nn.relu(output) if relu else output
+
+
+def _call(target: str, shapes: Any, *arrays: jax.Array) -> Any:
+    """Call a function of kernels.c, for results like `shapes`."""
+    return jax.ffi.ffi_call(f'mnist_jax_{target}', shapes)(*arrays)
+
+
+def _has_kernel(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether kernels.c is for these: it finds the padding in the shapes, which an even kernel leaves open."""
+    odd = kernel.ndim == 2 or all(size % 2 for size in kernel.shape[:2])
+    return odd and 0 not in x.shape and x.dtype == kernel.dtype == jnp.float32 and native.loaded()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    plain = functools.partial(_plain_layer, padding, relu)
+    if not _has_kernel(x, kernel):
+        return plain(x, kernel, bias)
+    compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', jax.eval_shape(plain, x, kernel, bias))
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=compiled, default=plain)
+
+
+def _layer_forward(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Any:
+    output = _layer(padding, relu, x, kernel, bias)
+    return output, (x, kernel, output if relu else None)
+
+
+def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    x, kernel, output = residuals
+    active = [output] if relu else []  # The gradient passes where it is above zero.
+
+    def plain_to_x(gradient: jax.Array, kernel: jax.Array, *active: jax.Array) -> jax.Array:
+        gradient = _passed(gradient, *active)
+        return jax.linear_transpose(lambda x: _product(x, kernel, padding), x)(gradient)[0]
+
+    def plain_to_kernel(x: jax.Array, gradient: jax.Array, *active: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gradient = _passed(gradient, *active)
+        (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
+        return to_kernel, gradient.sum(range(gradient.ndim - 1))
+
+    if not _has_kernel(x, kernel):
+        return plain_to_x(gradient, kernel, *active), *plain_to_kernel(x, gradient, *active)
+    bias = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
+    to_x = functools.partial(_call, 'input_gradient', x)
+    to_kernel = functools.partial(_call, 'kernel_gradient', (kernel, bias))
+    return (
+        jax.lax.platform_dependent(gradient, kernel, *active, cpu=to_x, default=plain_to_x),
+        *jax.lax.platform_dependent(x, gradient, *active, cpu=to_kernel, default=plain_to_kernel),
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, padding: str) -> jax.Array:
-    """The convolution with stride 1 and padding 'SAME' or 'VALID'.
+def _passed(gradient: jax.Array, output: jax.Array | None = None) -> jax.Array:
+    """The gradient before a ReLU from that behind it."""
+    return gradient if output is None else jnp.where(output > 0, gradient, 0)
 
-    On the CPU, XLA takes the gradient of the kernel over 16 examples at 4 times the speed of one over 64 (32 features,
-    28x28 pixels): it is taken block by block there.
+
+_layer.defvjp(_layer_forward, _layer_backward)
+
+
+def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
+    """Max pooling with stride `window`, as `nn.max_pool`, of values and gradient, but for the gradient at ties.
+
+    Where several values of a window tie, the gradient is shared between them.
     """
-    return _plain_conv(image_BxHxWxC, kernel_hxwxCxK, padding)
+    padded = padding == 'SAME' and any(size % window for size in x_BxHxWxC.shape[1:3])
+    if window != 2 or padded or x_BxHxWxC.dtype != jnp.float32 or not native.loaded():
+        return _plain_max_pool(x_BxHxWxC, window, padding)
+    return _pool_by_two(x_BxHxWxC)
 
 
-def _conv_forward(image: jax.Array, kernel: jax.Array, padding: str) -> tuple[jax.Array, Any]:
-    return conv(image, kernel, padding), (image, kernel)
+def _plain_max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
+    # Strided slices and `jnp.maximum` instead of a reduce-window, whose gradient is slow on a CPU.
+    height, width = x_BxHxWxC.shape[1:3]
+    if padding == 'SAME':
+        pads = [_same_padding(size, window) for size in (height, width)]
+        x_BxHxWxC = jnp.pad(x_BxHxWxC, [(0, 0), *pads, (0, 0)], constant_values=-jnp.inf)
+    rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
+    lines = []
+    for i in range(window):
+        parts = [x_BxHxWxC[:, i:rows:window, j:columns:window] for j in range(window)]
+        lines.append(functools.reduce(jnp.maximum, parts))
+    return functools.reduce(jnp.maximum, lines)
 
 
-def _conv_backward(padding: str, residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    image, kernel = residuals
-
-    def kernel_gradient(image: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: _plain_conv(image, kernel, padding), kernel)(gradient)[0]
-
-    def in_blocks(image: jax.Array, gradient: jax.Array) -> jax.Array:
-        starts = range(0, len(image), WEIGHT_GRADIENT_BLOCK)
-        blocks = [slice(start, start + WEIGHT_GRADIENT_BLOCK) for start in starts]
-        return functools.reduce(jnp.add, [kernel_gradient(image[block], gradient[block]) for block in blocks])
-
-    (image_gradient,) = jax.linear_transpose(lambda image: _plain_conv(image, kernel, padding), image)(gradient)
-    return image_gradient, jax.lax.platform_dependent(image, gradient, cpu=in_blocks, default=kernel_gradient)
+def _same_padding(size: int, window: int) -> tuple[int, int]:
+    missing = -size % window
+    return missing // 2, missing - missing // 2
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+@jax.custom_vjp
+def _pool_by_two(x_BxHxWxC: jax.Array) -> jax.Array:
+    plain = functools.partial(_plain_max_pool, window=2, padding='VALID')
+    compiled = functools.partial(_call, 'pool', jax.eval_shape(plain, x_BxHxWxC))
+    return jax.lax.platform_dependent(x_BxHxWxC, cpu=compiled, default=plain)
+
+
+def _pool_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    def plain(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(functools.partial(_plain_max_pool, window=2, padding='VALID'), x)[1](gradient)[0]
+
+    compiled = functools.partial(_call, 'pool_gradient', x_BxHxWxC)
+    return (jax.lax.platform_dependent(x_BxHxWxC, gradient, cpu=compiled, default=plain),)
+
+
+_pool_by_two.defvjp(lambda x: (_pool_by_two(x), x), _pool_backward)
+
+
+def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
+    """Bx`shape`, true with this probability, drawn for each of the B keys (uint32) by itself.
+
+    The place of a value is mixed with the key as Wellons's hash "lowbias32" does it, twice: a few operations for each
+    value, where JAX's generator makes about 80.
+    """
+    key_Bx2 = keys_Bx2.reshape(-1, 2, *(1,) * len(shape))
+    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
+    bits = _mixed(_mixed(place ^ key_Bx2[:, 0]) ^ key_Bx2[:, 1])
+    return bits < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,12 +1,8 @@
 """Devices: how many, and how a step runs on all of them. No other room knows of devices or axes."""
 
 import contextlib
-import hashlib
 import os
-import platform
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,33 +11,21 @@ from absl import logging
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mnist_jax import ops, processes
+from mnist_jax import files, native, ops, processes
 from mnist_jax.errors import UserError
 
 AXIS = 'devices'
 THREADS = 16  # of XLA on the CPU, enough for 8 devices
-# A second CPU device pays where a step computes much, and much for each parameter whose gradient must travel.
-# Measured on two cores: the MLP of configs/mlp.py (128 multiply-adds a step and parameter) loses by it, the CNNs
-# (over 1,000) gain.
-MIN_MULTIPLY_ADDS = 50e6
-MIN_MULTIPLY_ADDS_PER_PARAMETER = 500
 
 
-def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Replicas':
+def start(devices: int) -> 'Replicas':
     """Start the JAX backend with the devices that the run shall use. From here on, process 0 speaks for all.
 
     Args:
-      devices: how many of each process; 0 for all of an accelerator's, or about one a core on the CPU where the model
-        gains from it.
-      chunks: of a global batch; on the CPU, an automatic number of devices divides it.
-      multiply_adds: of the forward pass of a global batch.
-      parameters: of the model.
+      devices: how many of each process; 0 for all of an accelerator's, or one on the CPU, which uses all cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    gains = multiply_adds >= max(MIN_MULTIPLY_ADDS, MIN_MULTIPLY_ADDS_PER_PARAMETER * parameters)
-    divisors = [n for n in range(1, cores + 1) if chunks % n == 0 and same_bits(chunks, n)]
-    on_cpu = devices or (max(divisors) if gains else 1)
-    _configure_cpu(min(on_cpu, max(8, cores)))
+    _configure_cpu(min(max(1, devices), max(8, cores)), cores)
     _cache_compilations()
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
@@ -50,37 +34,25 @@ def start(devices: int, chunks: int, multiply_adds: int, parameters: int) -> 'Re
     if devices > available:
         kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
         raise UserError(f'devices={devices} is more than there are: 1 to {available} ({kind}), or 0 for automatic')
-    count = min(on_cpu, available) if jax.default_backend() == 'cpu' else devices or available
+    count = devices or (1 if jax.default_backend() == 'cpu' else available)
     return Replicas([device for local in by_process for device in local[:count]])
 
 
-def _configure_cpu(devices: int) -> None:
+def _configure_cpu(devices: int, cores: int) -> None:
     # Every virtual device blocks a thread while it waits for the others: with fewer than two threads a device,
     # collectives deadlock. A constant number, because XLA splits some matrix products by the number of threads:
     # with another number, the sums are taken in another order. The variable is read when the backend starts.
     os.environ.setdefault('PJRT_NPROC', str(max(THREADS, 2 * devices)))
+    native.set_threads(max(1, cores // devices))
     # Where the backend runs already, as in a notebook or a test, what it has is what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update('jax_num_cpu_devices', devices)
 
 
 def _cache_compilations() -> None:
-    """Keep compiled programs in the user's cache directory, unless JAX is told of another place.
-
-    A directory for each kind of processor, since a home directory may be shared by machines that differ.
-    """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    cpuinfo = Path('/proc/cpuinfo')
-    features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
-    processor = features[0] if features else platform.platform()
-    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    directory = home / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # Compiling anew is only slower.
-    if os.access(directory, os.W_OK):
+    """Keep compiled programs in the user's cache directory, unless JAX is told of another place."""
+    directory = files.cache_directory()
+    if jax.config.jax_compilation_cache_dir is None and directory is not None:  # Compiling anew is only slower.
         jax.config.update('jax_compilation_cache_dir', str(directory))
 
 

@@ -134,8 +134,7 @@ def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) 
     """The gradient and the sums of each chunk."""
     parts = []
     for chunk in chunks:
-        # One chunk at a time: side by side, their activations would push each other out of the caches.
-        now, chunk, _ = jax.lax.optimization_barrier((params, chunk, parts[-1:]))
+        now, chunk = jax.lax.optimization_barrier((params, {**chunk, 'image': ops.after(parts[-1:], chunk['image'])}))
         (_, (sums, _)), grads = jax.value_and_grad(summed_loss, has_aux=True)(now, chunk)
         parts.append((grads, sums))
     return parts
@@ -174,10 +173,13 @@ def eval_step(
     """
     parts, probabilities = [], []
     for chunk in _chunks(batch, chunk_size):
-        variables, chunk, _ = jax.lax.optimization_barrier(
-            ({'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}, chunk, parts[-1:])
+        variables, image = jax.lax.optimization_barrier(
+            (
+                {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats},
+                ops.after(parts[-1:], chunk['image']),
+            )
         )
-        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel, dtype)).astype(jnp.float32)
+        logits_BxK = model.apply(variables, _scaled(image, max_pixel, dtype)).astype(jnp.float32)
         classes = logits_BxK.shape[-1]
         truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)

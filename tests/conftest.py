@@ -22,7 +22,7 @@ from mnist_jax.data.source import SOURCES
 ROOT = Path(__file__).parent.parent
 WITHOUT_TIMES = slice(0, 7)  # columns of metrics.csv
 
-parallel.start(8, chunks=8, multiply_adds=0, parameters=0)
+parallel.start(8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 

@@ -1,4 +1,4 @@
-"""The pool against Flax's, and the order of sums."""
+"""Layers and pools against their plain form and Flax's, and the order of sums."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import ops
+from mnist_jax import native, ops
 
 
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
@@ -61,23 +61,62 @@ class Symbol:
         return Symbol(f'({self.name}+{other.name})')
 
 
+def assert_layer_is_plain(padding, relu, x, kernel, bias):
+    """In value and gradient; the second one of values that are no larger than a few."""
+
+    def ours(x, kernel, bias):
+        if padding is None:
+            return ops.dense(x, kernel, bias, relu)
+        return ops.conv(x, kernel, bias, padding, relu)
+
+    expected, expected_vjp = jax.vjp(lambda *given: ops._plain_layer(padding, relu, *given), x, kernel, bias)
+    found, found_vjp = jax.vjp(ours, x, kernel, bias)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.random.normal(jax.random.key(3), expected.shape)
+    for one, other in zip(jax.jit(found_vjp)(gradient), expected_vjp(gradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+@pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])
 @pytest.mark.parametrize(
     ('batch', 'height', 'width', 'channels', 'features', 'kernel'),
-    [(1, 5, 7, 1, 2, 3), (16, 8, 8, 3, 4, 3), (17, 9, 6, 2, 3, 2), (40, 7, 7, 4, 1, 5)],
+    [
+        (1, 5, 7, 1, 2, 3),
+        (16, 8, 8, 3, 4, 3),
+        (5, 28, 28, 1, 32, 3),
+        (2, 14, 14, 32, 64, 3),
+        (17, 9, 6, 2, 3, 2),
+        (3, 7, 7, 40, 33, 1),
+        (40, 7, 7, 4, 1, 5),
+    ],
 )
-def test_conv_is_the_plain_convolution(padding, batch, height, width, channels, features, kernel):
+def test_conv_is_the_plain_convolution(padding, relu, batch, height, width, channels, features, kernel):
     keys = jax.random.split(jax.random.key(0), 3)
     image = jax.random.normal(keys[0], (batch, height, width, channels))
-    weights = jax.random.normal(keys[1], (kernel, kernel, channels, features))
+    weights = jax.random.normal(keys[1], (kernel, kernel, channels, features)) / (kernel * channels**0.5)
+    assert_layer_is_plain(padding, relu, image, weights, jax.random.normal(keys[2], (features,)))
 
-    def plain(image, weights):
-        layout = ('NHWC', 'HWIO', 'NHWC')
-        return jax.lax.conv_general_dilated(image, weights, (1, 1), padding, dimension_numbers=layout)
 
-    expected, expected_vjp = jax.vjp(plain, image, weights)
-    found, found_vjp = jax.vjp(lambda image, weights: ops.conv(image, weights, padding), image, weights)
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize(('batch', 'features', 'units'), [(1, 1, 1), (7, 5, 10), (16, 784, 512), (33, 100, 17)])
+def test_dense_is_the_plain_product(relu, batch, features, units):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (batch, features)), jax.random.normal(keys[1], (features, units))
+    assert_layer_is_plain(None, relu, x, kernel / features**0.5, jax.random.normal(keys[2], (units,)))
+
+
+def test_the_kernels_are_compiled_and_used():
+    x, kernel, bias = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.ones(4)
+    assert native.loaded()
+    assert 'mnist_jax_layer_relu' in jax.jit(lambda *given: ops.dense(*given, True)).lower(x, kernel, bias).as_text()
+
+
+@pytest.mark.parametrize('shape', [(1, 2, 2, 1), (3, 8, 6, 5), (2, 28, 28, 32), (2, 7, 5, 9)])
+def test_pool_by_two_is_the_plain_pool_where_values_tie_too(shape):
+    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)
+    expected, expected_vjp = jax.vjp(lambda x: ops._plain_max_pool(x, 2, 'VALID'), x)
+    found, found_vjp = jax.vjp(lambda x: ops.max_pool(x, 2, 'VALID'), x)
     np.testing.assert_array_equal(found, expected)
-    gradient = jax.random.normal(keys[2], expected.shape)
-    for one, other in zip(found_vjp(gradient), expected_vjp(gradient), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    gradient = jax.random.normal(jax.random.key(1), expected.shape)
+    np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], rtol=1e-6)

@@ -127,21 +127,15 @@ def test_all_sum_is_one_collective():
     assert str(jax.make_jaxpr(step)(np.float32(2), batch)).count('all_gather[') == 1
 
 
-@pytest.mark.parametrize(
-    ('cores', 'multiply_adds', 'parameters', 'devices'),
-    [
-        (2, 128 * 4_043_904, 224_394, 2),  # cnn
-        (6, 128 * 4_043_904, 224_394, 4),  # the most that divide the 8 chunks
-        (64, 128 * 4_043_904, 224_394, 8),
-        (2, 128 * 668_672, 669_706, 1),  # mlp: much to send for what it computes
-        (2, 16 * 14_000, 994, 1),  # digits_cnn: little to compute
-    ],
-)
-def test_the_cpu_is_shared_where_the_model_gains_from_it(monkeypatch, cores, multiply_adds, parameters, devices):
-    monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(cores)))
-    assert len(parallel.start(0, chunks=8, multiply_adds=multiply_adds, parameters=parameters)) == devices
+def test_the_cpu_is_one_device_whose_cores_share_each_operation(monkeypatch):
+    threads = []
+    monkeypatch.setattr(parallel.native, 'set_threads', threads.append)
+    monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(6)))
+    assert len(parallel.start(0)) == 1
+    assert len(parallel.start(4)) == 4
+    assert threads == [6, 1]
 
 
 def test_more_devices_than_there_are_is_told():
     with pytest.raises(UserError, match='devices=9 is more than there are: 1 to 8'):
-        parallel.start(9, chunks=8, multiply_adds=0, parameters=0)
+        parallel.start(9)

@@ -1,0 +1,161 @@
+// Convolutions with stride 1, as matrix products whose left operand is read where it lies in a padded image:
+//   output:           [pixel][feature] = sum over taps   of image[pixel + tap] * kernel[tap][feature]
+//   kernel gradient:  [tap][feature]   = sum over pixels of image[pixel + tap] * gradient[pixel][feature]
+//   image gradient:   the convolution of the output's gradient with the kernel turned around
+// where a tap is a place and a channel under the kernel. The padding is what the shapes say, its smaller half first.
+
+#pragma once
+#include "product.h"
+#include "threads.h"
+
+enum { CACHE = 6144 };  // floats that the rows of an image which are used together may take
+
+typedef struct {
+    Size examples, height, width, channels, features, kernel_height, kernel_width, out_height, out_width;
+    Size pixels, taps, padded_width, padded_size, before_height, before_width;  // of one example
+} Shape;
+
+static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t* output) {
+    Shape s = {.examples = image[0], .height = image[1], .width = image[2], .channels = image[3]};
+    s.kernel_height = kernel[0], s.kernel_width = kernel[1], s.features = output[3];
+    s.out_height = output[1], s.out_width = output[2];
+    s.pixels = s.out_height * s.out_width;
+    s.taps = s.kernel_height * s.kernel_width * s.channels;
+    s.padded_width = s.out_width + s.kernel_width - 1;
+    s.padded_size = (s.out_height + s.kernel_height - 1) * s.padded_width * s.channels;
+    s.before_height = (s.out_height + s.kernel_height - 1 - s.height) / 2;
+    s.before_width = (s.padded_width - s.width) / 2;
+    return s;
+}
+
+// An image with its border of zeros; where `active` is given, the gradient of a ReLU's output, as in pack_gradient.
+static void pad(const float* image, const float* active, Shape s, float* padded) {
+    Size row = s.width * s.channels;
+    memset(padded, 0, s.padded_size * sizeof(float));
+    for (Size y = 0; y < s.height; y++) {
+        float* to = padded + ((y + s.before_height) * s.padded_width + s.before_width) * s.channels;
+        const float *from = image + y * row, *above = active + y * row;
+        if (active == NULL) memcpy(to, from, row * sizeof(float));
+        else
+            for (Size i = 0; i < row; i++) to[i] = above[i] > 0 ? from[i] : 0;
+    }
+}
+
+// A block of features of the kernel, tap by tap. A turned kernel leads from the features to the channels, and its last
+// place is the first.
+static void pack_kernel(const float* kernel, Shape s, Size first, Size width, int turned, float* packed) {
+    if (!turned) {
+        pack(kernel + first, s.taps, s.features, width, packed);
+        return;
+    }
+    for (Size tap = 0; tap < s.taps; tap++, packed += BLOCK) {
+        Size place = s.kernel_height * s.kernel_width - 1 - tap / s.channels;
+        const float* from = kernel + (place * s.features + first) * s.channels + tap % s.channels;
+        for (Size f = 0; f < BLOCK; f++) packed[f] = f < width ? from[f * s.channels] : 0;
+    }
+}
+
+typedef struct {
+    Shape shape;
+    const float *image, *active, *packed, *bias;
+    int relu;
+    float* output;
+} Convolution;
+
+// The output of example `n`.
+static void convolve_example(const void* given, Size n) {
+    Convolution c = *(const Convolution*)given;
+    Shape s = c.shape;
+    Size image_size = s.height * s.width * s.channels;
+    Terms terms = {s.kernel_height, s.kernel_width * s.channels, 1, s.padded_width * s.channels};
+    float* padded = scratch(OWN, s.padded_size);
+    pad(c.image + n * image_size, c.active ? c.active + n * image_size : NULL, s, padded);
+    for (Size first = 0; first < s.features; first += BLOCK) {
+        Size width = smaller(BLOCK, s.features - first), x = 0, y = 0;
+        float* to = c.output + n * s.pixels * s.features + first;
+        Vector bias[VECTORS] = {0};
+        if (c.bias != NULL) load(c.bias + first, width, bias);
+        for (Size pixel = 0; pixel < s.pixels; pixel += ROWS) {
+            Size rows = smaller(ROWS, s.pixels - pixel);
+            Vector total[ROWS][VECTORS] = {0};
+            const float* left[ROWS];
+            for (Size i = 0; i < ROWS; i++) {
+                left[i] = padded + (y * s.padded_width + x) * s.channels;
+                if (i + 1 < rows && ++x == s.out_width) x = 0, y++;
+            }
+            if (++x == s.out_width) x = 0, y++;
+            multiply(rows, left, terms, c.packed + first * s.taps, total);
+            for (Size i = 0; i < rows; i++) store_output(total[i], bias, c.relu, width, to + (pixel + i) * s.features);
+        }
+    }
+}
+
+static void convolve(XLA_FFI_CallFrame* frame, Shape s, const float* image, const float* active, const float* kernel,
+                     int turned, const float* bias, int relu, float* output) {
+    float* packed = scratch(SHARED, ratio_up(s.features, BLOCK) * BLOCK * s.taps);
+    for (Size first = 0; first < s.features; first += BLOCK)
+        pack_kernel(kernel, s, first, smaller(BLOCK, s.features - first), turned, packed + first * s.taps);
+    Convolution given = {s, image, active, packed, bias, relu, output};
+    share_out(frame, s.examples, convolve_example, &given);
+}
+
+typedef struct {
+    Shape shape;
+    Size parts;  // of the taps
+    const float *image, *gradient, *active;
+    float *to_kernel, *to_bias;
+} Gradient;
+
+// Add what the rows of pixels from `y` on say to the gradient of some taps and a block of features.
+static void add_rows(const Gradient* g, Size y, Size rows, int begin, Size tap, Size end, Size first, Size width,
+                     const float* padded, const float* packed) {
+    Shape s = g->shape;
+    Terms terms = {rows, s.out_width, s.channels, s.padded_width * s.channels};
+    Size run = s.kernel_width * s.channels;
+    for (; tap < end; tap += ROWS) {
+        Size count = smaller(ROWS, end - tap);
+        float* to = g->to_kernel + tap * s.features + first;
+        const float* left[ROWS];
+        Vector total[ROWS][VECTORS] = {0};
+        for (Size i = 0; i < ROWS; i++) {
+            Size own = tap + smaller(i, count - 1);
+            left[i] = padded + (y + own / run) * terms.jump + own % run;
+        }
+        if (!begin)
+            for (Size i = 0; i < count; i++) load(to + i * s.features, width, total[i]);
+        multiply(count, left, terms, packed, total);
+        for (Size i = 0; i < count; i++) store(total[i], width, to + i * s.features);
+    }
+}
+
+// The gradient of one part of the taps, and a block of features.
+static void gradient_of_part(const void* given, Size number) {
+    const Gradient* g = given;
+    Shape s = g->shape;
+    Size part = number % g->parts, first = number / g->parts * BLOCK, width = smaller(BLOCK, s.features - first);
+    Size tiles = ratio_up(s.taps, ROWS), tap = tiles * part / g->parts * ROWS;
+    Size end = smaller(tiles * (part + 1) / g->parts * ROWS, s.taps);
+    Size most_rows = CACHE / (s.padded_width * s.channels + s.out_width * BLOCK) + 1;
+    float* padded = scratch(OWN, aligned(s.padded_size) + most_rows * s.out_width * BLOCK);
+    float* packed = padded + aligned(s.padded_size);
+    Vector bias[VECTORS] = {0};
+    for (Size n = 0; n < s.examples; n++) {
+        pad(g->image + n * s.height * s.width * s.channels, NULL, s, padded);
+        for (Size y = 0; y < s.out_height; y += most_rows) {
+            Size rows = smaller(most_rows, s.out_height - y);
+            Size place = (n * s.pixels + y * s.out_width) * s.features + first;
+            pack_gradient(g->gradient + place, g->active ? g->active + place : NULL, rows * s.out_width, s.features,
+                          width, packed, bias);
+            add_rows(g, y, rows, n == 0 && y == 0, tap, end, first, width, padded, packed);
+        }
+    }
+    if (part == 0) store(bias, width, g->to_bias + first);
+}
+
+static void convolution_gradient(XLA_FFI_CallFrame* frame, Shape s, const float* image, const float* gradient,
+                                 const float* active, float* to_kernel, float* to_bias) {
+    Size blocks = ratio_up(s.features, BLOCK);
+    Size parts = smaller(ratio_up(most_threads, blocks), ratio_up(s.taps, ROWS));
+    Gradient given = {s, parts, image, gradient, active, to_kernel, to_bias};
+    share_out(frame, blocks * parts, gradient_of_part, &given);
+}

@@ -1,0 +1,102 @@
+// Dense layers: output[example][feature] = sum over inputs of x[example][input] * kernel[input][feature] + bias.
+
+#pragma once
+#include "product.h"
+#include "threads.h"
+
+enum { DEPTH = 256 };  // terms of a sum whose operands stay in the first-level cache
+enum { TILES = 8 };    // that make a turn
+
+typedef struct {
+    Size examples, inputs, features;
+    const float *x, *kernel, *bias, *gradient, *active, *packed;
+    int relu;
+    float* result;
+} Dense;
+
+// The output of a block of features.
+static void dense_features(const void* given, Size number) {
+    Dense d = *(const Dense*)given;
+    Size first = number * BLOCK, width = smaller(BLOCK, d.features - first);
+    float* packed = scratch(OWN, (DEPTH + d.examples + ROWS) * BLOCK);
+    Vector(*total)[VECTORS] = (void*)(packed + DEPTH * BLOCK), bias[VECTORS];
+    load(d.bias + first, width, bias);
+    memset(total, 0, d.examples * sizeof(*total));
+    for (Size input = 0; input < d.inputs; input += DEPTH) {
+        Size depth = smaller(DEPTH, d.inputs - input);
+        pack(d.kernel + input * d.features + first, depth, d.features, width, packed);
+        for (Size n = 0; n < d.examples; n += ROWS) {
+            Size rows = smaller(ROWS, d.examples - n);
+            const float* left[ROWS];
+            for (Size i = 0; i < ROWS; i++) left[i] = d.x + (n + smaller(i, rows - 1)) * d.inputs + input;
+            multiply(rows, left, (Terms){1, depth, 1, 0}, packed, total + n);
+        }
+    }
+    for (Size n = 0; n < d.examples; n++)
+        store_output(total[n], bias, d.relu, width, d.result + n * d.features + first);
+}
+
+static void dense(XLA_FFI_CallFrame* frame, Dense given) {
+    share_out(frame, ratio_up(given.features, BLOCK), dense_features, &given);
+}
+
+// The gradient of some inputs of all examples: rows of the kernel times the transposed gradient of the output.
+static void dense_inputs(const void* given, Size number) {
+    Dense d = *(const Dense*)given;
+    Size end = smaller((number + 1) * TILES * ROWS, d.inputs);
+    for (Size n = 0; n < d.examples; n += BLOCK) {
+        Size width = smaller(BLOCK, d.examples - n);
+        for (Size input = number * TILES * ROWS; input < end; input += ROWS) {
+            Size rows = smaller(ROWS, end - input);
+            Vector total[ROWS][VECTORS] = {0};
+            const float* left[ROWS];
+            for (Size i = 0; i < ROWS; i++) left[i] = d.kernel + (input + smaller(i, rows - 1)) * d.features;
+            multiply(rows, left, (Terms){1, d.features, 1, 0}, d.packed + n * d.features, total);
+            for (Size j = 0; j < width; j++)
+                for (Size i = 0; i < rows; i++) d.result[(n + j) * d.inputs + input + i] = ((float*)total[i])[j];
+        }
+    }
+}
+
+static void dense_input_gradient(XLA_FFI_CallFrame* frame, Dense d) {
+    float* packed = scratch(SHARED, ratio_up(d.examples, BLOCK) * BLOCK * d.features);
+    d.packed = packed;
+    for (Size n = 0; n < d.examples; n += BLOCK)
+        for (Size f = 0; f < d.features; f++, packed += BLOCK)
+            for (Size j = 0; j < BLOCK; j++) {
+                Size place = (n + j) * d.features + f;
+                int passes = n + j < d.examples && (d.active == NULL || d.active[place] > 0);
+                packed[j] = passes ? d.gradient[place] : 0;
+            }
+    share_out(frame, ratio_up(d.inputs, TILES * ROWS), dense_inputs, &d);
+}
+
+// The gradient of the kernel's rows of some inputs.
+static void dense_kernel_rows(const void* given, Size number) {
+    Dense d = *(const Dense*)given;
+    Size end = smaller((number + 1) * TILES * ROWS, d.inputs);
+    for (Size input = number * TILES * ROWS; input < end; input += ROWS) {
+        Size rows = smaller(ROWS, end - input);
+        const float* left[ROWS];
+        for (Size i = 0; i < ROWS; i++) left[i] = d.x + input + smaller(i, rows - 1);
+        for (Size first = 0; first < d.features; first += BLOCK) {
+            Size width = smaller(BLOCK, d.features - first);
+            Vector total[ROWS][VECTORS] = {0};
+            multiply(rows, left, (Terms){1, d.examples, d.inputs, 0}, d.packed + first * d.examples, total);
+            for (Size i = 0; i < rows; i++) store(total[i], width, d.result + (input + i) * d.features + first);
+        }
+    }
+}
+
+static void dense_kernel_gradient(XLA_FFI_CallFrame* frame, Dense d, float* to_bias) {
+    float* packed = scratch(SHARED, ratio_up(d.features, BLOCK) * BLOCK * d.examples);
+    d.packed = packed;
+    for (Size first = 0; first < d.features; first += BLOCK) {
+        Size width = smaller(BLOCK, d.features - first);
+        Vector bias[VECTORS] = {0};
+        pack_gradient(d.gradient + first, d.active ? d.active + first : NULL, d.examples, d.features, width,
+                      packed + first * d.examples, bias);
+        store(bias, width, to_bias + first);
+    }
+    share_out(frame, ratio_up(d.inputs, TILES * ROWS), dense_kernel_rows, &d);
+}
