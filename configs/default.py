@@ -16,7 +16,9 @@ def get_config() -> ConfigDict:
     )
     # so many share the work
 
-    config.steps_per_call = 0  # updates that a device makes in one go; 0: 1 on the CPU, 32 on an accelerator
+    config.steps_per_call = (
+        0  # updates that a device makes in one go; 0: 32 on an accelerator or where steps are short, or 1
+    )
     config.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; the parameters are float32
 
     # of cross-validation: so many runs, each validated with another part of `train`; 0: one run, no folds

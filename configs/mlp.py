@@ -14,7 +14,7 @@ from configs import default
 def get_config() -> ConfigDict:
     """The default config with another model."""
     config = default.get_config()
-    config.chunks = 2  # its steps are too short for more
+    config.chunks = 1  # its steps are too short for more
     model = ConfigDict()
     model.name = 'mlp'
     model.hidden = (512, 512)  # widths of the hidden layers

@@ -24,7 +24,9 @@ from mnist_jax.snapshot import EpochSoFar, Snapshot
 
 ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-STEPS_PER_CALL = 32  # on an accelerator, for which a step of a small model is too short to start each by itself
+# Updates in one call where a step is too short to start each by itself: always on an accelerator, and on a CPU below
+# so many multiply-adds a step.
+STEPS_PER_CALL, SHORT_STEP = 32, 10e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     callbacks = _callbacks(config, source)
     optimizer, peak = _optimizer(config)
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
-    summary.layers(model, source.image_shape)  # Tells a model that does not fit the images.
+    multiply_adds = config.batch_size * sum(layer.multiply_adds for layer in summary.layers(model, source.image_shape))
     replicas = parallel.start(config.devices)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
@@ -98,7 +100,8 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     train_layout, eval_layout = layout(config.batch_size), layout(eval_batch_size)
     dtype = choose('config.dtype', config.dtype, DTYPES)
     parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel, 'dtype': dtype}
-    steps_per_call = config.steps_per_call or (1 if replicas.on_cpu else STEPS_PER_CALL)
+    several = not replicas.on_cpu or multiply_adds < SHORT_STEP
+    steps_per_call = config.steps_per_call or (STEPS_PER_CALL if several else 1)
 
     def learning_rate(step: Any) -> jax.Array:
         return peak * schedule(jnp.float32(step) / steps_per_epoch, config.epochs)

@@ -149,12 +149,13 @@ def _pipeline_table(experiment: Experiment, split: Split) -> list[list[str]]:
     batch = next(experiment.train_batches(0))
     state = experiment.create_state()
     logits = experiment.model.apply({'params': state.params, 'batch_stats': state.batch_stats}, split.image[:1] / 1.0)
-    devices, share = batch['label'].shape
+    devices, *several, share = batch['label'].shape
     stages: list[tuple[str, Any]] = [
         ('training split in memory', split.image),
         ('its labels', split.label),
         (
-            f'batch of {experiment.config.batch_size} on {devices} device(s), padded to {devices * share}',
+            f'batch of {experiment.config.batch_size} on {devices} device(s), padded to {devices * share}'
+            + ''.join(f', {count} batches a call' for count in several),
             batch['image'],
         ),
         ('its labels', batch['label']),

@@ -84,7 +84,7 @@ def train_step(
 
     Returns:
       The state after it, and the global batch's sums {loss, correct, count}, as seen before the update, with
-      nonfinite: 1 where the loss, the gradient or a new parameter is not finite, else 0.
+      nonfinite: 1 where the loss or a new parameter is not finite, else 0.
     """
     key = jax.random.fold_in(_stream(seed, DROPOUT_STREAM), state.step)
 
@@ -111,7 +111,8 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
     params = optax.apply_updates(state.params, updates)
     after = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, grads, params))]).all()
+    # A gradient that is not finite makes parameters that are not.
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, params))]).all()
     if skip_nonfinite:
         after, sums = _where_finite(finite, after, sums, state)
     return after, {**sums, 'nonfinite': 1.0 - finite}

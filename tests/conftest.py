@@ -55,6 +55,7 @@ def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
     config.epochs = 2
     config.devices = 2
     config.chunks = 2
+    config.steps_per_call = 1
     config.model.hidden = (16,)
     if model == 'cnn':
         config.model.stages = ((4,), (8,))

@@ -13,6 +13,7 @@ enum { CACHE = 6144 };  // floats that the rows of an image which are used toget
 typedef struct {
     Size examples, height, width, channels, features, kernel_height, kernel_width, out_height, out_width;
     Size pixels, taps, padded_width, padded_size, before_height, before_width;  // of one example
+    Size work;
 } Shape;
 
 static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t* output) {
@@ -21,6 +22,7 @@ static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t
     s.out_height = output[1], s.out_width = output[2];
     s.pixels = s.out_height * s.out_width;
     s.taps = s.kernel_height * s.kernel_width * s.channels;
+    s.work = s.examples * s.pixels * s.taps * s.features;
     s.padded_width = s.out_width + s.kernel_width - 1;
     s.padded_size = (s.out_height + s.kernel_height - 1) * s.padded_width * s.channels;
     s.before_height = (s.out_height + s.kernel_height - 1 - s.height) / 2;
@@ -96,7 +98,7 @@ static void convolve(XLA_FFI_CallFrame* frame, Shape s, const float* image, cons
     for (Size first = 0; first < s.features; first += BLOCK)
         pack_kernel(kernel, s, first, smaller(BLOCK, s.features - first), turned, packed + first * s.taps);
     Convolution given = {s, image, active, packed, bias, relu, output};
-    share_out(frame, s.examples, convolve_example, &given);
+    share_out(frame, s.examples, s.work, convolve_example, &given);
 }
 
 typedef struct {
@@ -157,5 +159,5 @@ static void convolution_gradient(XLA_FFI_CallFrame* frame, Shape s, const float*
     Size blocks = ratio_up(s.features, BLOCK);
     Size parts = smaller(ratio_up(most_threads, blocks), ratio_up(s.taps, ROWS));
     Gradient given = {s, parts, image, gradient, active, to_kernel, to_bias};
-    share_out(frame, blocks * parts, gradient_of_part, &given);
+    share_out(frame, blocks * parts, s.work, gradient_of_part, &given);
 }

@@ -14,6 +14,8 @@ typedef struct {
     float* result;
 } Dense;
 
+static Size work_of(Dense d) { return d.examples * d.inputs * d.features; }
+
 // The output of a block of features.
 static void dense_features(const void* given, Size number) {
     Dense d = *(const Dense*)given;
@@ -37,7 +39,7 @@ static void dense_features(const void* given, Size number) {
 }
 
 static void dense(XLA_FFI_CallFrame* frame, Dense given) {
-    share_out(frame, ratio_up(given.features, BLOCK), dense_features, &given);
+    share_out(frame, ratio_up(given.features, BLOCK), work_of(given), dense_features, &given);
 }
 
 // The gradient of some inputs of all examples: rows of the kernel times the transposed gradient of the output.
@@ -68,21 +70,24 @@ static void dense_input_gradient(XLA_FFI_CallFrame* frame, Dense d) {
                 int passes = n + j < d.examples && (d.active == NULL || d.active[place] > 0);
                 packed[j] = passes ? d.gradient[place] : 0;
             }
-    share_out(frame, ratio_up(d.inputs, TILES * ROWS), dense_inputs, &d);
+    share_out(frame, ratio_up(d.inputs, TILES * ROWS), work_of(d), dense_inputs, &d);
 }
 
 // The gradient of the kernel's rows of some inputs.
 static void dense_kernel_rows(const void* given, Size number) {
     Dense d = *(const Dense*)given;
     Size end = smaller((number + 1) * TILES * ROWS, d.inputs);
+    float* inputs = scratch(OWN, d.examples * ROWS);  // side by side: their lines would push each other out of the cache
     for (Size input = number * TILES * ROWS; input < end; input += ROWS) {
         Size rows = smaller(ROWS, end - input);
         const float* left[ROWS];
-        for (Size i = 0; i < ROWS; i++) left[i] = d.x + input + smaller(i, rows - 1);
+        for (Size n = 0; n < d.examples; n++)
+            for (Size i = 0; i < ROWS; i++) inputs[n * ROWS + i] = d.x[n * d.inputs + input + smaller(i, rows - 1)];
+        for (Size i = 0; i < ROWS; i++) left[i] = inputs + i;
         for (Size first = 0; first < d.features; first += BLOCK) {
             Size width = smaller(BLOCK, d.features - first);
             Vector total[ROWS][VECTORS] = {0};
-            multiply(rows, left, (Terms){1, d.examples, d.inputs, 0}, d.packed + first * d.examples, total);
+            multiply(rows, left, (Terms){1, d.examples, ROWS, 0}, d.packed + first * d.examples, total);
             for (Size i = 0; i < rows; i++) store(total[i], width, d.result + (input + i) * d.features + first);
         }
     }
@@ -98,5 +103,5 @@ static void dense_kernel_gradient(XLA_FFI_CallFrame* frame, Dense d, float* to_b
                       packed + first * d.examples, bias);
         store(bias, width, to_bias + first);
     }
-    share_out(frame, ratio_up(d.inputs, TILES * ROWS), dense_kernel_rows, &d);
+    share_out(frame, ratio_up(d.inputs, TILES * ROWS), work_of(d), dense_kernel_rows, &d);
 }

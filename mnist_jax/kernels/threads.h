@@ -36,9 +36,17 @@ static void help(void* data) {
     let_go(data);
 }
 
-// turn(given, number) for each number from 0 to below `count`. A thread that comes late, when all turns are taken, finds
-// nothing to do, and nobody waits for it.
-static void share_out(XLA_FFI_CallFrame* frame, Size count, void (*turn)(const void*, Size), const void* given) {
+// A loop of so few additions and multiplications is over before another thread has begun.
+enum { WORTH_SHARING = 1000000 };
+
+// turn(given, number) for each number from 0 to below `count`, of `work` operations in all. A thread that comes late, when
+// all turns are taken, finds nothing to do, and nobody waits for it.
+static void share_out(XLA_FFI_CallFrame* frame, Size count, Size work, void (*turn)(const void*, Size),
+                      const void* given) {
+    if (work < WORTH_SHARING || most_threads == 1) {
+        for (Size number = 0; number < count; number++) turn(given, number);
+        return;
+    }
     Loop* loop = aligned_alloc(64, aligned(sizeof(Loop)));
     *loop = (Loop){.turn = turn, .given = given, .count = count, .holders = 1};
     for (Size helper = 1; helper < smaller(most_threads, count); helper++) {

@@ -1,0 +1,30 @@
+"""A small CNN that reaches the accuracy of a published one on MNIST as early as it can; 44,066 parameters.
+
+    python -m mnist_jax.main --config=configs/fast.py
+
+AdamW with one cycle of the learning rate over 2 epochs, and a little label smoothing. The recipe was chosen by its
+accuracy on the last 10 % of the training split.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The default config with a smaller CNN, another optimizer and a schedule."""
+    config = default.get_config()
+    config.epochs = 2
+    config.batch_size = 64
+    config.chunks = 1
+    config.model.stages = ((16,), (24, 32))
+    config.model.padding = 'valid'
+    config.model.hidden = (64,)
+    config.loss.label_smoothing = 0.03
+    config.schedule.name = 'one_cycle'
+    optimizer = ConfigDict()
+    optimizer.name = 'adamw'
+    optimizer.learning_rate = 6e-3
+    optimizer.weight_decay = 0.01
+    config.optimizer = optimizer
+    return config
