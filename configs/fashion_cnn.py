@@ -15,6 +15,7 @@ from configs import default
 def get_config() -> ConfigDict:
     """The default config with another data set, CNN and optimizer, early stopping and a falling learning rate."""
     config = default.get_config()
+    config.chunks = 2  # fewer and larger ones are faster on one CPU; more let more devices share the work
     config.epochs = 50
     config.dataset.name = 'fashion_mnist'
     config.dataset.validation_fraction = 0.1

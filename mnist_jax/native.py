@@ -44,7 +44,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_compiled()))
     except (OSError, ImportError, subprocess.CalledProcessError) as error:
-        told = error.stderr.strip().splitlines()[:1] if isinstance(error, subprocess.CalledProcessError) else error
+        told = error.stderr.strip().partition('\n')[0] if hasattr(error, 'stderr') else error
         logging.warning('The kernels in %s cannot be compiled (%s): XLA computes all layers, slower', SOURCES, told)
         return None
     for target in TARGETS:
