@@ -27,6 +27,7 @@ def train(arguments: argparse.Namespace, devices: int) -> dict:
 
     config = configs.load(arguments.config)
     config.devices = devices
+    config.steps_per_call = 1  # so that each step's loss is seen by itself
     for override in arguments.set:
         name, _, text = override.partition('=')
         *sections, field = name.split('.')

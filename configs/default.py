@@ -11,14 +11,11 @@ def get_config() -> ConfigDict:
     config.batch_size = 128  # examples an update, over all devices
     config.eval_batch_size = 256  # examples a step of the evaluation, over all devices
     config.devices = 0  # of each process; 0: an accelerator's all, or one on a CPU, for which all cores compute
-    config.chunks = (
-        8  # parts of a batch, added in a fixed order: any power of 2 of devices gives the same bits, and up to
-    )
-    # so many share the work
+    # Parts of a batch, added in a fixed order: 1, 2, 4 ... devices give the same bits, and up to so many share the work.
+    config.chunks = 8
 
-    config.steps_per_call = (
-        0  # updates that a device makes in one go; 0: 32 on an accelerator or where steps are short, or 1
-    )
+    # Updates that a device makes in one go; 0: 32 on an accelerator and where steps are short, else 1.
+    config.steps_per_call = 0
     config.dtype = 'float32'  # of the computation: 'float32' or 'bfloat16'; the parameters are float32
 
     # of cross-validation: so many runs, each validated with another part of `train`; 0: one run, no folds
