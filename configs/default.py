@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 128  # examples an update, over all devices
     config.eval_batch_size = 256  # examples a step of the evaluation, over all devices
     config.devices = 0  # of each process; 0: an accelerator's all, or one on a CPU, for which all cores compute
-    # Parts of a batch, added in a fixed order: 1, 2, 4 ... devices give the same bits, and up to so many share the work.
+    # Parts of a batch, added in a fixed order: 1, 2, 4 ... devices give the same bits, up to so many share the work.
     config.chunks = 8
 
     # Updates that a device makes in one go; 0: 32 on an accelerator and where steps are short, else 1.
