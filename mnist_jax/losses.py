@@ -28,7 +28,9 @@ def mean_squared_error() -> Loss:
     """The mean over the classes of the squared difference between softmax and one-hot label, as Keras has it."""
 
     def loss(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
-        difference_BxK = jax.nn.softmax(logits_BxK) - jax.nn.one_hot(label_B, logits_BxK.shape[-1])
+        # `nn.softmax` divides by the sum; in its gradient, XLA multiplies by 1/sum or not, by what else a program does.
+        softmax_BxK = jnp.exp(jax.nn.log_softmax(logits_BxK))
+        difference_BxK = softmax_BxK - jax.nn.one_hot(label_B, logits_BxK.shape[-1])
         return jnp.mean(jnp.square(difference_BxK), axis=-1)
 
     return loss

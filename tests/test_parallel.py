@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mnist_jax import ops, parallel, snapshot
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import make_experiment
+from mnist_jax.losses import LOSSES
 
 
 def train_some(config, steps=5):
@@ -28,6 +30,13 @@ def test_one_two_four_and_eight_devices_give_the_same_bits(small, model, batch_s
     found = {devices: train_some(small(model, devices=devices, **config)) for devices in (1, 2, 4, 8)}
     assert len({digest for digest, _ in found.values()}) == 1
     assert len({tuple(losses) for _, losses in found.values()}) == 1
+
+
+@pytest.mark.parametrize(('loss', 'chunks'), [(name, chunks) for name in LOSSES for chunks in (1, 2)])
+def test_no_loss_depends_on_devices(small, loss, chunks):
+    fields = {'chunks': chunks, 'batch_size': 50, 'loss': ConfigDict({'name': loss})}
+    on_one, on_two = (train_some(small(devices=devices, **fields), steps=2) for devices in (1, 2))
+    assert on_one == on_two
 
 
 def test_empty_chunks_do_not_change_the_bits(small):
