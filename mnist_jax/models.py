@@ -26,7 +26,10 @@ class Training(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the examples of the global batch, padding left out; Keras's momentum and epsilon."""
+    """Batch normalisation over the examples of the global batch, padding left out, and a ReLU.
+
+    Momentum and epsilon are Keras's.
+    """
 
     momentum: float = 0.99
     epsilon: float = 1e-3
@@ -46,16 +49,13 @@ class BatchNorm(nn.Module):
                 for moving, now in ((moving_mean, mean), (moving_variance, variance)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * now
         factor_C = scale * jax.lax.rsqrt(variance + self.epsilon)
-        normalised = x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + (bias - mean * factor_C).reshape(1, 1, 1, -1)
-        return normalised.astype(x_BxHxWxC.dtype)
+        return ops.scale_relu(x_BxHxWxC, factor_C, bias - mean * factor_C)
 
 
 def _batch_statistics(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel over the unmasked examples of the global batch, in one sum."""
-    x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * training.mask.reshape(-1, 1, 1, 1)
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
-    sums = (x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2)), pixels)
-    total, squares, count = training.batch_sum(sums)
+    total, squares, count = training.batch_sum((*ops.moments(x_BxHxWxC, training.mask), pixels))
     mean = total / count
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
 
@@ -172,7 +172,7 @@ class CNN(nn.Module):
             for features in stage:
                 x_BxHxWxC = Conv(features, self.kernel, self.padding, relu=not self.batch_norm)(x_BxHxWxC)
                 if self.batch_norm:
-                    x_BxHxWxC = nn.relu(BatchNorm()(x_BxHxWxC, training))
+                    x_BxHxWxC = BatchNorm()(x_BxHxWxC, training)
             if window > 1:
                 x_BxHxWxC = MaxPool(window, self.padding)(x_BxHxWxC)
             if rate:

@@ -18,7 +18,10 @@ from mnist_jax import files
 
 SOURCES = Path(__file__).with_name('kernels')
 # The functions of kernels.c, which XLA knows by the same names: mnist_jax_layer ...
-TARGETS = ('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient')
+TARGETS = (
+    *('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient'),
+    *('moments', 'scale_relu', 'scale_relu_gradient'),
+)
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC'),
     *(('-mprefer-vector-width=512',) if platform.machine() in ('x86_64', 'AMD64') else ()),

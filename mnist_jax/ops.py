@@ -1,7 +1,7 @@
 """Array operations whose plain form is slow on a CPU or whose order of sums matters.
 
-On a CPU, layers and pools are computed by the kernels of kernels.c, where these can be had; anywhere else by XLA. What
-they mean is what `_plain_layer` and `_plain_max_pool` say.
+On a CPU, layers, pools and what batch normalisation needs are computed by the kernels of kernels.c, where these can be
+had; anywhere else by XLA. What they mean is what the `_plain_` functions say.
 """
 
 import functools
@@ -71,16 +71,21 @@ def _call(target: str, shapes: Any, *arrays: jax.Array) -> Any:
     return jax.ffi.ffi_call(f'mnist_jax_{target}', shapes)(*arrays)
 
 
-def _has_kernel(x: jax.Array, kernel: jax.Array) -> bool:
+def _has_kernels(x: jax.Array) -> bool:
+    """Whether kernels.c is for arrays like this."""
+    return 0 not in x.shape and x.dtype == jnp.float32 and native.loaded()
+
+
+def _has_layer(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether kernels.c is for these: it finds the padding in the shapes, which an even kernel leaves open."""
     odd = kernel.ndim == 2 or all(size % 2 for size in kernel.shape[:2])
-    return odd and 0 not in x.shape and x.dtype == kernel.dtype == jnp.float32 and native.loaded()
+    return odd and kernel.dtype == jnp.float32 and _has_kernels(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     plain = functools.partial(_plain_layer, padding, relu)
-    if not _has_kernel(x, kernel):
+    if not _has_layer(x, kernel):
         return plain(x, kernel, bias)
     compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', jax.eval_shape(plain, x, kernel, bias))
     return jax.lax.platform_dependent(x, kernel, bias, cpu=compiled, default=plain)
@@ -104,7 +109,7 @@ def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: j
         (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
         return to_kernel, gradient.sum(range(gradient.ndim - 1))
 
-    if not _has_kernel(x, kernel):
+    if not _has_layer(x, kernel):
         return plain_to_x(gradient, kernel, *active), *plain_to_kernel(x, gradient, *active)
     bias = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
     to_x = functools.partial(_call, 'input_gradient', x)
@@ -129,7 +134,7 @@ def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
     Where several values of a window tie, the gradient is shared between them.
     """
     padded = padding == 'SAME' and any(size % window for size in x_BxHxWxC.shape[1:3])
-    if window != 2 or padded or x_BxHxWxC.dtype != jnp.float32 or not native.loaded():
+    if window != 2 or padded or not _has_kernels(x_BxHxWxC):
         return _plain_max_pool(x_BxHxWxC, window, padding)
     return _pool_by_two(x_BxHxWxC)
 
@@ -169,6 +174,58 @@ def _pool_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array
 
 
 _pool_by_two.defvjp(lambda x: (_pool_by_two(x), x), _pool_backward)
+
+
+@jax.custom_vjp
+def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of each channel and of its squares, over the examples of which the mask (1 or 0) is 1."""
+    if not _has_kernels(x_BxHxWxC):
+        return _plain_moments(x_BxHxWxC, mask_B)
+    sum_C = jax.ShapeDtypeStruct(x_BxHxWxC.shape[-1:], x_BxHxWxC.dtype)
+    compiled = functools.partial(_call, 'moments', (sum_C, sum_C))
+    return jax.lax.platform_dependent(x_BxHxWxC, mask_B, cpu=compiled, default=_plain_moments)
+
+
+def _plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * mask_B.reshape(-1, 1, 1, 1)
+    return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
+
+
+def _moments_backward(residuals: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    x_BxHxWxC, mask_B = residuals
+    to_sum_C, to_square_C = (gradient.reshape(1, 1, 1, -1) for gradient in gradients)
+    to_x = (to_sum_C + 2 * x_BxHxWxC * to_square_C) * mask_B.reshape(-1, 1, 1, 1)
+    return to_x.astype(x_BxHxWxC.dtype), None
+
+
+moments.defvjp(lambda x, mask: (moments(x, mask), (x, mask)), _moments_backward)
+
+
+@jax.custom_vjp
+def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    """The ReLU of x * factor + shift, channel by channel."""
+    if not _has_kernels(x_BxHxWxC):
+        return _plain_scale_relu(x_BxHxWxC, factor_C, shift_C)
+    compiled = functools.partial(_call, 'scale_relu', x_BxHxWxC)
+    return jax.lax.platform_dependent(x_BxHxWxC, factor_C, shift_C, cpu=compiled, default=_plain_scale_relu)
+
+
+def _plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    scaled = x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
+    return jax.nn.relu(scaled).astype(x_BxHxWxC.dtype)
+
+
+def _scale_relu_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    def plain(x: jax.Array, factor: jax.Array, shift: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(_plain_scale_relu, x, factor, shift)[1](gradient)
+
+    if not _has_kernels(residuals[0]):
+        return plain(*residuals, gradient)
+    compiled = functools.partial(_call, 'scale_relu_gradient', residuals)
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=compiled, default=plain)
+
+
+scale_relu.defvjp(lambda *given: (scale_relu(*given), given), _scale_relu_backward)
 
 
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:

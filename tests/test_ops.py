@@ -120,3 +120,32 @@ def test_pool_by_two_is_the_plain_pool_where_values_tie_too(shape):
     np.testing.assert_array_equal(found, expected)
     gradient = jax.random.normal(jax.random.key(1), expected.shape)
     np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 5, 7, 9), (2, 28, 28, 32), (16, 14, 14, 64)])
+def test_moments_and_scale_relu_are_the_plain_ones(shape):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], shape)
+    mask = (jnp.arange(shape[0]) != 1).astype(jnp.float32)
+    factor, shift = jax.random.normal(keys[1], shape[-1:]), jax.random.normal(keys[2], shape[-1:])
+    pairs = [
+        (ops.moments, ops._plain_moments, (x, mask), 1),
+        (ops.scale_relu, ops._plain_scale_relu, (x, factor, shift), 3),
+    ]
+    for ours, plain, given, differentiable in pairs:
+        expected, expected_vjp = jax.vjp(plain, *given)
+        found, found_vjp = jax.vjp(ours, *given)
+        gradient = jax.tree.map(lambda leaf: jax.random.normal(keys[3], leaf.shape), expected)
+        found = (found, found_vjp(gradient)[:differentiable])
+        expected = (expected, expected_vjp(gradient)[:differentiable])
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+def test_what_is_no_number_stays_none():
+    x = jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(jnp.nan)
+    ones = jnp.ones(1)
+    assert np.isnan(ops.max_pool(x, 2, 'VALID')).all()
+    assert np.isnan(ops.scale_relu(x, ones, ones)).sum() == 1
+    assert np.isnan(ops.conv(x, jnp.ones((1, 1, 1, 1)), ones, 'SAME', True)).sum() == 1
+    assert np.isnan(ops.dense(x.reshape(1, 4), jnp.ones((4, 1)), ones, True)).all()

@@ -1,6 +1,7 @@
 // The functions that XLA calls on a CPU, through its foreign function interface; mnist_jax/native.py compiles this file
 // and ops.py says what they compute.
 
+#include "batch_norm.h"
 #include "convolution.h"
 #include "dense.h"
 #include "pool.h"
@@ -43,7 +44,7 @@ static XLA_FFI_Error* layer(XLA_FFI_CallFrame* frame, int relu) {
 // (x, kernel, bias) -> output
 XLA_FFI_Error* mnist_jax_layer(XLA_FFI_CallFrame* frame) { return layer(frame, 0); }
 
-// (x, kernel, bias) -> what of the output is above zero
+// (x, kernel, bias) -> the ReLU of the output
 XLA_FFI_Error* mnist_jax_layer_relu(XLA_FFI_CallFrame* frame) { return layer(frame, 1); }
 
 // (gradient of the output, kernel[, output of the ReLU]) -> gradient of x
@@ -93,4 +94,40 @@ XLA_FFI_Error* mnist_jax_pool(XLA_FFI_CallFrame* frame) {
 // (image, gradient of what is pooled) -> gradient of the image
 XLA_FFI_Error* mnist_jax_pool_gradient(XLA_FFI_CallFrame* frame) {
     return answered_metadata(frame) ? NULL : pooled(frame, argument(frame, 1)->data, pool_example_gradient);
+}
+
+static Norm norm_of(XLA_FFI_Buffer* x) {
+    float* sums = scratch(SHARED, 2 * x->dims[0] * x->dims[3]);
+    return (Norm){x->dims[0], x->dims[1], x->dims[2], x->dims[3], .x = x->data, .sums = sums};
+}
+
+// (x, mask) -> sums of x and of its squares for each channel
+XLA_FFI_Error* mnist_jax_moments(XLA_FFI_CallFrame* frame) {
+    if (answered_metadata(frame)) return NULL;
+    Norm norm = norm_of(argument(frame, 0));
+    norm.mask = argument(frame, 1)->data;
+    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), moments_of_example, &norm);
+    for (int i = 0; i < 2; i++) add_examples(norm, i, result(frame, i)->data);
+    return NULL;
+}
+
+// (x, factor, shift) -> the ReLU of the scaled x
+XLA_FFI_Error* mnist_jax_scale_relu(XLA_FFI_CallFrame* frame) {
+    if (answered_metadata(frame)) return NULL;
+    Norm norm = norm_of(argument(frame, 0));
+    norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
+    norm.result = result(frame, 0)->data;
+    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), scale_example, &norm);
+    return NULL;
+}
+
+// (x, factor, shift, gradient of the output) -> gradients of x, factor and shift
+XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
+    if (answered_metadata(frame)) return NULL;
+    Norm norm = norm_of(argument(frame, 0));
+    norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
+    norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
+    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), scale_example_gradient, &norm);
+    for (int i = 0; i < 2; i++) add_examples(norm, i, result(frame, i + 1)->data);
+    return NULL;
 }

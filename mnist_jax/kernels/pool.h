@@ -10,6 +10,9 @@ typedef struct {
     float* result;
 } Pool;
 
+// Of two numbers, one that is none if there is such a one.
+static inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+
 // The largest values of example `n`.
 static void pool_example(const void* given, Size n) {
     Pool p = *(const Pool*)given;
@@ -21,9 +24,7 @@ static void pool_example(const void* given, Size n) {
             const float *right = left + p.channels, *low_left = left + p.width * p.channels;
             const float* low_right = low_left + p.channels;
             for (Size c = 0; c < p.channels; c++) {
-                float high = left[c] > right[c] ? left[c] : right[c];
-                float low = low_left[c] > low_right[c] ? low_left[c] : low_right[c];
-                to[c] = high > low ? high : low;
+                to[c] = larger(larger(left[c], right[c]), larger(low_left[c], low_right[c]));
             }
         }
 }
@@ -43,7 +44,7 @@ static void pool_example_gradient(const void* given, Size n) {
             float* restrict to = p.result + n * size + y * line + x * p.channels;
             for (Size c = 0; c < p.channels; c++) {
                 float a = image[c], b = image[c + p.channels], d = image[c + line], e = image[c + line + p.channels];
-                float of_high = share(a > b ? a : b, d > e ? d : e) * gradient[c], of_low = gradient[c] - of_high;
+                float of_high = share(larger(a, b), larger(d, e)) * gradient[c], of_low = gradient[c] - of_high;
                 to[c] = share(a, b) * of_high;
                 to[c + p.channels] = share(b, a) * of_high;
                 to[c + line] = share(d, e) * of_low;

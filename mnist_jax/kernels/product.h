@@ -76,12 +76,12 @@ static inline void store(const Vector from[VECTORS], Size width, float* to) {
     }
 }
 
-// Store the sums plus the bias or, with `relu`, what of that is above zero.
+// Store the sums plus the bias or, with `relu`, what of that is not below zero: a number that is none stays one.
 static inline void store_output(const Vector sum[VECTORS], const Vector bias[VECTORS], int relu, Size width, float* to) {
     Vector output[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
         output[v] = sum[v] + bias[v];
-        if (relu) output[v] = (Vector)((Mask)output[v] & (output[v] > 0));
+        if (relu) output[v] = (Vector)((Mask)output[v] & ~(output[v] <= 0));
     }
     store(output, width, to);
 }
