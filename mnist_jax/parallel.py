@@ -1,7 +1,9 @@
 """Devices: how many, and how a step runs on all of them. No other room knows of devices or axes."""
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from mnist_jax.errors import UserError
 
 AXIS = 'devices'
 THREADS = 16  # of XLA on the CPU, enough for 8 devices
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def start(devices: int) -> 'Replicas':
@@ -44,9 +47,19 @@ def _configure_cpu(devices: int, cores: int) -> None:
     # with another number, the sums are taken in another order. The variable is read when the backend starts.
     os.environ.setdefault('PJRT_NPROC', str(max(THREADS, 2 * devices)))
     native.set_threads(max(1, cores // devices))
+    _keep_freed_memory()
     # Where the backend runs already, as in a notebook or a test, what it has is what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update('jax_num_cpu_devices', devices)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one: the system would clear each page of it anew."""
+    # Below M_MMAP_MAX=0 a large block comes from the heap; only the first arena's may grow to any size.
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        if mallopt is not None:
+            mallopt(option, value)
 
 
 def _cache_compilations() -> None:
