@@ -1,6 +1,6 @@
 """Evaluate a state on a split; the training loop and `--mode=eval` share this core."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,25 @@ def evaluate_split(
     """
     totals: Totals = {}
     probabilities = []
-    for batch in experiment.eval_batches(split):
+    for sums, probabilities_BxK in batch_results(experiment, state, split):
         if request is not None and (signal := processes.agreed(request)[0]):
             raise Interrupted(signal, 'in the validation')
-        sums, probabilities_BxK = experiment.eval_step(state, batch)
-        totals = metrics.add(totals, parallel.fetch(sums))
-        probabilities.append(parallel.fetch(probabilities_BxK)[: experiment.eval_batch_size])  # The rest is padding.
+        totals = metrics.add(totals, sums)
+        probabilities.append(probabilities_BxK[: experiment.eval_batch_size])  # The rest is padding.
     counted = int(totals['count'])
     if counted != split.size:
         raise AssertionError(f'{counted} of the {split.size} examples of a split were evaluated')
     return totals, np.concatenate(probabilities)[:counted]
+
+
+def batch_results(experiment: Experiment, state: TrainState, split: Examples) -> Iterator[Any]:
+    """What `step.eval_step` returns for each batch, in host memory; fetched while the next one is computed."""
+    computed = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
+    waiting = next(computed)
+    for now in computed:
+        yield parallel.fetch(waiting)
+        waiting = now
+    yield parallel.fetch(waiting)
 
 
 def evaluate_test(

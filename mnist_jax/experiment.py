@@ -26,7 +26,7 @@ ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 # Updates in one call where a step is too short to start each by itself: always on an accelerator, and on a CPU below
 # so many multiply-adds a step.
-STEPS_PER_CALL, SHORT_STEP = 32, 10e6
+STEPS_PER_CALL, SHORT_STEP = 32, 100e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     optimizer, peak = _optimizer(config)
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
     multiply_adds = config.batch_size * sum(layer.multiply_adds for layer in summary.layers(model, source.image_shape))
-    replicas = parallel.start(config.devices)
+    replicas = parallel.start(config.devices, config.dtype)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:

@@ -71,21 +71,15 @@ def _call(target: str, shapes: Any, *arrays: jax.Array) -> Any:
     return jax.ffi.ffi_call(f'mnist_jax_{target}', shapes)(*arrays)
 
 
-def _has_kernels(x: jax.Array) -> bool:
-    """Whether kernels.c is for arrays like this."""
-    return 0 not in x.shape and x.dtype == jnp.float32 and native.loaded()
-
-
-def _has_layer(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether kernels.c is for these: it finds the padding in the shapes, which an even kernel leaves open."""
-    odd = kernel.ndim == 2 or all(size % 2 for size in kernel.shape[:2])
-    return odd and kernel.dtype == jnp.float32 and _has_kernels(x)
+def _has_kernels(*arrays: jax.Array) -> bool:
+    """Whether kernels.c is for arrays like these."""
+    return all(0 not in array.shape and array.dtype == jnp.float32 for array in arrays) and native.loaded()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     plain = functools.partial(_plain_layer, padding, relu)
-    if not _has_layer(x, kernel):
+    if not _has_kernels(x, kernel):
         return plain(x, kernel, bias)
     compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', jax.eval_shape(plain, x, kernel, bias))
     return jax.lax.platform_dependent(x, kernel, bias, cpu=compiled, default=plain)
@@ -109,7 +103,7 @@ def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: j
         (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
         return to_kernel, gradient.sum(range(gradient.ndim - 1))
 
-    if not _has_layer(x, kernel):
+    if not _has_kernels(x, kernel):
         return plain_to_x(gradient, kernel, *active), *plain_to_kernel(x, gradient, *active)
     bias = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
     to_x = functools.partial(_call, 'input_gradient', x)

@@ -2,7 +2,8 @@
 //   output:           [pixel][feature] = sum over taps   of image[pixel + tap] * kernel[tap][feature]
 //   kernel gradient:  [tap][feature]   = sum over pixels of image[pixel + tap] * gradient[pixel][feature]
 //   image gradient:   the convolution of the output's gradient with the kernel turned around
-// where a tap is a place and a channel under the kernel. The padding is what the shapes say, its smaller half first.
+// where a tap is a place and a channel under the kernel. The padding is what the shapes say, its smaller half first; for
+// the image gradient, its larger half.
 
 #pragma once
 #include "product.h"
@@ -16,7 +17,7 @@ typedef struct {
     Size work;
 } Shape;
 
-static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t* output) {
+static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t* output, int turned) {
     Shape s = {.examples = image[0], .height = image[1], .width = image[2], .channels = image[3]};
     s.kernel_height = kernel[0], s.kernel_width = kernel[1], s.features = output[3];
     s.out_height = output[1], s.out_width = output[2];
@@ -25,8 +26,8 @@ static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t
     s.work = s.examples * s.pixels * s.taps * s.features;
     s.padded_width = s.out_width + s.kernel_width - 1;
     s.padded_size = (s.out_height + s.kernel_height - 1) * s.padded_width * s.channels;
-    s.before_height = (s.out_height + s.kernel_height - 1 - s.height) / 2;
-    s.before_width = (s.padded_width - s.width) / 2;
+    s.before_height = (s.out_height + s.kernel_height - 1 - s.height + turned) / 2;
+    s.before_width = (s.padded_width - s.width + turned) / 2;
     return s;
 }
 

@@ -6,6 +6,7 @@
 
 enum { DEPTH = 256 };  // terms of a sum whose operands stay in the first-level cache
 enum { TILES = 8 };    // that make a turn
+enum { GROUP = 192 };  // examples whose inputs stay in the second-level cache
 
 typedef struct {
     Size examples, inputs, features;
@@ -16,30 +17,33 @@ typedef struct {
 
 static Size work_of(Dense d) { return d.examples * d.inputs * d.features; }
 
-// The output of a block of features.
+// The output of a group of examples, a block of features.
 static void dense_features(const void* given, Size number) {
     Dense d = *(const Dense*)given;
-    Size first = number * BLOCK, width = smaller(BLOCK, d.features - first);
-    float* packed = scratch(OWN, (DEPTH + d.examples + ROWS) * BLOCK);
+    Size blocks = ratio_up(d.features, BLOCK), first = number % blocks * BLOCK;
+    Size width = smaller(BLOCK, d.features - first), skipped = number / blocks * GROUP;
+    Size examples = smaller(GROUP, d.examples - skipped);
+    const float* x = d.x + skipped * d.inputs;
+    float *packed = scratch(OWN, (DEPTH + GROUP + ROWS) * BLOCK), *to = d.result + skipped * d.features + first;
     Vector(*total)[VECTORS] = (void*)(packed + DEPTH * BLOCK), bias[VECTORS];
     load(d.bias + first, width, bias);
-    memset(total, 0, d.examples * sizeof(*total));
+    memset(total, 0, examples * sizeof(*total));
     for (Size input = 0; input < d.inputs; input += DEPTH) {
         Size depth = smaller(DEPTH, d.inputs - input);
         pack(d.kernel + input * d.features + first, depth, d.features, width, packed);
-        for (Size n = 0; n < d.examples; n += ROWS) {
-            Size rows = smaller(ROWS, d.examples - n);
+        for (Size n = 0; n < examples; n += ROWS) {
+            Size rows = smaller(ROWS, examples - n);
             const float* left[ROWS];
-            for (Size i = 0; i < ROWS; i++) left[i] = d.x + (n + smaller(i, rows - 1)) * d.inputs + input;
+            for (Size i = 0; i < ROWS; i++) left[i] = x + (n + smaller(i, rows - 1)) * d.inputs + input;
             multiply(rows, left, (Terms){1, depth, 1, 0}, packed, total + n);
         }
     }
-    for (Size n = 0; n < d.examples; n++)
-        store_output(total[n], bias, d.relu, width, d.result + n * d.features + first);
+    for (Size n = 0; n < examples; n++) store_output(total[n], bias, d.relu, width, to + n * d.features);
 }
 
 static void dense(XLA_FFI_CallFrame* frame, Dense given) {
-    share_out(frame, ratio_up(given.features, BLOCK), work_of(given), dense_features, &given);
+    Size turns = ratio_up(given.features, BLOCK) * ratio_up(given.examples, GROUP);
+    share_out(frame, turns, work_of(given), dense_features, &given);
 }
 
 // The gradient of some inputs of all examples: rows of the kernel times the transposed gradient of the output.

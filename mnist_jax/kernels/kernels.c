@@ -35,7 +35,7 @@ static XLA_FFI_Error* layer(XLA_FFI_CallFrame* frame, int relu) {
         d.x = x->data, d.kernel = kernel->data, d.bias = bias->data, d.result = output->data;
         dense(frame, d);
     } else {
-        Shape s = shape_of(x->dims, kernel->dims, output->dims);
+        Shape s = shape_of(x->dims, kernel->dims, output->dims, 0);
         convolve(frame, s, x->data, NULL, kernel->data, 0, bias->data, relu, output->data);
     }
     return NULL;
@@ -56,7 +56,7 @@ XLA_FFI_Error* mnist_jax_input_gradient(XLA_FFI_CallFrame* frame) {
         d.gradient = gradient->data, d.active = active(frame), d.kernel = kernel->data, d.result = x->data;
         dense_input_gradient(frame, d);
     } else {
-        Shape s = shape_of(gradient->dims, kernel->dims, x->dims);
+        Shape s = shape_of(gradient->dims, kernel->dims, x->dims, 1);
         convolve(frame, s, gradient->data, active(frame), kernel->data, 1, NULL, 0, x->data);
     }
     return NULL;
@@ -72,7 +72,7 @@ XLA_FFI_Error* mnist_jax_kernel_gradient(XLA_FFI_CallFrame* frame) {
         d.x = x->data, d.gradient = gradient->data, d.active = active(frame), d.result = kernel->data;
         dense_kernel_gradient(frame, d, bias->data);
     } else {
-        Shape s = shape_of(x->dims, kernel->dims, gradient->dims);
+        Shape s = shape_of(x->dims, kernel->dims, gradient->dims, 0);
         convolution_gradient(frame, s, x->data, gradient->data, active(frame), kernel->data, bias->data);
     }
     return NULL;
