@@ -37,7 +37,7 @@ class Program:
 
     def __init__(self, name: str, task: Path):
         self.name = name
-        python = sys.executable if name == 'ours' else _other_python()
+        python = sys.executable if name == 'ours' else other_python()
         began = time.perf_counter()
         with (task.parent / f'{name}.log').open('w') as log:
             self._process = subprocess.Popen(
@@ -87,7 +87,8 @@ class Program:
         self._process.wait()
 
 
-def _other_python() -> str:
+def other_python() -> str:
+    """The interpreter of an environment with Keras and PyTorch; makes it where it is missing."""
     venv = Path(os.environ.get('BENCHMARK_VENV', HERE / '.venv'))
     python = venv / 'bin' / 'python'
     if not (venv / 'installed').exists():
