@@ -133,10 +133,11 @@ def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainS
 
 def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) -> list[tuple[Any, Sums]]:
     """The gradient and the sums of each chunk."""
+    gradient = jax.jit(jax.value_and_grad(summed_loss, has_aux=True))  # traced once for all chunks
     parts = []
     for chunk in chunks:
         now, chunk = jax.lax.optimization_barrier((params, {**chunk, 'image': ops.after(parts[-1:], chunk['image'])}))
-        (_, (sums, _)), grads = jax.value_and_grad(summed_loss, has_aux=True)(now, chunk)
+        (_, (sums, _)), grads = gradient(now, chunk)
         parts.append((grads, sums))
     return parts
 
@@ -172,20 +173,23 @@ def eval_step(
       The global batch's sums {loss, correct, count, confusion_matrix KxK: rows are the truth}, padding left out; and
       for each example of the share, padding too, the probabilities BxK of its classes.
     """
-    parts, probabilities = [], []
-    for chunk in _chunks(batch, chunk_size):
-        variables, image = jax.lax.optimization_barrier(
-            (
-                {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats},
-                ops.after(parts[-1:], chunk['image']),
-            )
-        )
-        logits_BxK = model.apply(variables, _scaled(image, max_pixel, dtype)).astype(jnp.float32)
+
+    def of_chunk(variables: Any, chunk: Batch) -> tuple[Sums, jax.Array]:
+        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel, dtype)).astype(jnp.float32)
         classes = logits_BxK.shape[-1]
         truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
-        parts.append({**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK})
-        probabilities.append(jax.nn.softmax(logits_BxK))
+        sums = {**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK}
+        return sums, jax.nn.softmax(logits_BxK)
+
+    variables = {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}
+    of_chunk = jax.jit(of_chunk)  # traced once for all chunks
+    parts, probabilities = [], []
+    for chunk in _chunks(batch, chunk_size):
+        now, image = jax.lax.optimization_barrier((variables, ops.after(parts[-1:], chunk['image'])))
+        sums, probabilities_BxK = of_chunk(now, {**chunk, 'image': image})
+        parts.append(sums)
+        probabilities.append(probabilities_BxK)
     return all_sum(ops.tree_sum(parts)), jnp.concatenate(probabilities)
 
 
