@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 LAYERS = ('layer', 'layer_relu', 'input_gradient', 'kernel_gradient')
 CALL = re.compile(
-    r'%(ffi_call[.\d]*) = (.*?) custom-call.*target="mnist_jax_(\w+)", operand_layout_constraints=\{(.*?)\}, '
+    r'%(ffi_call[.\d]*) = (.*?) custom-call.*target="mnist_jax_(\w+)", operand_layout_constraints=\{(.*?)\}, api'
 )
 SHAPE = re.compile(r'[a-z]\w*\[([\d,]*)\]')
 
@@ -57,9 +57,10 @@ def trace(config_path: str, steps: int, directory: Path) -> float:
 
 def kernels(directory: Path) -> dict[str, tuple[str, str, int]]:
     """Of each call of a kernel in the program of the step: its target, its shapes and its multiply-adds."""
-    program = max(directory.glob('*after_optimizations.txt'), key=lambda path: path.stat().st_size)
+    programs = [path.read_text() for path in directory.glob('*after_optimizations.txt')]
+    program = next(text for text in programs if 'mnist_jax_kernel_gradient' in text)
     found = {}
-    for name, results, target, operands in CALL.findall(program.read_text()):
+    for name, results, target, operands in CALL.findall(program):
         shapes = [[int(size) for size in shape.split(',') if size] for shape in SHAPE.findall(f'{results} {operands}')]
         multiply_adds = 0
         if target in LAYERS:
