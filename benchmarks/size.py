@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 ROWS = [
-    ('', {}),
+    ('as it is', {}),
     ('4 x width', {'width': 4}),
     ('16 x width', {'width': 16}),
     ('4 x batch', {'batch': 4}),
