@@ -14,6 +14,7 @@ from configs import default
 def get_config() -> ConfigDict:
     """The default config with another model."""
     config = default.get_config()
+    config.eval_batch_size = 1000
     config.chunks = 1  # its steps are too short for more
     model = ConfigDict()
     model.name = 'mlp'
