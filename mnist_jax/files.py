@@ -141,8 +141,11 @@ def cache_directory() -> Path | None:
     cpuinfo = Path('/proc/cpuinfo')
     features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
     processor = features[0] if features else platform.platform()
-    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    directory = home / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
+    # Where a user has no home at all, as in some containers, '~' stays as it is.
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    if home.startswith('~'):
+        return None
+    directory = Path(home) / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

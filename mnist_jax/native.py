@@ -63,8 +63,9 @@ def _compiled() -> Path:
     sources = [path.read_bytes() for path in sorted(SOURCES.glob('*.[ch]'))]
     what = (*sources, compiler.encode(), jax.lib.__version__.encode(), ' '.join(FLAGS).encode())
     name = f'kernels-{hashlib.sha256(b"|".join(what)).hexdigest()[:16]}.so'
-    directory = files.cache_directory() or Path(tempfile.mkdtemp(prefix='mnist_jax-'))
-    if not (directory / name).exists():
+    directory = files.cache_directory() or Path(_temporary().name)
+    library, digest = directory / name, directory / f'{name}.sha256'
+    if not _is_whole(library, digest):
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             output = Path(scratch) / name
             command = [sys.executable, '-m', 'ziglang', 'cc', *FLAGS, f'-I{jax.ffi.include_dir()}']
@@ -75,5 +76,21 @@ def _compiled() -> Path:
                 text=True,
                 env={**os.environ, 'ZIG_GLOBAL_CACHE_DIR': scratch, 'ZIG_LOCAL_CACHE_DIR': scratch},
             )
-            output.replace(directory / name)
-    return directory / name
+            told = Path(scratch) / digest.name
+            told.write_text(hashlib.sha256(output.read_bytes()).hexdigest())
+            output.replace(library)
+            told.replace(digest)
+    return library
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    """A directory that is there as long as this process is."""
+    return tempfile.TemporaryDirectory(prefix='mnist_jax-')
+
+
+def _is_whole(library: Path, digest: Path) -> bool:
+    # A part of a library, as after a power failure, would end the process without a word.
+    if not library.exists() or not digest.exists():
+        return False
+    return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()

@@ -46,12 +46,20 @@ def after(earlier: Any, values: Any) -> Any:
 
 def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool) -> jax.Array:
     """The convolution with stride 1 and padding 'SAME' or 'VALID', plus the bias; with `relu` its ReLU."""
-    return _layer(padding, relu, image_BxHxWxC, kernel_hxwxCxK, bias_K)
+    return _layer(padding, relu, *_alike(image_BxHxWxC, kernel_hxwxCxK, bias_K))
 
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
-    """The product with the kernel plus the bias; with `relu` its ReLU."""
-    return _layer(None, relu, x_BxF, kernel_FxK, bias_K)
+    """The product with the kernel plus the bias; with `relu` its ReLU. x may have more axes before the last."""
+    x_NxF = x_BxF.reshape(-1, x_BxF.shape[-1]) if x_BxF.ndim != 2 else x_BxF
+    output_NxK = _layer(None, relu, *_alike(x_NxF, kernel_FxK, bias_K))
+    return output_NxK if x_BxF.ndim == 2 else output_NxK.reshape(*x_BxF.shape[:-1], -1)
+
+
+def _alike(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """All of one type, and the bias of one number a feature: the kernels take memory as it comes."""
+    dtype = jnp.result_type(x, kernel, bias)
+    return x.astype(dtype), kernel.astype(dtype), jnp.broadcast_to(bias, kernel.shape[-1:]).astype(dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array, padding: str | None) -> jax.Array:
@@ -79,9 +87,10 @@ def _has_kernels(*arrays: jax.Array) -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     plain = functools.partial(_plain_layer, padding, relu)
-    if not _has_kernels(x, kernel):
+    output = jax.eval_shape(plain, x, kernel, bias)
+    if not _has_kernels(x, kernel, output):
         return plain(x, kernel, bias)
-    compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', jax.eval_shape(plain, x, kernel, bias))
+    compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', output)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=compiled, default=plain)
 
 
@@ -103,7 +112,7 @@ def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: j
         (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
         return to_kernel, gradient.sum(range(gradient.ndim - 1))
 
-    if not _has_kernels(x, kernel):
+    if not _has_kernels(x, kernel, gradient):
         return plain_to_x(gradient, kernel, *active), *plain_to_kernel(x, gradient, *active)
     bias = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
     to_x = functools.partial(_call, 'input_gradient', x)
@@ -170,9 +179,13 @@ def _pool_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array
 _pool_by_two.defvjp(lambda x: (_pool_by_two(x), x), _pool_backward)
 
 
-@jax.custom_vjp
 def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sums of each channel and of its squares, over the examples of which the mask (1 or 0) is 1."""
+    return _moments(x_BxHxWxC, mask_B.astype(jnp.float32))
+
+
+@jax.custom_vjp
+def _moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     if not _has_kernels(x_BxHxWxC):
         return _plain_moments(x_BxHxWxC, mask_B)
     sum_C = jax.ShapeDtypeStruct(x_BxHxWxC.shape[-1:], x_BxHxWxC.dtype)
@@ -192,12 +205,17 @@ def _moments_backward(residuals: Any, gradients: tuple[jax.Array, jax.Array]) ->
     return to_x.astype(x_BxHxWxC.dtype), None
 
 
-moments.defvjp(lambda x, mask: (moments(x, mask), (x, mask)), _moments_backward)
+_moments.defvjp(lambda x, mask: (_moments(x, mask), (x, mask)), _moments_backward)
+
+
+def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    """The ReLU of x * factor + shift, channel by channel."""
+    each = (jnp.broadcast_to(array, x_BxHxWxC.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C))
+    return _scale_relu(x_BxHxWxC, *each)
 
 
 @jax.custom_vjp
-def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    """The ReLU of x * factor + shift, channel by channel."""
+def _scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
     if not _has_kernels(x_BxHxWxC):
         return _plain_scale_relu(x_BxHxWxC, factor_C, shift_C)
     compiled = functools.partial(_call, 'scale_relu', x_BxHxWxC)
@@ -219,7 +237,7 @@ def _scale_relu_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) 
     return jax.lax.platform_dependent(*residuals, gradient, cpu=compiled, default=plain)
 
 
-scale_relu.defvjp(lambda *given: (scale_relu(*given), given), _scale_relu_backward)
+_scale_relu.defvjp(lambda *given: (_scale_relu(*given), given), _scale_relu_backward)
 
 
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:

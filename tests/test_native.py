@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax import native, ops
+from mnist_jax import files, native, ops
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,12 @@ def test_they_are_compiled_once(monkeypatch):
     found = native._compiled()
     monkeypatch.setattr(subprocess, 'run', lambda *command, **given: pytest.fail('compiled again'))
     assert native._compiled() == found and found.is_file()
+
+
+def test_a_damaged_one_is_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
+    found = native._compiled()
+    assert found.parent == tmp_path
+    whole = found.read_bytes()
+    found.write_bytes(whole[:20_000])
+    assert native._compiled() == found and found.read_bytes() == whole

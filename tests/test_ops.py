@@ -143,6 +143,29 @@ def test_moments_and_scale_relu_are_the_plain_ones(shape):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
 
 
+def test_other_types_and_shapes_mean_what_they_mean_to_numpy():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    kernel = jax.random.normal(jax.random.key(1), (5, 40))
+    expected = x @ kernel + 0.5
+    np.testing.assert_allclose(ops.dense(x, kernel, jnp.array([0.5]), False), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ops.dense(x, kernel, jnp.bfloat16(0.5), False), expected, rtol=1e-5, atol=1e-5)
+    image, mask = jax.random.normal(jax.random.key(2), (3, 4, 4, 2)), jnp.array([True, False, True])
+    np.testing.assert_allclose(ops.moments(image, mask)[0], image[::2].sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    found = ops.scale_relu(image, jnp.array([2]), jnp.float32(1))
+    np.testing.assert_allclose(found, np.maximum(2 * image + 1, 0), rtol=1e-5)
+    # A kernel that is larger than the image: nothing comes out, and nothing changes it.
+    empty, vjp = jax.vjp(lambda kernel: ops.conv(image, kernel, jnp.zeros(7), 'VALID', True), jnp.ones((5, 5, 2, 7)))
+    assert empty.shape == (3, 0, 0, 7)
+    assert not vjp(empty)[0].any()
+
+
+def test_the_gradient_of_many_examples_is_as_exact_as_xlas():
+    image, gradient = (jax.random.uniform(jax.random.key(i), (512, 28, 28, 1)) for i in range(2))
+    taps = np.asarray(image, np.float64)[:, :28, :28, 0], np.asarray(gradient, np.float64)[..., 0]
+    _, vjp = jax.vjp(lambda kernel: ops.conv(image, kernel, jnp.zeros(1), 'SAME', False), jnp.ones((1, 1, 1, 1)))
+    assert abs(vjp(gradient)[0].item() / np.vdot(*taps) - 1) < 3e-6
+
+
 def test_what_is_no_number_stays_none():
     x = jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(jnp.nan)
     ones = jnp.ones(1)

@@ -109,29 +109,28 @@ typedef struct {
     float *to_kernel, *to_bias;
 } Gradient;
 
-// Add what the rows of pixels from `y` on say to the gradient of some taps and a block of features.
-static void add_rows(const Gradient* g, Size y, Size rows, int begin, Size tap, Size end, Size first, Size width,
-                     const float* padded, const float* packed) {
+// Add what the rows of pixels from `y` on say to `sums`: the gradient of the taps from `tap` on, a block of features.
+static void add_rows(const Gradient* g, Size y, Size rows, Size tap, Size end, const float* padded, const float* packed,
+                     float* sums) {
     Shape s = g->shape;
     Terms terms = {rows, s.out_width, s.channels, s.padded_width * s.channels};
     Size run = s.kernel_width * s.channels;
     for (; tap < end; tap += ROWS) {
         Size count = smaller(ROWS, end - tap);
-        float* to = g->to_kernel + tap * s.features + first;
         const float* left[ROWS];
         Vector total[ROWS][VECTORS] = {0};
         for (Size i = 0; i < ROWS; i++) {
             Size own = tap + smaller(i, count - 1);
             left[i] = padded + (y + own / run) * terms.jump + own % run;
         }
-        if (!begin)
-            for (Size i = 0; i < count; i++) load(to + i * s.features, width, total[i]);
+        if (y > 0)
+            for (Size i = 0; i < count; i++) load(sums + i * BLOCK, BLOCK, total[i]);
         multiply(count, left, terms, packed, total);
-        for (Size i = 0; i < count; i++) store(total[i], width, to + i * s.features);
+        for (Size i = 0; i < count; i++, sums += BLOCK) store(total[i], BLOCK, sums);
     }
 }
 
-// The gradient of one part of the taps, and a block of features.
+// The gradient of one part of the taps, and a block of features. Each example is summed up by itself, which rounds less.
 static void gradient_of_part(const void* given, Size number) {
     const Gradient* g = given;
     Shape s = g->shape;
@@ -139,17 +138,26 @@ static void gradient_of_part(const void* given, Size number) {
     Size tiles = ratio_up(s.taps, ROWS), tap = tiles * part / g->parts * ROWS;
     Size end = smaller(tiles * (part + 1) / g->parts * ROWS, s.taps);
     Size most_rows = CACHE / (s.padded_width * s.channels + s.out_width * BLOCK) + 1;
-    float* padded = scratch(OWN, aligned(s.padded_size) + most_rows * s.out_width * BLOCK);
-    float* packed = padded + aligned(s.padded_size);
+    float* padded = scratch(OWN, aligned(s.padded_size) + (most_rows * s.out_width + end - tap) * BLOCK);
+    float *packed = padded + aligned(s.padded_size), *sums = packed + most_rows * s.out_width * BLOCK;
     Vector bias[VECTORS] = {0};
     for (Size n = 0; n < s.examples; n++) {
+        Vector of_example[VECTORS] = {0};
         pad(g->image + n * s.height * s.width * s.channels, NULL, s, padded);
         for (Size y = 0; y < s.out_height; y += most_rows) {
             Size rows = smaller(most_rows, s.out_height - y);
             Size place = (n * s.pixels + y * s.out_width) * s.features + first;
             pack_gradient(g->gradient + place, g->active ? g->active + place : NULL, rows * s.out_width, s.features,
-                          width, packed, bias);
-            add_rows(g, y, rows, n == 0 && y == 0, tap, end, first, width, padded, packed);
+                          width, packed, of_example);
+            add_rows(g, y, rows, tap, end, padded, packed, sums);
+        }
+        for (int v = 0; v < VECTORS; v++) bias[v] += of_example[v];
+        for (Size i = tap; i < end; i++) {
+            float* to = g->to_kernel + i * s.features + first;
+            Vector total[VECTORS] = {0};
+            if (n > 0) load(to, width, total);
+            for (int v = 0; v < VECTORS; v++) total[v] += ((const Vector*)(sums + (i - tap) * BLOCK))[v];
+            store(total, width, to);
         }
     }
     if (part == 0) store(bias, width, g->to_bias + first);
