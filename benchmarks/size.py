@@ -35,7 +35,6 @@ def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, da
     import numpy as np
 
     from mnist_jax import config as configs
-    from mnist_jax.data import batches
     from mnist_jax.experiment import make_experiment
 
     config = configs.load(config_path)
@@ -44,19 +43,12 @@ def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, da
             config.model[name] = wider(config.model[name], width)
     config.batch_size *= batch
     config.devices = devices
+    config.dataset.train = '+'.join([config.dataset.train] * data)
     experiment = make_experiment(config)
-    split = experiment.source.split('train')
-    split = type(split)(*(np.concatenate([column] * data) for column in split))
-    size = experiment.train_layout[1]
-    order = (split, config.seed, 0, config.batch_size, size, experiment.replicas.share(size))
-    sharded = map(experiment.replicas.shard, batches.train_batches(*order))
     state, done, began = experiment.replicas.replicate(experiment.create_state()), 0, 0.0
-    for number, one in enumerate(sharded):
-        if experiment.steps_per_call > 1:
-            one = {name: np.stack([column] * experiment.steps_per_call, axis=1) for name, column in one.items()}
+    for number, one in enumerate(experiment.train_batches(0)):
         state, sums = experiment.train_step(state, one)
-        float(np.sum(sums['loss']))
-        done += sums['loss'].size
+        done += np.asarray(sums['loss']).size
         if number == 0:
             done, began = 0, time.perf_counter()
         elif number >= 2 and time.perf_counter() - began > seconds:

@@ -16,8 +16,8 @@ from configs import default
 def get_config() -> ConfigDict:
     """The default config with another data set and model."""
     config = default.get_config()
-    config.eval_batch_size = 1000
     config.chunks = 1  # its steps are too short for more
+    config.eval_batch_size = 1000  # and these for less
     config.epochs = 30
     config.dataset.name = 'kaggle_digits'
     config.dataset.train = 'train[:80%]'

@@ -14,8 +14,8 @@ from configs import default
 def get_config() -> ConfigDict:
     """The default config with another model."""
     config = default.get_config()
-    config.eval_batch_size = 1000
     config.chunks = 1  # its steps are too short for more
+    config.eval_batch_size = 1000  # and these for less
     model = ConfigDict()
     model.name = 'mlp'
     model.hidden = (512, 512)  # widths of the hidden layers

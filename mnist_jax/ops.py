@@ -7,7 +7,7 @@ had; anywhere else by XLA. What they mean is what the `_plain_` functions say.
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,13 @@ def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array,
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
     """The product with the kernel plus the bias; with `relu` its ReLU. x may have more axes before the last."""
-    x_NxF = x_BxF.reshape(-1, x_BxF.shape[-1]) if x_BxF.ndim != 2 else x_BxF
-    output_NxK = _layer(None, relu, *_alike(x_NxF, kernel_FxK, bias_K))
-    return output_NxK if x_BxF.ndim == 2 else output_NxK.reshape(*x_BxF.shape[:-1], -1)
+    rows = math.prod(x_BxF.shape[:-1])
+    output_NxK = _layer(None, relu, *_alike(x_BxF.reshape(rows, x_BxF.shape[-1]), kernel_FxK, bias_K))
+    return output_NxK.reshape(*x_BxF.shape[:-1], kernel_FxK.shape[-1])
 
 
 def _alike(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """All of one type, and the bias of one number a feature: the kernels take memory as it comes."""
+    """All of one type, and the bias of one number a feature."""
     dtype = jnp.result_type(x, kernel, bias)
     return x.astype(dtype), kernel.astype(dtype), jnp.broadcast_to(bias, kernel.shape[-1:]).astype(dtype)
 
@@ -74,24 +74,19 @@ def _plain_layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Arra
     return jax.nn.relu(output) if relu else output
 
 
-def _call(target: str, shapes: Any, *arrays: jax.Array) -> Any:
-    """Call a function of kernels.c, for results like `shapes`."""
-    return jax.ffi.ffi_call(f'mnist_jax_{target}', shapes)(*arrays)
-
-
-def _has_kernels(*arrays: jax.Array) -> bool:
-    """Whether kernels.c is for arrays like these."""
-    return all(0 not in array.shape and array.dtype == jnp.float32 for array in arrays) and native.loaded()
+def _computed(target: str, plain: Callable, *arrays: jax.Array) -> Any:
+    """`plain(*arrays)`: on a CPU by a function of kernels.c, which takes and returns memory as it comes."""
+    shapes = jax.eval_shape(plain, *arrays)
+    everything = jax.tree.leaves((arrays, shapes))
+    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not native.loaded():
+        return plain(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=jax.ffi.ffi_call(f'mnist_jax_{target}', shapes), default=plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     plain = functools.partial(_plain_layer, padding, relu)
-    output = jax.eval_shape(plain, x, kernel, bias)
-    if not _has_kernels(x, kernel, output):
-        return plain(x, kernel, bias)
-    compiled = functools.partial(_call, 'layer_relu' if relu else 'layer', output)
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=compiled, default=plain)
+    return _computed('layer_relu' if relu else 'layer', plain, x, kernel, bias)
 
 
 def _layer_forward(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Any:
@@ -112,14 +107,9 @@ def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: j
         (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
         return to_kernel, gradient.sum(range(gradient.ndim - 1))
 
-    if not _has_kernels(x, kernel, gradient):
-        return plain_to_x(gradient, kernel, *active), *plain_to_kernel(x, gradient, *active)
-    bias = jax.ShapeDtypeStruct(kernel.shape[-1:], kernel.dtype)
-    to_x = functools.partial(_call, 'input_gradient', x)
-    to_kernel = functools.partial(_call, 'kernel_gradient', (kernel, bias))
     return (
-        jax.lax.platform_dependent(gradient, kernel, *active, cpu=to_x, default=plain_to_x),
-        *jax.lax.platform_dependent(x, gradient, *active, cpu=to_kernel, default=plain_to_kernel),
+        _computed('input_gradient', plain_to_x, gradient, kernel, *active),
+        *_computed('kernel_gradient', plain_to_kernel, x, gradient, *active),
     )
 
 
@@ -137,7 +127,7 @@ def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
     Where several values of a window tie, the gradient is shared between them.
     """
     padded = padding == 'SAME' and any(size % window for size in x_BxHxWxC.shape[1:3])
-    if window != 2 or padded or not _has_kernels(x_BxHxWxC):
+    if window != 2 or padded:
         return _plain_max_pool(x_BxHxWxC, window, padding)
     return _pool_by_two(x_BxHxWxC)
 
@@ -161,19 +151,20 @@ def _same_padding(size: int, window: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
+def _plain_pool_by_two(x_BxHxWxC: jax.Array) -> jax.Array:
+    return _plain_max_pool(x_BxHxWxC, 2, 'VALID')
+
+
 @jax.custom_vjp
 def _pool_by_two(x_BxHxWxC: jax.Array) -> jax.Array:
-    plain = functools.partial(_plain_max_pool, window=2, padding='VALID')
-    compiled = functools.partial(_call, 'pool', jax.eval_shape(plain, x_BxHxWxC))
-    return jax.lax.platform_dependent(x_BxHxWxC, cpu=compiled, default=plain)
+    return _computed('pool', _plain_pool_by_two, x_BxHxWxC)
 
 
 def _pool_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     def plain(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(functools.partial(_plain_max_pool, window=2, padding='VALID'), x)[1](gradient)[0]
+        return jax.vjp(_plain_pool_by_two, x)[1](gradient)[0]
 
-    compiled = functools.partial(_call, 'pool_gradient', x_BxHxWxC)
-    return (jax.lax.platform_dependent(x_BxHxWxC, gradient, cpu=compiled, default=plain),)
+    return (_computed('pool_gradient', plain, x_BxHxWxC, gradient),)
 
 
 _pool_by_two.defvjp(lambda x: (_pool_by_two(x), x), _pool_backward)
@@ -186,11 +177,7 @@ def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Arr
 
 @jax.custom_vjp
 def _moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if not _has_kernels(x_BxHxWxC):
-        return _plain_moments(x_BxHxWxC, mask_B)
-    sum_C = jax.ShapeDtypeStruct(x_BxHxWxC.shape[-1:], x_BxHxWxC.dtype)
-    compiled = functools.partial(_call, 'moments', (sum_C, sum_C))
-    return jax.lax.platform_dependent(x_BxHxWxC, mask_B, cpu=compiled, default=_plain_moments)
+    return _computed('moments', _plain_moments, x_BxHxWxC, mask_B)
 
 
 def _plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -216,10 +203,7 @@ def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) ->
 
 @jax.custom_vjp
 def _scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    if not _has_kernels(x_BxHxWxC):
-        return _plain_scale_relu(x_BxHxWxC, factor_C, shift_C)
-    compiled = functools.partial(_call, 'scale_relu', x_BxHxWxC)
-    return jax.lax.platform_dependent(x_BxHxWxC, factor_C, shift_C, cpu=compiled, default=_plain_scale_relu)
+    return _computed('scale_relu', _plain_scale_relu, x_BxHxWxC, factor_C, shift_C)
 
 
 def _plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
@@ -231,10 +215,7 @@ def _scale_relu_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) 
     def plain(x: jax.Array, factor: jax.Array, shift: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
         return jax.vjp(_plain_scale_relu, x, factor, shift)[1](gradient)
 
-    if not _has_kernels(residuals[0]):
-        return plain(*residuals, gradient)
-    compiled = functools.partial(_call, 'scale_relu_gradient', residuals)
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=compiled, default=plain)
+    return _computed('scale_relu_gradient', plain, *residuals, gradient)
 
 
 _scale_relu.defvjp(lambda *given: (_scale_relu(*given), given), _scale_relu_backward)

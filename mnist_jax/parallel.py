@@ -58,10 +58,10 @@ def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:
 
 def _keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next one: the system would clear each page of it anew."""
-    # Below M_MMAP_MAX=0 a large block comes from the heap; only the first arena's may grow to any size.
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-        if mallopt is not None:
+    if mallopt is not None:
+        # Large blocks come from the heap too, and only the first arena's may grow to any size.
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
             mallopt(option, value)
 
 

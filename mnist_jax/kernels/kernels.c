@@ -106,7 +106,7 @@ XLA_FFI_Error* mnist_jax_moments(XLA_FFI_CallFrame* frame) {
     if (answered_metadata(frame)) return NULL;
     Norm norm = norm_of(argument(frame, 0));
     norm.mask = argument(frame, 1)->data;
-    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), moments_of_example, &norm);
+    share_out_examples(frame, norm, moments_of_example);
     for (int i = 0; i < 2; i++) add_examples(norm, i, result(frame, i)->data);
     return NULL;
 }
@@ -117,7 +117,7 @@ XLA_FFI_Error* mnist_jax_scale_relu(XLA_FFI_CallFrame* frame) {
     Norm norm = norm_of(argument(frame, 0));
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.result = result(frame, 0)->data;
-    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), scale_example, &norm);
+    share_out_examples(frame, norm, scale_example);
     return NULL;
 }
 
@@ -127,7 +127,7 @@ XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
     Norm norm = norm_of(argument(frame, 0));
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
-    share_out(frame, norm.examples, 4 * norm.examples * size_of(norm), scale_example_gradient, &norm);
+    share_out_examples(frame, norm, scale_example_gradient);
     for (int i = 0; i < 2; i++) add_examples(norm, i, result(frame, i + 1)->data);
     return NULL;
 }
