@@ -1,13 +1,13 @@
 """Evaluate a state on a split; the training loop and `--mode=eval` share this core."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mnist_jax import checkpoint, metrics, parallel, processes, results
+from mnist_jax import metrics, parallel, processes, results
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.errors import Interrupted, UserError
@@ -16,6 +16,7 @@ from mnist_jax.interruption import Request
 from mnist_jax.metrics import Totals
 from mnist_jax.snapshot import Snapshot, params_sha256
 from mnist_jax.step import TrainState
+from mnist_jax.trained import open_workdir, restore
 
 
 def evaluate_split(
@@ -102,36 +103,9 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
     A step or a split that is asked for has files of its own, such as `eval-step45-holdout.json`: `eval.json` is the
     result of the run.
     """
-    if not workdir.is_dir():
-        problem = 'is a file' if workdir.exists() else 'does not exist'
-        raise UserError(f'--workdir {str(workdir)!r} {problem}; give the workdir of a run')
-    checkpoints = checkpoint.Checkpoints(workdir)
-    config = checkpoints.read_config()
-    if config is None or not checkpoints.steps():
-        missing = 'config.json' if config is None else 'checkpoint'
-        raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
+    checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
-    latest = checkpoints.restore(checkpoints.steps()[-1], experiment.abstract_snapshot)
-    chosen = result_step(experiment, latest) if step is None else _chosen_step(checkpoints.steps(), latest, step)
-    snapshot = latest if chosen == latest.state.step else checkpoints.restore(chosen, experiment.abstract_snapshot)
-    part = '-'.join(name for name in (step and f'step{chosen}', split) if name)
+    snapshot = restore(checkpoints, experiment, step)
+    part = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
     return evaluate_test(experiment, snapshot, workdir, split, part)
-
-
-def result_step(experiment: Experiment, latest: Snapshot) -> int:
-    """The step whose parameters the run ends with: the latest, or the best where that is restored."""
-    best = latest.callbacks.early_stopping.best_step
-    return best if experiment.callbacks.early_stopping.restore_best and best >= 0 else int(latest.state.step)
-
-
-def _chosen_step(kept: Sequence[int], latest: Snapshot, step: str) -> int:
-    choices = {'latest': kept[-1], **{str(number): number for number in kept}}
-    best = latest.callbacks.early_stopping.best_step
-    if best >= 0:
-        choices['best'] = best
-    elif step == 'best':
-        raise UserError("--step=best: no epoch of this run was validated; 'latest' is there")
-    if step not in choices:
-        raise UserError(f'--step={step!r} is not there; the choices are: {", ".join(choices)}')
-    return choices[step]

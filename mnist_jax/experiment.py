@@ -30,24 +30,31 @@ STEPS_PER_CALL, SHORT_STEP = 32, 100e6
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The parts of a run; what they need of the devices is compiled into its steps."""
+class Plan:
+    """What a config alone says of a run: enough to restore and to apply it, without its data set."""
 
     config: configs.ConfigDict
     source: Source
     model: nn.Module
-    replicas: parallel.Replicas
-    create_state: Callable[[], step.TrainState]
-    # One update, or where `steps_per_call` is more than 1 several; gives up the state it is given.
-    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]
-    eval_step: Callable[[step.TrainState, Any], tuple[step.Sums, jax.Array]]
-    learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    optimizer: optax.GradientTransformationExtraArgs
+    peak: float  # the learning rate that the schedule multiplies
     callbacks: Callbacks
-    steps_per_epoch: int
-    steps_per_call: int
-    train_layout: tuple[int, int]  # chunk size and padded batch size, examples
-    eval_layout: tuple[int, int]
-    eval_batch_size: int  # examples
+
+    @functools.cached_property
+    def inference(self) -> dict[str, Any]:
+        """The arguments of `step.infer` beside variables and images."""
+        dtype = choose('config.dtype', self.config.dtype, DTYPES)
+        return {'model': self.model, 'max_pixel': self.source.max_pixel, 'dtype': dtype}
+
+    def create_state(self) -> step.TrainState:
+        """The state before the first step."""
+        # The seed is an argument, so that runs of several seeds share their compiled programs.
+        return self._create_state(np.array(self.config.seed, np.int32))
+
+    @functools.cached_property
+    def _create_state(self) -> Callable[[np.ndarray], step.TrainState]:
+        return jax.jit(functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape))
 
     def first_snapshot(self) -> Snapshot:
         """What there is before the first step."""
@@ -57,6 +64,31 @@ class Experiment:
     def abstract_snapshot(self) -> Snapshot:
         """The structure, shapes and types of a snapshot."""
         return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochSoFar())
+
+
+def make_plan(config: configs.ConfigDict) -> Plan:
+    """Check `config` and build what needs no data; reads none, computes nothing."""
+    source, model = _source_and_model(config)
+    loss = build('loss', losses.LOSSES, config.loss)
+    callbacks = _callbacks(config, source)
+    optimizer, peak = _optimizer(config)
+    return Plan(config, source, model, loss, optimizer, peak, callbacks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Plan):
+    """All parts of a run; what they need of the devices is compiled into its steps."""
+
+    replicas: parallel.Replicas
+    # One update, or where `steps_per_call` is more than 1 several; gives up the state it is given.
+    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]
+    eval_step: Callable[[step.TrainState, Any], tuple[step.Sums, jax.Array]]
+    learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
+    steps_per_epoch: int
+    steps_per_call: int
+    train_layout: tuple[int, int]  # chunk size and padded batch size, examples
+    eval_layout: tuple[int, int]
+    eval_batch_size: int  # examples
 
     def train_indices(self, epoch: int, step: int) -> np.ndarray:
         """The places in the training split of the examples of a batch; epochs and their steps count from 0."""
@@ -80,10 +112,8 @@ class Experiment:
 
 def make_experiment(config: configs.ConfigDict) -> Experiment:
     """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
-    source, model = _source_and_model(config)
-    loss = build('loss', losses.LOSSES, config.loss)
-    callbacks = _callbacks(config, source)
-    optimizer, peak = _optimizer(config)
+    plan = make_plan(config)
+    source, model, peak = plan.source, plan.model, plan.peak
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
     multiply_adds = config.batch_size * sum(layer.multiply_adds for layer in summary.layers(model, source.image_shape))
     replicas = parallel.start(config.devices, config.dtype)
@@ -98,8 +128,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas))
     eval_batch_size = min(config.eval_batch_size, test_size)
     train_layout, eval_layout = layout(config.batch_size), layout(eval_batch_size)
-    dtype = choose('config.dtype', config.dtype, DTYPES)
-    parts = {'model': model, 'loss': loss, 'max_pixel': source.max_pixel, 'dtype': dtype}
+    parts = {**plan.inference, 'loss': plan.loss}
     several = not replicas.on_cpu or multiply_adds < SHORT_STEP
     steps_per_call = config.steps_per_call or (STEPS_PER_CALL if several else 1)
 
@@ -109,25 +138,18 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     train_step = functools.partial(
         step.train_step if steps_per_call == 1 else step.train_steps,
         **parts,
-        optimizer=optimizer,
+        optimizer=plan.optimizer,
         learning_rate=learning_rate,
         skip_nonfinite=choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE),
         chunk_size=train_layout[0],
     )
     eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])
-    create_state = jax.jit(functools.partial(step.create_state, model, optimizer, source.image_shape))
-    # An argument, so that runs of several seeds share their compiled programs.
-    seed = np.array(config.seed, np.int32)
     return Experiment(
-        config=config,
-        source=source,
-        model=model,
+        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
         replicas=replicas,
-        create_state=functools.partial(create_state, seed),
-        train_step=replicas.compile(train_step, donate=True, seed=seed),
+        train_step=replicas.compile(train_step, donate=True, seed=np.array(config.seed, np.int32)),
         eval_step=replicas.compile(eval_step, by_example=True),
         learning_rate=learning_rate,
-        callbacks=callbacks,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
         train_layout=train_layout,

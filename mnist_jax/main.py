@@ -25,6 +25,8 @@ Train, evaluate and compare small-image classifiers.
   python -m mnist_jax.main --config=configs/cnn.py --config.epochs=3     any field of configs/default.py
   python -m mnist_jax.main --processes=2 --config=configs/cnn.py         in two processes, with the same result
   python -m mnist_jax.main --mode=eval --workdir=runs/cnn                evaluate what a run has learned
+  python -m mnist_jax.main --mode=predict --workdir=runs/cnn --input=digit.png
+                                                                         the classes of your own images
   python -m mnist_jax.main --mode=compare --run='runs/*'                 finished runs side by side
   python -m mnist_jax.main --mode=explore --config=configs/cnn.py        look at a data set
   python -m mnist_jax.main --mode=summary --config=configs/cnn.py        the layer table
@@ -35,12 +37,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, compare (runs), explore (a data set), reproduce (all published experiments), or summary '
-    '(the layer table)',
+    'train (or resume), eval, predict (your own images), compare (runs), explore (a data set), reproduce (all '
+    'published experiments), or summary (the layer table)',
 )
 flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<config name>' if not given")
-flags.DEFINE_string('step', None, "eval: which checkpoint: best, latest or a step; the run's result if not given")
+flags.DEFINE_string(
+    'step', None, "eval, predict: which checkpoint: best, latest or a step; the run's result if not given"
+)
 flags.DEFINE_string('split', None, "eval: which split, as 'holdout' or 'test[:10%]'; the config's test if not given")
+flags.DEFINE_multi_string(
+    'input',
+    [],
+    "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated",
+)
+flags.DEFINE_string('output', None, 'predict: write a .csv or .jsonl file; a table on the terminal if not given')
 flags.DEFINE_multi_string('run', [], "compare: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated")
 flags.DEFINE_integer('processes', None, 'train, eval: start so many processes on this machine, each with its devices')
 flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0, for all to meet there')
@@ -64,10 +74,25 @@ def _train() -> None:
 def _eval() -> None:
     from mnist_jax.evaluate import evaluate_workdir
 
-    if FLAGS.workdir is None or _CONFIG.value is not None:
-        raise UserError('--mode=eval needs --workdir, the directory of a run, and no --config: the run has its own')
+    workdir = _run_directory()
     with _connected():
-        evaluate_workdir(Path(FLAGS.workdir), FLAGS.step, FLAGS.split)
+        evaluate_workdir(workdir, FLAGS.step, FLAGS.split)
+
+
+def _predict() -> None:
+    from mnist_jax.predict import predict
+
+    if not FLAGS.input:
+        raise UserError("--mode=predict needs --input, an image, a directory, an IDX file or Kaggle's test.csv")
+    predict(_run_directory(), FLAGS.input, Path(FLAGS.output) if FLAGS.output else None, FLAGS.step)
+
+
+def _run_directory() -> Path:
+    if FLAGS.workdir is None or _CONFIG.value is not None:
+        raise UserError(
+            f'--mode={FLAGS.mode} needs --workdir, the directory of a run, and no --config: the run has its own'
+        )
+    return Path(FLAGS.workdir)
 
 
 def _summary() -> None:
@@ -123,6 +148,7 @@ _PROCESSES = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
     'train': (_train, _PROCESSES),
     'eval': (_eval, ('step', 'split', *_PROCESSES)),
+    'predict': (_predict, ('input', 'output', 'step')),
     'summary': (_summary, ()),
     'compare': (_compare, ('run',)),
     'explore': (_explore, ()),

@@ -105,7 +105,7 @@ class Flatten(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        return x_BxHxWxC.reshape(len(x_BxHxWxC), -1)
+        return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
 
 
 class Dropout(nn.Module):

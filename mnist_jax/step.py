@@ -175,14 +175,14 @@ def eval_step(
     """
 
     def of_chunk(variables: Any, chunk: Batch) -> tuple[Sums, jax.Array]:
-        logits_BxK = model.apply(variables, _scaled(chunk['image'], max_pixel, dtype)).astype(jnp.float32)
+        logits_BxK = infer(variables, chunk['image'], model=model, max_pixel=max_pixel, dtype=dtype)
         classes = logits_BxK.shape[-1]
         truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
         sums = {**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK}
         return sums, jax.nn.softmax(logits_BxK)
 
-    variables = {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}
+    variables = inference_variables(state, dtype)
     of_chunk = jax.jit(of_chunk)  # traced once for all chunks
     parts, probabilities = [], []
     for chunk in _chunks(batch, chunk_size):
@@ -191,6 +191,16 @@ def eval_step(
         parts.append(sums)
         probabilities.append(probabilities_BxK)
     return all_sum(ops.tree_sum(parts)), jnp.concatenate(probabilities)
+
+
+def inference_variables(state: TrainState, dtype: jnp.dtype) -> Any:
+    """What a model needs beside images to infer."""
+    return {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}
+
+
+def infer(variables: Any, image_BxHxWxC: jax.Array, *, model: nn.Module, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
+    """The logits BxK, float32, of images of pixels from 0 to `max_pixel`."""
+    return model.apply(variables, _scaled(image_BxHxWxC, max_pixel, dtype)).astype(jnp.float32)
 
 
 def _stream(seed: int | jax.Array, stream: int) -> jax.Array:

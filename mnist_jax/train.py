@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary
+from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary, trained
 from mnist_jax import config as configs
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
@@ -106,7 +106,7 @@ def _result(
     experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path
 ) -> dict[str, Any]:
     """Evaluate what the run ends with."""
-    step = evaluate.result_step(experiment, snapshot)
+    step = trained.result_step(experiment, snapshot)
     if step != snapshot.state.step:
         logging.info('The best epoch is the result: step %s', f'{step:,}')
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)

@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mnist_jax import config as configs
-from mnist_jax import loop, parallel
+from mnist_jax import loop, parallel, train
 from mnist_jax.data.source import SOURCES
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +81,16 @@ def environment(data_dir: str) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope='session')
+def trained(data_dir, tmp_path_factory):
+    """The workdir of a small CNN that has learned something, not to be written to."""
+    workdir = tmp_path_factory.mktemp('learned') / 'run'
+    splits = {'dataset__train': 'train[:12000]', 'dataset__validation': 'train[12000:12500]'}
+    config = make_small(data_dir, 'cnn', **splits, model__stages=((8,), (16,)), model__hidden=(32,), epochs=3)
+    train.train(config, workdir)
+    return workdir
+
+
 @pytest.fixture
 def program(data_dir, tmp_path):
     """A function that runs the program in an empty current directory and returns the finished process."""
@@ -95,7 +105,7 @@ def program(data_dir, tmp_path):
 
 FORKING = """
 import json, os, sys
-from mnist_jax import compare, explore, main, reproduce, train
+from mnist_jax import compare, explore, main, predict, reproduce, train
 
 for line in sys.stdin:
     directory, arguments = json.loads(line)

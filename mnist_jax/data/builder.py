@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mnist_jax.data.images import Framing
 from mnist_jax.data.records import Split
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -24,6 +25,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     SHAPE = (28, 28, 1)
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
+    FRAMING = Framing(box=20, by_mass=True)  # MNIST's
 
     def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int, variant: str):
         """`raw_dir` is where the raw files lie, if not where the subclass says; `split_seed` is of a random split."""

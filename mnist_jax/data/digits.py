@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax.data.builder import ArrayBuilder, Arrays
+from mnist_jax.data.images import Framing
 
 TRAIN = 1_500
 
@@ -13,6 +14,7 @@ class Digits(ArrayBuilder):
 
     SHAPE = (8, 8, 1)
     MAX_PIXEL = 16
+    FRAMING = Framing(box=8, by_mass=False)
 
     def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
         from sklearn.datasets import load_digits  # Takes a second, and only the preparation needs it.

@@ -13,6 +13,7 @@ from mnist_jax.errors import UserError
 
 PIECE = 2**20  # bytes that are read in one go
 MOST = 2**30  # bytes of elements; TFDS prepares no larger split without TensorFlow
+GZIPPED = b'\x1f\x8b'
 # Two zero bytes, the element type (8: unsigned byte), the number of dimensions.
 MAGIC = {1: b'\x00\x00\x08\x01', 3: b'\x00\x00\x08\x03'}
 
@@ -38,7 +39,7 @@ def read(path: Path, dimensions: int, sha256: str | None = None) -> np.ndarray:
     """
     try:
         with open(path, 'rb') as file:
-            zipped = file.read(2) == b'\x1f\x8b'
+            zipped = file.read(2) == GZIPPED
             file.seek(0)
             header, pixels, shape = _read(path, gzip.GzipFile(fileobj=file) if zipped else file, dimensions)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

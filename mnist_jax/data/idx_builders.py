@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from mnist_jax.data import idx
 from mnist_jax.data.builder import ArrayBuilder, Arrays
+from mnist_jax.data.images import Framing
 from mnist_jax.errors import UserError, first_line
 
 FILES = {
@@ -84,6 +85,7 @@ class FashionMnistIdx(IdxBuilder):
     CLASS_NAMES = (
         'T-shirt/top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot',
     )  # fmt: skip
+    FRAMING = Framing(box=28, by_mass=False)
     DIRECTORIES = (Path('/usr/share/datasets/fashion-mnist'),)
     URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com'
     ELSEWHERE = ' (Debian: apt-get install dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)'

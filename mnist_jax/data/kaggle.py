@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +15,8 @@ from mnist_jax.data.builder import ArrayBuilder, Arrays
 from mnist_jax.errors import UserError
 
 SIDE = 28
-HEADER = ['label', *(f'pixel{i}' for i in range(SIDE * SIDE))]
+PIXELS = [f'pixel{i}' for i in range(SIDE * SIDE)]
+HEADER = ['label', *PIXELS]
 CLASSES = 10
 ROWS = 4096  # that are read in one go
 LONGEST = 2**14  # characters of a line; 784 quoted pixels have 4,700
@@ -46,27 +47,37 @@ def read(path: Path) -> Arrays:
     Raises:
       UserError: anything else; it names the file and the line.
     """
+    table = _read(path, HEADER)
+    return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
+
+
+def read_unlabelled(path: Path) -> np.ndarray:
+    """Images, uint8 Nx28x28x1, of a CSV with the header pixel0,...,pixel783, as Kaggle's test.csv; else as `read`."""
+    return _read(path, PIXELS).reshape(-1, SIDE, SIDE, 1)
+
+
+def _read(path: Path, header: Sequence[str]) -> np.ndarray:
+    """The numbers below the header, uint8, a row an image."""
     try:
         with open(path, encoding='utf-8-sig', newline='\n') as file:
-            _check_header(path, file.readline(LONGEST))
-            tables = list(_tables(path, file))
+            _check_header(path, file.readline(LONGEST), header)
+            tables = list(_tables(path, file, header))
     except OSError as error:
         raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
     except UnicodeDecodeError:
         raise UserError(f'raw file {str(path)!r} is no text in UTF-8; a CSV is wanted') from None
     if not tables:
         raise UserError(f'raw file {str(path)!r} ends after its header, line 1; a line an image is wanted')
-    table = np.concatenate(tables)
-    return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
+    return np.concatenate(tables)
 
 
-def _tables(path: Path, file: TextIO) -> Iterator[np.ndarray]:
-    """The rows after the header, so many at a time: uint8 Nx785."""
+def _tables(path: Path, file: TextIO, header: Sequence[str]) -> Iterator[np.ndarray]:
+    """The rows after the header, so many at a time, uint8."""
     lines, first = _lines(path, file), 2
     while block := list(itertools.islice(lines, ROWS)):
         if first + len(block) > MOST_ROWS:
             raise UserError(f'raw file {str(path)!r} is too large: it has more than {MOST_ROWS:,} lines')
-        yield _table(path, block, first)
+        yield _table(path, block, first, header)
         first += len(block)
 
 
@@ -87,36 +98,38 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
             blank += 1
 
 
-def _table(path: Path, lines: list[str], first: int) -> np.ndarray:
-    """Label and pixels of these lines, of which the first has the number `first` in the file."""
+def _table(path: Path, lines: list[str], first: int, header: Sequence[str]) -> np.ndarray:
+    """The numbers of these lines, of which the first has the number `first` in the file."""
     try:
         if not all(map(str.strip, lines)):
             raise ValueError('blank lines, which NumPy skips')
         table = np.loadtxt(lines, np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
         # A quoted line break makes one row of two lines.
-        if table.shape != (len(lines), len(HEADER)) or table[:, 0].max() >= CLASSES:
+        labels = table[:, : len(header) - len(PIXELS)]
+        if table.shape != (len(lines), len(header)) or labels.max(initial=0) >= CLASSES:
             raise ValueError('a wrong number of rows or columns, or a wrong label')
     except ValueError as error:
-        raise _wrong_row(path, lines, first) or UserError(f'raw file {str(path)!r}: {error}') from None
+        raise _wrong_row(path, lines, first, header) or UserError(f'raw file {str(path)!r}: {error}') from None
     return table
 
 
-def _check_header(path: Path, line: str) -> None:
+def _check_header(path: Path, line: str, header: Sequence[str]) -> None:
     names = _cells(line)
-    if names == HEADER:
+    if names == header:
         return
     if not line.strip():
         problem = 'is empty'
-    elif 'label' not in names:
-        problem = f'has no column label: it begins with {names[0][:20]!r}'
+    elif header[0] not in names:
+        problem = f'has no column {header[0]}: it begins with {names[0][:20]!r}'
     else:
-        missing = next((name for name in HEADER if name not in names), None)
-        extra = next((name for name in names if name not in HEADER), None)
+        missing = next((name for name in header if name not in names), None)
+        extra = next((name for name in names if name not in header), None)
         problem = (
             f'has no column {missing}' if missing else f'has the column {extra!r} too' if extra else 'has another order'
         )
+    first = 'label,' if 'label' in header else ''
     raise UserError(
-        f'raw file {str(path)!r}, line 1, {problem}; the header of {len(HEADER)} columns is label,pixel0,...,pixel783'
+        f'raw file {str(path)!r}, line 1, {problem}; the header of {len(header)} columns is {first}pixel0,...,pixel783'
     )
 
 
@@ -127,15 +140,15 @@ def _cells(line: str) -> list[str]:
         return line.split(',')
 
 
-def _wrong_row(path: Path, lines: list[str], first: int) -> UserError | None:
+def _wrong_row(path: Path, lines: list[str], first: int, header: Sequence[str]) -> UserError | None:
     """What is wrong with the first wrong one of these lines, which are numbered from `first`."""
     for number, line in enumerate(lines, first):
         cells = _cells(line)
         where = f'raw file {str(path)!r}, line {number}'
-        if len(cells) != len(HEADER):
+        if len(cells) != len(header):
             quotes = ' (a quote is not closed)' if line.count('"') % 2 else ''
-            return UserError(f'{where}, has {len(cells)} columns{quotes}; its header has {len(HEADER)}')
-        for name, cell in zip(HEADER, cells, strict=True):
+            return UserError(f'{where}, has {len(cells)} columns{quotes}; its header has {len(header)}')
+        for name, cell in zip(header, cells, strict=True):
             most = CLASSES - 1 if name == 'label' else 255
             digits = cell.strip()
             if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) <= most):

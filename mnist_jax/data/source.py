@@ -7,6 +7,7 @@ import numpy as np
 
 from mnist_jax.data import digits, idx_builders, kaggle, partition
 from mnist_jax.data.builder import ArrayBuilder
+from mnist_jax.data.images import Framing
 from mnist_jax.data.prepared import Prepared
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_below_one, check_whole
@@ -58,6 +59,7 @@ class Source:
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
         self.class_names: Sequence[str] = make_builder.CLASS_NAMES
         self.max_pixel: int = make_builder.MAX_PIXEL
+        self.framing: Framing = make_builder.FRAMING
 
     def split(self, name: str) -> Examples | None:
         """The examples that are for `name` (train, validation, test), or None where there is no validation."""
