@@ -28,15 +28,15 @@ find_python() {
     exit 2
 }
 
-# A set of requirements is installed once its stamp holds their digest. While something is being installed, a mark says
-# so: an installation that was interrupted is done again, from nothing.
+# A set of requirements, with further arguments for pip, is installed once its stamp holds their digest. While something
+# is being installed, a mark says so: an installation that was interrupted is done again, from nothing.
 install() {
     local file=$root/$1 stamp=$venv/$1.stamp digest
     digest=$(cksum <"$file")
     if [[ ! -f $stamp || $(<"$stamp") != "$digest" ]]; then
         echo "Installing $1 into $venv (once)" >&2
         touch "$venv/installing"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$file"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" --requirement "$file"
         echo "$digest" >"$stamp"
         rm "$venv/installing"
     fi
@@ -56,6 +56,7 @@ setup() {
     install requirements.txt
     if [[ ${1:-} == test ]]; then
         install requirements-test.txt
+        install requirements-onnx.txt --no-deps
     fi
     exec 9>&-
 }

@@ -27,6 +27,7 @@ Train, evaluate and compare small-image classifiers.
   python -m mnist_jax.main --mode=eval --workdir=runs/cnn                evaluate what a run has learned
   python -m mnist_jax.main --mode=predict --workdir=runs/cnn --input=digit.png
                                                                          the classes of your own images
+  python -m mnist_jax.main --mode=export --workdir=runs/cnn              a file that JAX alone runs, and ONNX
   python -m mnist_jax.main --mode=compare --run='runs/*'                 finished runs side by side
   python -m mnist_jax.main --mode=explore --config=configs/cnn.py        look at a data set
   python -m mnist_jax.main --mode=summary --config=configs/cnn.py        the layer table
@@ -37,12 +38,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, predict (your own images), compare (runs), explore (a data set), reproduce (all '
-    'published experiments), or summary (the layer table)',
+    'train (or resume), eval, predict (your own images), export (to StableHLO and ONNX), compare (runs), explore (a '
+    'data set), reproduce (all published experiments), or summary (the layer table)',
 )
 flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<config name>' if not given")
 flags.DEFINE_string(
-    'step', None, "eval, predict: which checkpoint: best, latest or a step; the run's result if not given"
+    'step', None, "eval, predict, export: which checkpoint: best, latest or a step; the run's result if not given"
 )
 flags.DEFINE_string('split', None, "eval: which split, as 'holdout' or 'test[:10%]'; the config's test if not given")
 flags.DEFINE_multi_string(
@@ -51,6 +52,7 @@ flags.DEFINE_multi_string(
     "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated",
 )
 flags.DEFINE_string('output', None, 'predict: write a .csv or .jsonl file; a table on the terminal if not given')
+flags.DEFINE_bool('onnx', False, 'export: write ONNX too')
 flags.DEFINE_multi_string('run', [], "compare: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated")
 flags.DEFINE_integer('processes', None, 'train, eval: start so many processes on this machine, each with its devices')
 flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0, for all to meet there')
@@ -85,6 +87,12 @@ def _predict() -> None:
     if not FLAGS.input:
         raise UserError("--mode=predict needs --input, an image, a directory, an IDX file or Kaggle's test.csv")
     predict(_run_directory(), FLAGS.input, Path(FLAGS.output) if FLAGS.output else None, FLAGS.step)
+
+
+def _export() -> None:
+    from mnist_jax.export import export
+
+    export(_run_directory(), FLAGS.step, FLAGS.onnx)
 
 
 def _run_directory() -> Path:
@@ -149,6 +157,7 @@ MODES = {
     'train': (_train, _PROCESSES),
     'eval': (_eval, ('step', 'split', *_PROCESSES)),
     'predict': (_predict, ('input', 'output', 'step')),
+    'export': (_export, ('step', 'onnx')),
     'summary': (_summary, ()),
     'compare': (_compare, ('run',)),
     'explore': (_explore, ()),

@@ -4,16 +4,30 @@ On a CPU, layers, pools and what batch normalisation needs are computed by the k
 had; anywhere else by XLA. What they mean is what the `_plain_` functions say.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mnist_jax import native
+
+_portable = contextvars.ContextVar('portable', default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced herein is computed by XLA alone, so that it runs where the kernels are not known."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
@@ -76,6 +90,8 @@ def _plain_layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Arra
 
 def _computed(target: str, plain: Callable, *arrays: jax.Array) -> Any:
     """`plain(*arrays)`: on a CPU by a function of kernels.c, which takes and returns memory as it comes."""
+    if _portable.get():
+        return plain(*arrays)
     shapes = jax.eval_shape(plain, *arrays)
     everything = jax.tree.leaves((arrays, shapes))
     if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not native.loaded():

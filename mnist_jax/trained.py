@@ -99,7 +99,7 @@ class Trained:
             # As many as a power of two, so that few programs are compiled.
             padding = (1 << (len(part) - 1).bit_length()) - len(part)
             padded = np.pad(part, [(0, padding), (0, 0), (0, 0), (0, 0)])
-            parts.append(np.asarray(self._probabilities(self.variables, padded))[: len(part)])
+            parts.append(np.asarray(self._compiled(self.variables, padded))[: len(part)])
         return np.concatenate(parts)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
@@ -117,10 +117,16 @@ class Trained:
             raise UserError(f'pixels from {found.min():g} to {found.max():g} are wrong: 0 to {most} are wanted')
         return found if found.dtype == np.uint8 else found.astype(np.float32)
 
+    def probabilities(self) -> Callable[[jax.Array], jax.Array]:
+        """The function of images BxHxWxC that `predict` computes, a new one each time, with the parameters in it."""
+        return lambda image_BxHxWxC: self._of_variables(self.variables, image_BxHxWxC)
+
+    def _of_variables(self, variables: Any, image_BxHxWxC: jax.Array) -> jax.Array:
+        return jax.nn.softmax(step.infer(variables, image_BxHxWxC, **self.plan.inference))
+
     @functools.cached_property
-    def _probabilities(self) -> Any:
-        infer = functools.partial(step.infer, **self.plan.inference)
-        return jax.jit(lambda variables, image_BxHxWxC: jax.nn.softmax(infer(variables, image_BxHxWxC)))
+    def _compiled(self) -> Any:
+        return jax.jit(self._of_variables)
 
     def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
         """What each layer makes of an image: by its path in the order of the calls, HxWxC or features."""
