@@ -28,6 +28,7 @@ Train, evaluate and compare small-image classifiers.
   python -m mnist_jax.main --mode=predict --workdir=runs/cnn --input=digit.png
                                                                          the classes of your own images
   python -m mnist_jax.main --mode=export --workdir=runs/cnn              a file that JAX alone runs, and ONNX
+  python -m mnist_jax.main --mode=serve --workdir=runs/cnn               a page to draw on
   python -m mnist_jax.main --mode=compare --run='runs/*'                 finished runs side by side
   python -m mnist_jax.main --mode=explore --config=configs/cnn.py        look at a data set
   python -m mnist_jax.main --mode=summary --config=configs/cnn.py        the layer table
@@ -38,12 +39,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, predict (your own images), export (to StableHLO and ONNX), compare (runs), explore (a '
-    'data set), reproduce (all published experiments), or summary (the layer table)',
+    'train (or resume), eval, predict (your own images), serve (a page to draw on), export (to StableHLO and ONNX), '
+    'compare (runs), explore (a data set), reproduce (all published experiments), or summary (the layer table)',
 )
 flags.DEFINE_string('workdir', None, "Where the run lives; 'runs/<config name>' if not given")
 flags.DEFINE_string(
-    'step', None, "eval, predict, export: which checkpoint: best, latest or a step; the run's result if not given"
+    'step',
+    None,
+    "eval, predict, serve, export: which checkpoint: best, latest or a step; the run's result if not given",
 )
 flags.DEFINE_string('split', None, "eval: which split, as 'holdout' or 'test[:10%]'; the config's test if not given")
 flags.DEFINE_multi_string(
@@ -52,6 +55,8 @@ flags.DEFINE_multi_string(
     "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated",
 )
 flags.DEFINE_string('output', None, 'predict: write a .csv or .jsonl file; a table on the terminal if not given')
+flags.DEFINE_string('host', '127.0.0.1', 'serve: the address to listen on; other machines reach 0.0.0.0')
+flags.DEFINE_integer('port', 8000, 'serve: the port to listen on; 0 for any that is free')
 flags.DEFINE_bool('onnx', False, 'export: write ONNX too')
 flags.DEFINE_multi_string('run', [], "compare: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated")
 flags.DEFINE_integer('processes', None, 'train, eval: start so many processes on this machine, each with its devices')
@@ -93,6 +98,12 @@ def _export() -> None:
     from mnist_jax.export import export
 
     export(_run_directory(), FLAGS.step, FLAGS.onnx)
+
+
+def _serve() -> None:
+    from mnist_jax.serve import serve
+
+    serve(_run_directory(), FLAGS.host, FLAGS.port, FLAGS.step)
 
 
 def _run_directory() -> Path:
@@ -158,6 +169,7 @@ MODES = {
     'eval': (_eval, ('step', 'split', *_PROCESSES)),
     'predict': (_predict, ('input', 'output', 'step')),
     'export': (_export, ('step', 'onnx')),
+    'serve': (_serve, ('step', 'host', 'port')),
     'summary': (_summary, ()),
     'compare': (_compare, ('run',)),
     'explore': (_explore, ()),

@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -14,6 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 from ml_collections import ConfigDict
+from playwright.sync_api import sync_playwright
 
 from mnist_jax import config as configs
 from mnist_jax import loop, parallel, train
@@ -103,9 +105,34 @@ def program(data_dir, tmp_path):
     return run
 
 
+@pytest.fixture
+def browser():
+    """Chromium, without a screen."""
+    paths = filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
+    path = next(paths, None)
+    if path is None:
+        pytest.skip('Chromium is not installed: apt-get install chromium')
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run']
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=flags) as chromium:
+        yield chromium
+
+
+@contextlib.contextmanager
+def opened(browser, url: str, **options) -> Iterator:
+    """A page, which must not complain."""
+    page = browser.new_page(**options)
+    complaints = []
+    page.on('console', lambda message: complaints.append(message.text))
+    page.on('pageerror', lambda error: complaints.append(str(error)))
+    page.goto(url)
+    yield page
+    assert complaints == []
+    page.close()
+
+
 FORKING = """
 import json, os, sys
-from mnist_jax import compare, explore, main, predict, reproduce, train
+from mnist_jax import compare, explore, export, main, predict, reproduce, train
 
 for line in sys.stdin:
     directory, arguments = json.loads(line)
