@@ -55,7 +55,7 @@ def run_keras(directory: Path) -> tuple[float, float]:
 def run_ours(directory: Path, seed: int) -> tuple[float, float]:
     """Seconds from the command to the end of the process, which has then written eval.json; the test accuracy."""
     workdir = directory / str(seed)
-    command = [sys.executable, '-m', 'mnist_jax.main', '--config=configs/fast.py']
+    command = [sys.executable, '-m', 'mnist_jax.main', '--noreport', '--config=configs/fast.py']
     began = time.perf_counter()
     subprocess.run(
         [*command, f'--workdir={workdir}', f'--config.seed={seed}'], check=True, cwd=ROOT, capture_output=True

@@ -27,27 +27,37 @@ class Run(NamedTuple):
         return sum(row['seconds'] for row in self.epochs)
 
 
+HEAD = (
+    'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
+    'images/s',
+)  # fmt: skip
+PAIR_HEAD = ('run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '')
+
+
 def compare(patterns: Sequence[str]) -> str:
     """The comparison of the runs whose workdirs are given, by path or by pattern, as text."""
-    workdirs = find(patterns)
-    names = _short_names(workdirs)
-    runs = [read(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
-    head = [
-        'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
-        'images/s',
-    ]  # fmt: skip
-    lines = tables.titled([head, *map(_row, runs)], left=3)
-    both = list(itertools.combinations(runs, 2))
-    pairs = [_pair(*pair) for pair in both]
-    comparable = [pair for pair in pairs if pair is not None]
+    runs = read_all(patterns)
+    lines = tables.titled([HEAD, *map(row, runs)], left=3)
+    comparable, apart = pairs(runs)
     if comparable:
-        head = ['run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '']
         lines += ['', "McNemar's exact test of the difference in accuracy, pair by pair", '']
-        lines += tables.titled([head, *comparable], left=2)
-    if len(comparable) < len(pairs):
-        apart = [f'{one.name} and {other.name}' for (one, other), pair in zip(both, pairs, strict=True) if pair is None]
-        lines += ['', f'Evaluated on different examples, and so without a test: {"; ".join(apart)}']
-    return '\n'.join(lines)
+        lines += tables.titled([PAIR_HEAD, *comparable], left=2)
+    return '\n'.join([*lines, '', apart] if apart else lines)
+
+
+def read_all(patterns: Sequence[str]) -> list[Run]:
+    """The runs whose workdirs the patterns name, each once."""
+    workdirs = find(patterns)
+    return [read(workdir, name) for workdir, name in zip(workdirs, _short_names(workdirs), strict=True)]
+
+
+def pairs(runs: Sequence[Run]) -> tuple[list[list[str]], str]:
+    """A row for each two runs that were evaluated on the same examples, and a line on those that were not."""
+    both = list(itertools.combinations(runs, 2))
+    rows = [_pair(*pair) for pair in both]
+    apart = [f'{one.name} and {other.name}' for (one, other), row in zip(both, rows, strict=True) if row is None]
+    told = f'Evaluated on different examples, and so without a test: {"; ".join(apart)}' if apart else ''
+    return [row for row in rows if row is not None], told
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
@@ -83,7 +93,8 @@ def _short_names(workdirs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _row(run: Run) -> list[str]:
+def row(run: Run) -> list[str]:
+    """The run in the columns of `HEAD`."""
     lower, upper = run.result['statistics']['overall']['accuracy_interval']
     speeds = [row['images_per_second'] for row in run.epochs]
     return [

@@ -79,6 +79,11 @@ def load(path: str) -> ConfigDict:
     return config.lock()
 
 
+def default() -> ConfigDict:
+    """The config that has every field."""
+    return load(str(ROOT / 'configs' / 'default.py'))
+
+
 def _told(error: Exception) -> str:
     """What an exception out of a config file says, in a line, with the number of that file's line."""
     if isinstance(error, SyntaxError):
@@ -137,8 +142,8 @@ def check(config: ConfigDict) -> None:
 
     Which fields `model`, `optimizer` and `dataset` have beside `name` is checked where these are built.
     """
-    default = load(str(ROOT / 'configs' / 'default.py'))
-    for name, value in default.items():
+    every = default()
+    for name, value in every.items():
         if name not in config:
             raise UserError(f'config.{name} is missing; configs/default.py says what it is')
         if not isinstance(config[name], type(value)):
@@ -146,8 +151,8 @@ def check(config: ConfigDict) -> None:
         if isinstance(value, ConfigDict) and 'name' in value and 'name' not in config[name]:
             raise UserError(f'config.{name}.name is missing; configs/default.py says what it is')
     for name in config:
-        if name not in default:
-            raise UserError(f'config.{name} is no field{nearest(name, default)}; the fields are: {listed(default)}')
+        if name not in every:
+            raise UserError(f'config.{name} is no field{nearest(name, every)}; the fields are: {listed(every)}')
     _check_values(config)
 
 

@@ -171,3 +171,34 @@ def top_confusions(matrix: np.ndarray, names: Sequence[str], most: int = 10) -> 
 
 def _ratio(numerator: float, denominator: float) -> Number:
     return float(numerator / denominator) if denominator else None
+
+
+def calibration(probabilities_NxK: np.ndarray, label_N: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """How well the probabilities of the predicted classes say how often these are right.
+
+    Returns:
+      expected_calibration_error: the mean over the examples of the difference between confidence and accuracy in
+      bins of equal width (Naeini 2015, Guo 2017); brier: the mean squared distance of the probabilities from the truth,
+      from 0 to 2 (Brier 1950); bins: for each {from, to, count, confidence, accuracy}, the last two None where it is
+      empty.
+    """
+    probabilities = probabilities_NxK.astype(np.float64)
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label_N
+    # A confidence on the border of two belongs to the lower one, as in (0, 0.1], (0.1, 0.2], ...
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    sums = {'confidence': np.bincount(which, confidence, bins), 'accuracy': np.bincount(which, right, bins)}
+    truth = np.eye(probabilities.shape[-1])[label_N]
+    return {
+        'expected_calibration_error': float(np.abs(sums['confidence'] - sums['accuracy']).sum() / len(label_N)),
+        'brier': float(((probabilities - truth) ** 2).sum(-1).mean()),
+        'bins': [
+            {
+                'from': number / bins,
+                'to': (number + 1) / bins,
+                'count': int(counts[number]),
+                **{name: _ratio(total[number], counts[number]) for name, total in sums.items()},
+            }
+            for number in range(bins)
+        ],
+    }

@@ -1,7 +1,6 @@
 """Run every published experiment over several seeds, and set the results beside the published ones."""
 
 import os
-import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax import files, launch, monitor, results, tables
+from mnist_jax import files, launch, monitor, provenance, results, tables
 from mnist_jax.config import ROOT
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import SOURCES
@@ -130,7 +129,12 @@ def _arguments(published: Published, seed: int, place: Path, overrides: Sequence
     """Training, which goes on with what is there; or, for a split of its own, its evaluation after that training."""
     if published.split:
         return [f'--workdir={place}', '--mode=eval', f'--split={published.split}']
-    flags = [f'--workdir={place}', f'--config={ROOT / "configs" / published.config}.py', f'--config.seed={seed}']
+    flags = [
+        f'--workdir={place}',
+        '--noreport',
+        f'--config={ROOT / "configs" / published.config}.py',
+        f'--config.seed={seed}',
+    ]
     if published.config == 'kaggle_mlp':
         flags.append(f'--config.dataset.raw_dir={place.parent / "kaggle.csv"}')
     return [*flags, *overrides]
@@ -163,7 +167,7 @@ def _report(measured: Sequence[Measured], seeds: int, overrides: Sequence[str]) 
         '# The published experiments, reproduced',
         '',
         f'`{" ".join(["./launch.sh reproduce", f"--seeds={seeds}", *overrides])}`',
-        f'on {_machine()}.',
+        f'on {provenance.processor()}, {jax.default_backend()}, jax {jax.__version__}.',
         '',
         'Ours: the mean ± the standard deviation over the seeds, the least and the greatest of them, each after the',
         'last epoch, or after the one that the published recipe chooses by validation. A published figure is one run.',
@@ -197,11 +201,3 @@ def _row(row: Measured) -> list[str]:
 def _mean_and_deviation(values: Sequence[float]) -> str:
     mean = f'{statistics.mean(values):.4f}'
     return f'{mean} ± {statistics.stdev(values):.4f}' if len(values) > 1 else mean
-
-
-def _machine() -> str:
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    processor = models[0] if models else platform.processor() or platform.machine()
-    return f'{os.cpu_count()} cores of {processor}, {jax.default_backend()}, jax {jax.__version__}'

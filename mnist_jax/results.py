@@ -25,6 +25,7 @@ FIELDS = {
     'loss': float,
     'accuracy': float,
     'params_sha256': str,
+    'confusion_matrix': list,
 }
 
 
@@ -80,27 +81,37 @@ def read(workdir: Path, part: str | None = None) -> dict[str, Any]:
 
 def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
-    _, path = paths(workdir)
-    try:
-        if not path.is_file():
-            raise FileNotFoundError('it is no file')
-        _check_size(path, result['count'])
-        with np.load(path, allow_pickle=False) as arrays:
-            label, prediction = arrays['label'], arrays['prediction']
-    except Exception as error:  # A damaged zip file raises what it likes.
-        raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
+    label, prediction = _read_arrays(workdir, result, 'label', 'prediction')
+    path = paths(workdir)[1]
     fits = label.shape == prediction.shape == (result['count'],) and (label == prediction).sum() == result['correct']
     if not fits:
         raise UserError(f'{str(path)!r} does not fit eval.json beside it; --mode=eval writes both anew')
     return label, prediction
 
 
-def _check_size(path: Path, count: int) -> None:
-    """Raise a ValueError for arrays that are larger than those of so many examples; nothing is unpacked."""
-    with zipfile.ZipFile(path) as archive:
-        for name in ('label.npy', 'prediction.npy'):
-            if archive.getinfo(name).file_size > 8 * count + 4096:  # at most int64, and a header
-                raise ValueError(f'{name} is larger than the results of {count} examples')
+def read_probabilities(workdir: Path, result: Mapping[str, Any]) -> np.ndarray:
+    """The probabilities NxK of the classes of these examples."""
+    (found,) = _read_arrays(workdir, result, 'probabilities')
+    if found.shape != (result['count'], len(result['confusion_matrix'])) or found.dtype != np.float32:
+        path = str(paths(workdir)[1])
+        raise UserError(f'{path!r} does not fit eval.json beside it; --mode=eval writes both anew')
+    return found
+
+
+def _read_arrays(workdir: Path, result: Mapping[str, Any], *names: str) -> list[np.ndarray]:
+    _, path = paths(workdir)
+    most = result['count'] * max(8, 4 * len(result['confusion_matrix']))  # bytes: an int64, or float32s, an example
+    try:
+        if not path.is_file():
+            raise FileNotFoundError('it is no file')
+        with zipfile.ZipFile(path) as archive:
+            for name in names:
+                if archive.getinfo(f'{name}.npy').file_size > most + 4096:  # and a header; nothing is unpacked
+                    raise ValueError(f'{name} is larger than the results of {result["count"]} examples')
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except Exception as error:  # A damaged zip file raises what it likes.
+        raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
 
 
 def text(result: dict[str, Any]) -> str:

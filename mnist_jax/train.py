@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, summary, trained
+from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, provenance, summary, trained
 from mnist_jax import config as configs
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
@@ -69,6 +69,7 @@ def _train(
     snapshot = _begin(experiment, checkpoints, steps)
     if processes.is_main():
         checkpoints.write_config(config, digests)
+        provenance.record(workdir, int(snapshot.state.step), str(experiment.replicas))
     _tell_beginning(experiment, workdir)
     monitor = Monitor(workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main())
     with interruption.listening() as request:

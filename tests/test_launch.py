@@ -15,6 +15,7 @@ from conftest import ROOT, environment
 from mnist_jax import launch
 
 RUN = (
+    '--noreport',
     f'--config={ROOT}/configs/cnn.py',
     '--config.dataset.train=train[:301]',
     '--config.dataset.validation=train[301:400]',
@@ -42,7 +43,8 @@ def result(workdir):
 
 
 def test_two_processes_give_the_bits_of_one_and_speak_once(program, tmp_path, alone):
-    found = program(*RUN, '--config.devices=2', '--processes=2', '--workdir=run', check=True)
+    found = program(*RUN, '--report', '--config.devices=2', '--processes=2', '--workdir=run', check=True)
+    assert (tmp_path / 'run' / 'report' / 'index.html').exists()
     assert result(tmp_path / 'run') == alone
     lines = [line.split(' ', 1)[1] for line in found.stderr.splitlines() if 'Gloo' not in line]
     assert lines[0].startswith('Process 0 of 2 meets the others at 127.0.0.1:')

@@ -27,7 +27,7 @@ def test_train_and_evaluate(program, tmp_path):
         assert any(line.startswith(begin) for line in lines), begin
     assert all('arning' not in line for line in lines) and '\r' not in trained.stderr
     command = '  python -m mnist_jax.main --mode=eval --workdir=runs/mlp'
-    assert lines[-1] == command
+    assert lines[-2:] == [command, 'How it learned and where it errs: runs/mlp/report/index.html']
     written = (tmp_path / 'runs' / 'mlp' / 'eval.json').read_bytes()
     evaluated = program(*command.split()[3:], check=True)
     assert (tmp_path / 'runs' / 'mlp' / 'eval.json').read_bytes() == written

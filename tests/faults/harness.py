@@ -47,7 +47,7 @@ class Program:
     @contextlib.contextmanager
     def started(self, *arguments: str, workdir: Path | None = None) -> Iterator[subprocess.Popen]:
         """Training with these further arguments, as it runs; what it says goes to `said`."""
-        config = () if '--mode=eval' in arguments else self._run
+        config = () if '--mode=eval' in arguments else ('--noreport', *self._run)
         flags = [*config, *arguments, f'--workdir={workdir or self.workdir}']
         command = [*self._enter, sys.executable, '-m', 'mnist_jax.main', *flags]
         with (

@@ -1,0 +1,57 @@
+"""A trained run, as notebooks want it: `mnist_jax.load`."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mnist_jax import compare, results
+from mnist_jax.data import images
+from mnist_jax.errors import UserError
+from mnist_jax.trained import Trained
+
+
+class Run(Trained):
+    """What a run has learned, and how it went: predictions, results, figures."""
+
+    @property
+    def config(self) -> Any:
+        """The config, a ConfigDict."""
+        return self.plan.config
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv: a dict an epoch."""
+        return self._finished.epochs
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The evaluation on the test split: what eval.json holds."""
+        return self._finished.result
+
+    @functools.cached_property
+    def _finished(self) -> compare.Run:
+        return compare.read(self.workdir, self.workdir.resolve().name)
+
+    def table(self) -> str:
+        """The result as text for people."""
+        return results.text(self.result)
+
+    def image(self, path: str | Path) -> np.ndarray:
+        """An image file, scaled and centred as the images are that this run was trained on: uint8 HxWx1."""
+        source = self.plan.source
+        try:
+            return images.framed(images.read(Path(path)), self.image_shape, source.framing, source.max_pixel).image
+        except ValueError as error:
+            raise UserError(f'image {str(path)!r}: {error}') from None
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of the report, by name; they need the data set."""
+        from mnist_jax.report.report import figures  # Not before: it takes half a second.
+
+        return {name: picture.figure for name, picture in figures(self._finished, self).items()}
+
+    def __repr__(self) -> str:
+        return f'<run {str(self.workdir)!r}: {self.config.model.name}, step {int(self.snapshot.state.step):,}>'

@@ -1,0 +1,34 @@
+"""One page on several runs: their accuracies, learning curves, and whether they differ by more than chance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnist_jax import compare
+from mnist_jax.errors import UserError
+from mnist_jax.report import curves, page
+from mnist_jax.report.page import Section, Table
+
+
+def compare_runs(patterns: Sequence[str], place: Path) -> Path:
+    """Write one page on several runs, given as for `compare.compare`, to `report/` in `place`; returns its path."""
+    runs = compare.read_all(patterns)
+    if len(runs) < 2:
+        raise UserError('--run names one run only; a comparison is of two or more, and --workdir is for one')
+    pairs, apart = compare.pairs(runs)
+    sections: dict[str, Section] = {
+        'accuracies': curves.accuracies(runs),
+        'runs': Table('Runs', '', compare.HEAD, list(map(compare.row, runs)), 3),
+        'learning_curves': curves.curves_of(runs),
+    }
+    if pairs:
+        about = "McNemar's exact test of the difference in accuracy, pair by pair." + f' {apart}' * bool(apart)
+        sections['pairs'] = Table('Differences', about, compare.PAIR_HEAD, pairs, 2)
+    best = max(runs, key=lambda run: run.result['accuracy'])
+    facts = {
+        'runs': ', '.join(run.name for run in runs),
+        'data sets': ', '.join(sorted({run.result['dataset'] for run in runs})),
+        'most accurate': f'{best.name}, {best.result["accuracy"]:.4f}',
+        'fastest to train': min(runs, key=lambda run: run.seconds).name,
+        'time of all': f'{sum(run.seconds for run in runs):,.0f} s',
+    }
+    return page.write(place / 'report', f'{len(runs)} runs compared', facts, sections)

@@ -1,0 +1,132 @@
+"""The report of a run: how it learned, where it errs, what its layers see, and how to repeat it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_jax import compare, metrics, provenance, results, tables
+from mnist_jax import config as configs
+from mnist_jax.compare import Run
+from mnist_jax.errors import UserError
+from mnist_jax.report import calibration, confusion, curves, page, pictures
+from mnist_jax.report.page import Section, Table
+from mnist_jax.report.pictures import Examples
+from mnist_jax.report.style import Picture
+from mnist_jax.trained import Trained, open_workdir
+
+
+def report(workdir: Path) -> Path:
+    """Write the report of the run in `workdir` to `report/` in it; returns the path of its page."""
+    open_workdir(workdir)
+    run = compare.read(workdir, workdir.resolve().name)
+    trained = Trained(workdir)
+    if trained.snapshot.state.step != run.result['step']:
+        raise UserError(
+            f'{str(workdir / "eval.json")!r} is of step {run.result["step"]:,}, and the run ends with step '
+            f'{trained.snapshot.state.step:,}; --mode=eval evaluates that'
+        )
+    sections: dict[str, Section] = {**figures(run, trained), **_tables(run, trained)}
+    title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'
+    return page.write(workdir / 'report', title, _facts(run), sections)
+
+
+def figures(run: Run, trained: Trained) -> dict[str, Picture]:
+    """All figures of a run, by name."""
+    examples = _examples(run, trained)
+    matrix = np.array(run.result['confusion_matrix'])
+    names = trained.class_names
+    kernel = trained.filters()
+    image = examples.image(0)
+    found = {
+        'learning_curves': curves.learning_curves(run) if run.epochs else None,
+        'confusion_matrix': confusion.heat_maps(matrix, names),
+        'flow': confusion.flow(matrix, names),
+        'by_class': confusion.by_class(run.result['statistics']),
+        'mistakes': pictures.mistakes(examples),
+        'doubts': pictures.doubts(examples),
+        'calibration': calibration.reliability(examples.probabilities, examples.label),
+        'filters': pictures.filters(kernel) if kernel is not None else None,
+        'feature_maps': pictures.feature_maps(image, trained.feature_maps(image), names[examples.label[0]]),
+    }
+    return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def _examples(run: Run, trained: Trained) -> Examples:
+    """The test examples and what the run predicted for them."""
+    source = trained.plan.source
+    source.data.prepare()
+    split = source.split('test')
+    label, _ = results.read_predictions(run.workdir, run.result)
+    if split.sha256 != run.result['split_sha256']:
+        raise UserError(f'the test examples are not those of {str(run.workdir / "eval.json")!r} (sha256)')
+    probabilities = results.read_probabilities(run.workdir, run.result)
+    return Examples(lambda place: split.take(np.array([place])).image[0], label, probabilities, trained.class_names)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    overall, result = run.result['statistics']['overall'], run.result
+    lower, upper = overall['accuracy_interval']
+    speeds = [row['images_per_second'] for row in run.epochs]
+    facts = {
+        'accuracy': f'{result["accuracy"]:.4f} (95 % interval {lower:.4f} to {upper:.4f})',
+        'errors': f'{result["count"] - result["correct"]:,} of {result["count"]:,} examples',
+        'loss': f'{result["loss"]:.4f}',
+        'kappa': tables.number(overall['kappa']),
+        'data set': f'{result["dataset"]}, split {result["split"]}',
+        'parameters': f'{result["parameters"]:,}',
+        'training': f'{len(run.epochs)} epochs, {result["step"]:,} steps, seed {run.config.seed}',
+        'time': f'{run.seconds:,.1f} s' + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
+    }
+    starts = provenance.read(run.workdir)
+    if starts:
+        last = starts[-1]
+        versions = ', '.join(f'{name} {version}' for name, version in last['versions'].items())
+        facts |= {
+            'devices': f'{last["devices"]}; {last["processor"]}',
+            'versions': versions,
+            'commit': last['commit'],
+            'begun': starts[0]['began'] + (f', and resumed {len(starts) - 1} times' if len(starts) > 1 else ''),
+            'command': last['command'],
+        }
+    return {**facts, 'params_sha256': result['params_sha256']}
+
+
+def _tables(run: Run, trained: Trained) -> dict[str, Table]:
+    errors = [
+        [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
+        for error in run.result['statistics']['top_confusions']
+    ]
+    return {
+        'statistics': _by_class(run.result['statistics']),
+        'errors': Table('Most frequent errors', '', ['truth', 'taken for', 'times', 'of that truth'], errors, 2),
+        'layers': _layers(trained),
+        'config': _config(run),
+    }
+
+
+def _by_class(statistics: Mapping[str, Any]) -> Table:
+    everything = {**statistics['by_class'], 'macro mean': statistics['macro'], 'weighted': statistics['weighted']}
+    rows = [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
+    return Table('Statistics by class', 'Each class against all others.', ['class', *metrics.COLUMNS.values()], rows)
+
+
+def _layers(trained: Trained) -> Table:
+    head = ['layer', 'kind', 'output', 'parameters', 'trainable', 'multiply-adds']
+    rows = []
+    for layer in trained.layers:
+        numbers = (layer.trainable + layer.non_trainable, layer.trainable, layer.multiply_adds)
+        rows.append([layer.name, layer.kind, ' x '.join(map(str, layer.output_shape)), *(f'{n:,}' for n in numbers)])
+    return Table('Layers', 'Multiply-adds are those of the inference of one example.', head, rows, 3)
+
+
+def _config(run: Run) -> Table:
+    usual = dict(configs.fields(configs.default()))
+    rows = [[name, repr(value), repr(usual.get(name, 'none'))] for name, value in configs.fields(run.config)]
+    rows.sort(key=lambda row: row[1] == row[2])
+    changed = sum(value != default for _, value, default in rows)
+    about = (
+        f'The {changed} that are marked are others than in configs/default.py.' if changed else 'All as in the default.'
+    )
+    return Table('Config', about, ['field', 'value', 'default'], rows, 3, range(changed))
