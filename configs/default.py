@@ -35,35 +35,9 @@ def get_config() -> ConfigDict:
     schedule.name = 'constant'  # schedules.SCHEDULES; the other fields are the arguments of that function
     config.schedule = schedule
 
-    dataset = ConfigDict()
-    dataset.name = 'mnist'  # data.source.BUILDERS
-    dataset.data_dir = ''  # where prepared data lives; '': TFDS's own choice, ~/tensorflow_datasets
-    dataset.raw_dir = ''  # where the raw files lie; '': with this package, or downloaded
-    dataset.train = 'train'  # the splits, in TFDS's slicing: 'train[:90%]'
-    dataset.validation = ''  # '': none
-    dataset.test = 'test'
-    dataset.validation_fraction = 0.0  # share of `train` that is drawn at random for validation instead
-    dataset.in_memory = True  # False: the examples stay on the disk, and are read ahead of their use
-    dataset.split_seed = 0  # of what is drawn at random: this share, the folds, Kaggle's split
-    config.dataset = dataset
-
-    early_stopping = ConfigDict()
-    early_stopping.monitor = 'validation_accuracy'  # the metric whose best epoch has its checkpoint kept
-    early_stopping.mode = 'auto'  # whether the 'min' or the 'max' is best; 'auto': max for an accuracy
-    early_stopping.min_delta = 0.0  # what is not better by more than this is not better
-    early_stopping.patience = 0  # epochs that are not better before training stops; 0: never
-    early_stopping.restore_best = False  # whether the run ends with the best epoch's parameters, not the last's
-    config.early_stopping = early_stopping
-
-    reduce_lr = ConfigDict()
-    reduce_lr.monitor = 'validation_loss'
-    reduce_lr.mode = 'auto'
-    reduce_lr.min_delta = 1e-4
-    reduce_lr.patience = 0  # epochs that are not better before the learning rate is multiplied; 0: never
-    reduce_lr.factor = 0.1
-    reduce_lr.cooldown = 0  # epochs after that which are not counted
-    reduce_lr.min_lr = 0.0  # the learning rate is not reduced below
-    config.reduce_lr = reduce_lr
+    config.dataset = _dataset()
+    config.early_stopping = _early_stopping()
+    config.reduce_lr = _reduce_lr()
 
     model = ConfigDict()
     model.name = 'cnn'  # models.MODELS; the other fields are the attributes of that class
@@ -84,3 +58,42 @@ def get_config() -> ConfigDict:
     optimizer.epsilon = 1e-7  # added to it under the root
     config.optimizer = optimizer
     return config.lock()
+
+
+def _dataset() -> ConfigDict:
+    """What to learn from."""
+    dataset = ConfigDict()
+    dataset.name = 'mnist'  # data.source.BUILDERS
+    dataset.data_dir = ''  # where prepared data lives; '': TFDS's own choice, ~/tensorflow_datasets
+    dataset.raw_dir = ''  # where the raw files lie; '': with this package, or downloaded
+    dataset.train = 'train'  # the splits, in TFDS's slicing: 'train[:90%]'
+    dataset.validation = ''  # '': none
+    dataset.test = 'test'
+    dataset.validation_fraction = 0.0  # share of `train` that is drawn at random for validation instead
+    dataset.in_memory = True  # False: the examples stay on the disk, and are read ahead of their use
+    dataset.split_seed = 0  # of what is drawn at random: this share, the folds, Kaggle's split
+    return dataset
+
+
+def _early_stopping() -> ConfigDict:
+    """Which epoch is the best, and when to stop."""
+    early_stopping = ConfigDict()
+    early_stopping.monitor = 'validation_accuracy'  # the metric whose best epoch has its checkpoint kept
+    early_stopping.mode = 'auto'  # whether the 'min' or the 'max' is best; 'auto': max for an accuracy
+    early_stopping.min_delta = 0.0  # what is not better by more than this is not better
+    early_stopping.patience = 0  # epochs that are not better before training stops; 0: never
+    early_stopping.restore_best = False  # whether the run ends with the best epoch's parameters, not the last's
+    return early_stopping
+
+
+def _reduce_lr() -> ConfigDict:
+    """When to lower the learning rate."""
+    reduce_lr = ConfigDict()
+    reduce_lr.monitor = 'validation_loss'
+    reduce_lr.mode = 'auto'
+    reduce_lr.min_delta = 1e-4
+    reduce_lr.patience = 0  # epochs that are not better before the learning rate is multiplied; 0: never
+    reduce_lr.factor = 0.1
+    reduce_lr.cooldown = 0  # epochs after that which are not counted
+    reduce_lr.min_lr = 0.0  # the learning rate is not reduced below
+    return reduce_lr

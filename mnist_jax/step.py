@@ -70,21 +70,17 @@ def train_step(
     """One update by the mean loss over the global batch, padding left out.
 
     Args:
-      state: before the update.
       batch: this device's share {image, label, mask, index} of the global batch.
-      model, loss, optimizer: the parts of the experiment.
+      model, loss, optimizer, seed: the parts of the experiment, and the seed of the dropout.
       learning_rate: of the update that follows a step.
-      max_pixel: the pixel value that becomes 1.0.
-      dtype: in which the model computes; parameters, losses and all sums over examples are float32.
-      seed: of the dropout.
+      max_pixel, dtype: which pixel becomes 1.0; in what the model computes (parameters, losses and sums are float32).
       skip_nonfinite: whether an update that is not finite, or whose loss is not, changes nothing but the step's number;
-        a loss that is not finite is then left out of the sums.
-      chunk_size: how many examples make a chunk; it divides the share.
-      all_sum: adds a pytree over all devices.
+        such a loss is then left out of the sums.
+      chunk_size, all_sum: how many examples make a chunk, which divides the share; adds a pytree over all devices.
 
     Returns:
-      The state after it, and the global batch's sums {loss, correct, count}, as seen before the update, with
-      nonfinite: 1 where the loss or a new parameter is not finite, else 0.
+      The new state, and the global batch's sums {loss, correct, count} before the update, with nonfinite: 1 where the
+      loss or a new parameter is not finite, else 0.
     """
     key = jax.random.fold_in(_stream(seed, DROPOUT_STREAM), state.step)
 
