@@ -7,12 +7,16 @@ import ipaddress
 import json
 import math
 import socket
+import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from mnist_jax import files
 from mnist_jax.errors import UserError
@@ -78,6 +82,10 @@ class Server(ThreadingHTTPServer):
         self.address_family = address[0]
         super().__init__(address[4][:2], Handler)
 
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks for the name of the host, which may take long.
+        self.server_name, self.server_port = self.server_address[:2]
+
     @property
     def url(self) -> str:
         """Where a browser on this machine finds it."""
@@ -103,7 +111,9 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent: whoever goes away in the middle, or sends what is no HTTP, is no concern of the server's."""
+        """That someone goes away in the middle is no concern of the server's; any other error is."""
+        if not isinstance(error := sys.exception(), OSError):
+            logging.error('A request of %s failed: %r', client_address[0], error)
 
 
 class Handler(BaseHTTPRequestHandler):

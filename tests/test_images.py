@@ -157,5 +157,18 @@ def test_truncated_and_huge_images(digits, tmp_path):
         UserError, match=r"huge.png' is too large: more than 50,000,000 pixels|too large: 20000 x 20000"
     ):
         images.read(tmp_path / 'huge.png')
-    with pytest.raises(ValueError, match='it shows nothing'):
-        framed(Image.new('L', (50, 50), 130), tmp_path)
+
+
+def test_odd_images_are_framed_or_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300)).astype(np.uint8)
+    dot, frame, line = (Image.new('L', size, 255) for size in ((100, 100), (100, 100), (1000, 3)))
+    ImageDraw.Draw(dot).point((50, 50), fill=0)
+    ImageDraw.Draw(frame).rectangle((0, 0, 99, 99), outline=0, width=3)
+    ImageDraw.Draw(line).line((0, 1, 999, 1), fill=0)
+    checks = np.indices((90, 90)).sum(0) % 2 * 255
+    for array in (noise, checks, dot, frame, np.array([[0, 255], [255, 0]]), np.array([[0, 255, 0, 0]])):
+        found = framed(Image.fromarray(np.asarray(array).astype(np.uint8)), tmp_path)
+        assert found.image.max() == 255, array
+    for picture in (line, Image.new('L', (50, 50), 130), Image.new('1', (1, 1))):
+        with pytest.raises(ValueError, match='it shows nothing'):
+            framed(picture, tmp_path)

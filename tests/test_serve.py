@@ -156,7 +156,8 @@ def hostile(port, number):
 
 def test_ten_thousand_hostile_requests_leave_it_serving(trained, data_dir):
     command = [sys.executable, '-c', SERVING, str(trained)]
-    with subprocess.Popen(command, env=environment(data_dir), stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, env=environment(data_dir), cwd=ROOT, **pipes) as process:
         try:
             port = int(re.search(r':(\d+)/', process.stdout.readline())[1])
             with concurrent.futures.ThreadPoolExecutor(16) as threads:
@@ -171,6 +172,7 @@ def test_ten_thousand_hostile_requests_leave_it_serving(trained, data_dir):
             assert json.loads(connection.getresponse().read())['class'] == '7'
         finally:
             process.kill()
+        assert 'failed' not in process.stderr.read()
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -133,6 +133,8 @@ def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:
         ink_HxW = np.maximum(ink_HxW - ndimage.gaussian_filter(ground, size / 8), 0)
     else:
         ink_HxW = np.maximum(ink_HxW - np.median(_border(ink_HxW)), 0)
+    if ink_HxW.max() < LEAST_CONTRAST / 2:
+        raise ValueError('it shows nothing that stands out from its ground')
     mask = ink_HxW > _threshold(ink_HxW)
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
