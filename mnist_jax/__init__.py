@@ -25,4 +25,4 @@ def load(workdir: str | Path, step: str | None = None) -> 'Run':
     """The run in `workdir`, with the parameters that it ends with, or those of `step`: 'best', 'latest' or a number."""
     from mnist_jax.notebook import Run  # JAX and what else this needs take two seconds.
 
-    return Run(Path(workdir), step)
+    return Run.load(Path(workdir), step)

@@ -33,7 +33,7 @@ def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
             '--onnx needs the converter jax2onnx, which is not installed: '
             f'.venv/bin/pip install --no-deps -r {ROOT / "requirements-onnx.txt"}'
         )
-    trained = Trained(workdir, step)
+    trained = Trained.load(workdir, step)
     written = {STABLEHLO: stablehlo(trained)}
     if onnx:
         written[ONNX] = to_onnx(trained)

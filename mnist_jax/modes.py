@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from mnist_jax import config as configs
@@ -68,23 +68,11 @@ def _train() -> None:
     config = _config()
     configs.check(config)  # What is wrong in all processes is told before they meet.
     workdir = _workdir(Path(FLAGS['config'].config_filename).stem)
-    folds = config.folds and not config.fold
     with _connected():
-        (cross_validate if folds else train)(config, workdir)
-    if FLAGS.report and not folds:
-        _report_result(workdir)
-
-
-def _report_result(workdir: Path) -> None:
-    from mnist_jax import processes
-    from mnist_jax.report.report import report
-
-    if not processes.is_main():
-        return
-    try:
-        logging.info('How it learned and where it errs: %s', report(workdir))
-    except OSError as error:  # Of the disk; the run itself is whole.
-        logging.error('The report cannot be written (%s); --mode=report tries again', error)
+        if config.folds and not config.fold:
+            cross_validate(config, workdir)
+        else:
+            train(config, workdir, report=FLAGS.report)
 
 
 def _eval() -> None:
@@ -97,12 +85,13 @@ def _eval() -> None:
 
 def _report() -> None:
     from mnist_jax.report.comparison import compare_runs
-    from mnist_jax.report.report import report
+    from mnist_jax.report.run import report
+    from mnist_jax.trained import Trained
 
     if FLAGS.run:
         print(compare_runs(FLAGS.run, _workdir('comparison')))
     else:
-        print(report(_run_directory()))
+        print(report(Trained.load(_run_directory())))
 
 
 def _predict() -> None:

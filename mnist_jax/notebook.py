@@ -49,7 +49,7 @@ class Run(Trained):
 
     def figures(self) -> dict[str, Figure]:
         """The figures of the report, by name; they need the data set."""
-        from mnist_jax.report.report import figures  # Not before: it takes half a second.
+        from mnist_jax.report.run import figures  # Not before: it takes half a second.
 
         return {name: picture.figure for name, picture in figures(self._finished, self).items()}
 

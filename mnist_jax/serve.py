@@ -37,7 +37,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     """Serve the page and the endpoint of a run until a signal ends the process."""
     if not 0 <= port <= 65535:
         raise UserError(f'--port={port} is wrong: a number from 0 (any that is free) to 65535 is wanted')
-    service = Service(Trained(workdir, step))
+    service = Service(Trained.load(workdir, step))
     service.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())  # Compiles it.
     try:
         server = Server(service, host, port)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, provenance, summary, trained
+from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, provenance, summary
 from mnist_jax import config as configs
 from mnist_jax.data.source import NAMES
 from mnist_jax.errors import UserError
@@ -16,12 +16,14 @@ from mnist_jax.experiment import Experiment, make_experiment
 from mnist_jax.loop import Loop
 from mnist_jax.monitor import Monitor
 from mnist_jax.snapshot import Snapshot
+from mnist_jax.trained import Trained, result_step
 
 
-def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None) -> dict[str, Any]:
+def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None, report: bool = False) -> dict[str, Any]:
     """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split.
 
-    `whole` is the directory that no other process may train in meanwhile, `workdir` if not given.
+    `whole` is the directory that no other process may train in meanwhile, `workdir` if not given. With `report`, its
+    report is written at the end.
     """
     _check_no_folds(workdir)
     checkpoints = checkpoint.Checkpoints(workdir)
@@ -40,7 +42,10 @@ def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None) 
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
         checkpoints.make_place()
         Monitor.make_place(workdir)
-        return _train(experiment, checkpoints, steps, hold.renew if hold else lambda: None)
+        snapshot, result = _train(experiment, checkpoints, steps, hold.renew if hold else lambda: None)
+        if report and processes.is_main():
+            _write_report(Trained(workdir, experiment, snapshot))
+        return result
 
 
 def _check_no_folds(workdir: Path) -> None:
@@ -50,10 +55,10 @@ def _check_no_folds(workdir: Path) -> None:
 
 def _train(
     experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: Sequence[int], prepare: Callable[[], None]
-) -> dict[str, Any]:
+) -> tuple[Snapshot, dict[str, Any]]:
     """Train from the newest good checkpoint of `steps`, or from the begin, in a workdir that nobody else writes to.
 
-    `prepare` is called before each save.
+    `prepare` is called before each save. Returns what the run ends with, and its evaluation.
     """
     config, workdir, digests = experiment.config, checkpoints.workdir, experiment.source.data.digests
     # Nobody writes before all have read.
@@ -105,16 +110,25 @@ def _begin(experiment: Experiment, checkpoints: checkpoint.Checkpoints, steps: S
 
 def _result(
     experiment: Experiment, checkpoints: checkpoint.Checkpoints, snapshot: Snapshot, workdir: Path
-) -> dict[str, Any]:
-    """Evaluate what the run ends with."""
-    step = trained.result_step(experiment, snapshot)
+) -> tuple[Snapshot, dict[str, Any]]:
+    """What the run ends with, and its evaluation."""
+    step = result_step(experiment, snapshot)
     if step != snapshot.state.step:
         logging.info('The best epoch is the result: step %s', f'{step:,}')
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
     result = evaluate.evaluate_test(experiment, snapshot, workdir)
     logging.info('Everything lies in %s; to evaluate again:', workdir)
     logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(workdir)))
-    return result
+    return snapshot, result
+
+
+def _write_report(finished: Trained) -> None:
+    from mnist_jax.report.run import report  # Matplotlib takes a second, which not every run needs.
+
+    try:
+        logging.info('How it learned and where it errs: %s', report(finished))
+    except OSError as error:  # Of the disk; the run itself is whole.
+        logging.error('The report cannot be written (%s); --mode=report tries again', error)
 
 
 def _place(experiment: Experiment, snapshot: Snapshot) -> str:

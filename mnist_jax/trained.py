@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -60,13 +60,18 @@ def _chosen_step(kept: Sequence[int], latest: Snapshot, step: str) -> int:
 class Trained:
     """A model with the parameters of a run, on one device; its data set is not needed."""
 
-    def __init__(self, workdir: Path, step: str | None = None):
-        """`step` is as for `restore`."""
+    def __init__(self, workdir: Path, plan: Plan, snapshot: Snapshot):
+        """`snapshot` is of the run that lives in `workdir`, and `plan` is its plan."""
+        self.workdir, self.plan = workdir, plan
+        self.snapshot = snapshot._replace(state=parallel.fetch(snapshot.state))
+
+    @classmethod
+    def load(cls, workdir: Path, step: str | None = None) -> Self:
+        """The run in `workdir`; `step` is as for `restore`."""
         checkpoints, config = open_workdir(workdir)
-        self.workdir = workdir
-        self.plan = make_plan(config)
+        plan = make_plan(config)
         parallel.start(1, config.dtype)
-        self.snapshot = restore(checkpoints, self.plan, step)
+        return cls(workdir, plan, restore(checkpoints, plan, step))
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -14,8 +14,7 @@ from conftest import ROOT, environment
 
 from mnist_jax import launch
 
-RUN = (
-    '--noreport',
+CONFIG = (
     f'--config={ROOT}/configs/cnn.py',
     '--config.dataset.train=train[:301]',
     '--config.dataset.validation=train[301:400]',
@@ -26,6 +25,7 @@ RUN = (
     '--config.model.hidden=(16,)',
     '--config.model.dropout=(0.5,)',
 )
+RUN = ('--noreport', *CONFIG)
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +109,7 @@ def test_what_the_user_got_wrong_is_told_once(program, tmp_path):
     ],
 )
 def test_wrong_flags_are_told(forked, arguments, told):
-    found = forked(*RUN, *arguments)
+    found = forked(*CONFIG, *arguments)
     assert found.returncode == 2
     assert found.stderr.startswith('error: ') and found.stderr.count('\n') == 1
     assert told in found.stderr

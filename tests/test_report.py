@@ -14,8 +14,14 @@ from playwright.sync_api import expect
 from mnist_jax import compare, metrics, train
 from mnist_jax.errors import UserError
 from mnist_jax.report import calibration, confusion, curves, style
+from mnist_jax.report import run as reports
 from mnist_jax.report.comparison import compare_runs
-from mnist_jax.report.report import report
+from mnist_jax.trained import Trained
+
+
+def report(workdir):
+    return reports.report(Trained.load(workdir))
+
 
 FIGURES = (
     *('learning_curves', 'confusion_matrix', 'flow', 'by_class', 'mistakes', 'doubts', 'calibration', 'filters'),

@@ -26,7 +26,7 @@ from mnist_jax.trained import Trained
 
 @pytest.fixture(scope='module')
 def server(trained):
-    with serve.Server(Service(Trained(trained)), '127.0.0.1', 0) as found:
+    with serve.Server(Service(Trained.load(trained)), '127.0.0.1', 0) as found:
         found.rates = serve.Rates(1e9, 1e9)
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
@@ -53,7 +53,7 @@ def test_a_drawn_digit(server, trained):
     status, found = ask(server, body=body(picture.tolist(), feature_maps=True))
     assert status == 200 and found['class'] == '7'
     image = np.frombuffer(base64.b64decode(found['image']['pixels']), np.uint8).reshape(28, 28, 1)
-    probabilities = Trained(trained).predict(image[None])[0]
+    probabilities = Trained.load(trained).predict(image[None])[0]
     np.testing.assert_allclose(list(found['probabilities'].values()), probabilities, atol=1e-6)
     assert [layer['layer'] for layer in found['feature_maps']] == ['Conv_0', 'MaxPool_0', 'Conv_1', 'MaxPool_1']
     layer = found['feature_maps'][2]

@@ -14,14 +14,13 @@ from mnist_jax.report import calibration, confusion, curves, page, pictures
 from mnist_jax.report.page import Section, Table
 from mnist_jax.report.pictures import Examples
 from mnist_jax.report.style import Picture
-from mnist_jax.trained import Trained, open_workdir
+from mnist_jax.trained import Trained
 
 
-def report(workdir: Path) -> Path:
-    """Write the report of the run in `workdir` to `report/` in it; returns the path of its page."""
-    open_workdir(workdir)
+def report(trained: Trained) -> Path:
+    """Write the report of a finished run to `report/` in its workdir; returns the path of its page."""
+    workdir = trained.workdir
     run = compare.read(workdir, workdir.resolve().name)
-    trained = Trained(workdir)
     if trained.snapshot.state.step != run.result['step']:
         raise UserError(
             f'{str(workdir / "eval.json")!r} is of step {run.result["step"]:,}, and the run ends with step '
