@@ -44,6 +44,18 @@ def tree_sum(parts: Sequence[Any]) -> Any:
     return parts[0]
 
 
+def ordered_sum(x_N: jax.Array) -> jax.Array:
+    """The sum of a vector, its second half added to its first again and again.
+
+    XLA takes the order of its own reductions from the width of the processor's vectors, and from what else it computes
+    beside them.
+    """
+    while len(x_N) > 1:
+        half = (len(x_N) + 1) // 2
+        x_N = x_N[:half] + jnp.pad(x_N[half:], (0, 2 * half - len(x_N)))
+    return x_N[0]
+
+
 def after(earlier: Any, values: Any) -> Any:
     """`values`, not to be used before `earlier` (a pytree of numbers) is computed.
 

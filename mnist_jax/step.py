@@ -220,7 +220,7 @@ def _sums(logits_BxK: jax.Array, batch: Batch, loss: Callable) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
     return {
-        'loss': jnp.sum(loss(logits_BxK, batch['label']) * mask_B),
+        'loss': ops.ordered_sum(loss(logits_BxK, batch['label']) * mask_B),
         'correct': jnp.sum(correct_B * mask_B),
         'count': jnp.sum(mask_B),
     }

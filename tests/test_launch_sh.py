@@ -24,7 +24,7 @@ def launch(tmp_path):
     """A function that runs a copy of launch.sh and returns what the stand-in was asked to do."""
     root, log = tmp_path / 'a project', tmp_path / 'log'
     root.mkdir()
-    for name in ('launch.sh', 'requirements.txt', 'requirements-test.txt', 'configs'):
+    for name in ('launch.sh', 'requirements.txt', 'requirements-test.txt', 'requirements-onnx.txt', 'configs'):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, root / name)
     stand_in = tmp_path / 'python3'
     stand_in.write_text(STAND_IN)
@@ -44,7 +44,8 @@ def launch(tmp_path):
 def test_it_installs_once_and_again_when_the_requirements_changed(launch):
     assert launch('setup') == ['venv', 'pip requirements.txt']
     assert launch('setup') == []
-    assert launch('test', '-x') == ['pip requirements-test.txt', f'in {launch.root}: -m pytest -x']
+    installed = ['pip requirements-test.txt', 'pip requirements-onnx.txt']
+    assert launch('test', '-x') == [*installed, f'in {launch.root}: -m pytest -x']
     with open(launch.root / 'requirements.txt', 'a') as file:
         file.write('six==1.17.0\n')
     assert launch('setup') == ['pip requirements.txt']

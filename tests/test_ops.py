@@ -34,6 +34,17 @@ def test_tied_values_share_the_gradient():
     assert float(gradient.sum()) == 1 and (gradient > 0).all()
 
 
+@pytest.mark.parametrize(
+    # Where 1 is added to 1e8, it is lost: from left to right, the second would be 1 and the third 1.
+    ('values', 'expected'),
+    [([7.0], 7), ([1e8, 1, -1e8, 1], 2), ([1e8, 1, 1, -1e8, 1], 3), ([1.0] * 37, 37)],
+)
+def test_ordered_sum_adds_the_second_half_to_the_first(values, expected):
+    total, gradient = jax.jit(jax.value_and_grad(ops.ordered_sum))(jnp.array(values))
+    assert float(total) == expected
+    np.testing.assert_array_equal(gradient, np.ones(len(values)))
+
+
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8])
 def test_tree_sum_adds_neighbours_first(count):
     names = [{'x': Symbol(chr(97 + i))} for i in range(count)]

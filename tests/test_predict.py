@@ -69,6 +69,7 @@ def forms(digit, number):
 
 def test_the_form_of_mnists_digits_matters_little(trained, test_set, tmp_path):
     images, labels = test_set
+    images, labels = images[:120], labels[:120]
     expected = (Trained.load(trained).predict(images).argmax(-1) == labels).mean()
     assert expected > 0.9
     for number, digit in enumerate(images):
