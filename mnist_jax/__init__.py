@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mnist_jax.notebook import Run
 
 
-def load(workdir: str | Path, step: str | None = None) -> 'Run':
+def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
     """The run in `workdir`, with the parameters that it ends with, or those of `step`: 'best', 'latest' or a number."""
     from mnist_jax.notebook import Run  # JAX and what else this needs take two seconds.
 
-    return Run.load(Path(workdir), step)
+    return Run.load(Path(workdir).absolute(), None if step is None else str(step))

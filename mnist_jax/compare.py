@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import checkpoint, metrics, monitor, results, tables
+from mnist_jax import checkpoint, files, metrics, monitor, results, tables
 from mnist_jax.errors import UserError
 
 
@@ -85,7 +85,7 @@ def read(workdir: Path, name: str) -> Run:
 
 def _short_names(workdirs: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell all of them apart."""
-    parts = [workdir.parts for workdir in workdirs]
+    parts = [tuple(map(files.printable, workdir.parts)) for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ['/'.join(path[-length:]) for path in parts]
         if len(set(names)) == len(names):

@@ -1,6 +1,8 @@
 """Hand a trained model to someone else: as StableHLO, which JAX alone runs anywhere, and as ONNX."""
 
+import contextlib
 import importlib.util
+import io
 import logging
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from jax import export as jax_export
 from mnist_jax import files, ops
 from mnist_jax.config import ROOT
 from mnist_jax.errors import UserError
+from mnist_jax.snapshot import params_sha256
 from mnist_jax.trained import Trained
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -42,7 +45,9 @@ def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
     for name, contents in written.items():
         files.write_bytes(place / name, contents)
     files.write_text(place / 'README.md', _readme(trained, onnx))
-    print(f'{" and ".join(written)} are in {place}; README.md there says how to call them', flush=True)
+    if not onnx:
+        (place / ONNX).unlink(missing_ok=True)  # Of another step, perhaps.
+    print(f'{place}: {" and ".join(written)}; README.md there says how to call each', flush=True)
     return place
 
 
@@ -57,23 +62,29 @@ def stablehlo(trained: Trained) -> bytes:
 
 def to_onnx(trained: Trained) -> bytes:
     """The model as ONNX; its images are float32."""
-    import jax2onnx
+    # It tells, with tracebacks, of each library that it could convert models of and that is not here.
+    logging.disable(logging.CRITICAL)
+    with contextlib.redirect_stderr(io.StringIO()), ops.portable():
+        import jax2onnx
 
-    logging.getLogger('onnx_ir').setLevel(logging.ERROR)  # It warns of constants whose types it finds out itself.
-    with ops.portable():
         model = jax2onnx.to_onnx(
             trained.probabilities(),
             [('B', *trained.image_shape)],
             input_names=['image'],
             output_names=['probabilities'],
         )
+    logging.disable(logging.NOTSET)
     return model.SerializeToString()
 
 
 def _readme(trained: Trained, onnx: bool) -> str:
     """Three lines of code for each format, tried by the tests as they stand."""
     shape, names = ' x '.join(map(str, trained.image_shape)), ', '.join(trained.class_names)
+    state = trained.snapshot.state
     lines = [
+        f'{trained.plan.config.model.name} trained on {trained.plan.source.name}, step {int(state.step)}, '
+        f'params_sha256 {params_sha256(state)}.',
+        '',
         f'Images: uint8, B x {shape}, pixels from 0 to {trained.plan.source.max_pixel}; any number B of them.',
         f'Result: the probabilities of {names}, float32, B x {len(trained.class_names)}.',
         '',

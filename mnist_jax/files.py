@@ -75,6 +75,11 @@ def read_json(path: Path) -> Any:
         raise ValueError('it is nested too deeply') from None
 
 
+def printable(name: str) -> str:
+    """A name from a disk or a file, with a question mark for what cannot be shown or written as UTF-8."""
+    return ''.join(character if character.isprintable() else '?' for character in name)
+
+
 class Hold:
     """Holds a directory for this process, in a file `lock` there: a context manager.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax import compare, results
+from mnist_jax import compare, files, results
 from mnist_jax.data import images
 from mnist_jax.errors import UserError
 from mnist_jax.trained import Trained
@@ -33,7 +33,13 @@ class Run(Trained):
 
     @functools.cached_property
     def _finished(self) -> compare.Run:
-        return compare.read(self.workdir, self.workdir.resolve().name)
+        found = compare.read(self.workdir, files.printable(self.workdir.name))
+        step = int(self.snapshot.state.step)
+        if found.result['step'] != step:
+            raise UserError(
+                f'the result in {str(self.workdir)!r} is of step {found.result["step"]}, and this is {step}'
+            )
+        return found
 
     def table(self) -> str:
         """The result as text for people."""

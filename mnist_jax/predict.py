@@ -5,7 +5,7 @@ import glob
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +49,12 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
       step: as for `trained.restore`.
     """
     paths = list(itertools.chain.from_iterable(map(_matching, inputs)))
-    submission = paths[0].suffix.lower() == '.csv'
+    submission = any(path.suffix.lower() == '.csv' for path in paths)
     if submission and len(paths) > 1:
         raise UserError('--input: a CSV is predicted by itself; give it alone')
     output = Path('submission.csv') if submission and output is None else output
     writers = {'.csv': _submission} if submission else WRITERS
-    write = choose('the ending of --output', output.suffix, writers) if output else None
+    write = _writer(output, paths, writers) if output else None
     trained = Trained.load(workdir, step)
     source = trained.plan.source
     found = [Input(*_csv(path, source)) if submission else _input(path, source) for path in paths]
@@ -66,6 +66,15 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
     text = write(list(predictions))
     files.write_text(output, text)
     print(f'{sum(len(given.names) for given in found):,} predictions are in {output}', flush=True)
+
+
+def _writer(output: Path, inputs: Sequence[Path], writers: Mapping[str, Callable]) -> Callable:
+    """What makes the text of `output`; UserError where that must not be written."""
+    if output.is_dir():
+        raise UserError(f'--output={str(output)!r} is a directory; give a file')
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise UserError(f'--output={str(output)!r} is the input too; give another file')
+    return choose(f'--output={str(output)!r}: its ending', output.suffix.lower(), writers)
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -90,9 +99,13 @@ def _input(path: Path, source: Source) -> Input:
         start = file.read(4)
     if start == idx.MAGIC[3] or start[:2] == idx.GZIPPED:
         array_NxHxW = idx.read(path, dimensions=3)
-        names = [f'{path.name}[{number}]' for number in range(len(array_NxHxW))]
+        if not array_NxHxW.size:
+            raise UserError(f'--input={str(path)!r} is an IDX file without images')
+        names = [f'{files.printable(path.name)}[{number}]' for number in range(len(array_NxHxW))]
         return Input(names, lambda part: _of_array(array_NxHxW[part], names[part], source))
-    return Input([str(path)], lambda part: [_framed(images.read(path), f'image {str(path)!r}', source)])
+    return Input(
+        [files.printable(str(path))], lambda part: [_framed(images.read(path), f'image {str(path)!r}', source)]
+    )
 
 
 def _csv(path: Path, source: Source) -> tuple[Sequence[str], Callable[[slice], list[images.Framed]]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,32 +68,56 @@ def read(workdir: Path, part: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
     try:
-        found = files.read_json(path)
-        wrong = [name for name, kind in FIELDS.items() if not isinstance(found[name], kind)]
-        lower, upper = found['statistics']['overall']['accuracy_interval']
-        if wrong or not 0 <= lower <= found['accuracy'] <= upper <= 1:
-            raise ValueError(f'{listed(wrong) if wrong else "its accuracy"} is wrong')
+        return _checked(files.read_json(path))
     except KeyError as error:
         raise UserError(f'{str(path)!r} is damaged: it has no {error}; --mode=eval writes it anew') from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval writes it anew') from None
-    return found
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    """What was read, its statistics computed anew; ValueError, KeyError or TypeError where it is no result."""
+    wrong = [
+        name for name, kind in FIELDS.items() if not isinstance(found[name], kind) or isinstance(found[name], bool)
+    ]
+    if wrong:
+        raise ValueError(f'{listed(wrong)} is wrong')
+    names = [str(name) for name in found['statistics']['by_class']]
+    rows = found['confusion_matrix']
+    if [len(row) for row in rows] != [len(names)] * len(names) or not names:
+        raise ValueError(f'its confusion matrix is not {len(names)} x {len(names)}')
+    if not all(type(count) is int and 0 <= count < 2**53 for row in rows for count in row):
+        raise ValueError('its confusion matrix has a cell that is no count')
+    matrix = np.array(rows, np.int64)
+    if not 0 < matrix.sum() == found['count'] or np.trace(matrix) != found['correct']:
+        raise ValueError('its counts are not those of its confusion matrix')
+    if found['accuracy'] != found['correct'] / found['count'] or not math.isfinite(found['loss']):
+        raise ValueError('its accuracy or its loss is wrong')
+    return {**found, 'statistics': metrics.statistics(matrix, names)}
 
 
 def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
     label, prediction = _read_arrays(workdir, result, 'label', 'prediction')
     path = paths(workdir)[1]
-    fits = label.shape == prediction.shape == (result['count'],) and (label == prediction).sum() == result['correct']
-    if not fits:
+    classes = len(result['confusion_matrix'])
+    fits = all(_are_classes(array, classes, result['count']) for array in (label, prediction))
+    if not fits or (label == prediction).sum() != result['correct']:
         raise UserError(f'{str(path)!r} does not fit eval.json beside it; --mode=eval writes both anew')
     return label, prediction
+
+
+def _are_classes(array_N: np.ndarray, classes: int, count: int) -> bool:
+    whole = array_N.dtype.kind in 'iu' and array_N.shape == (count,)
+    return whole and 0 <= array_N.min() <= array_N.max() < classes
 
 
 def read_probabilities(workdir: Path, result: Mapping[str, Any]) -> np.ndarray:
     """The probabilities NxK of the classes of these examples."""
     (found,) = _read_arrays(workdir, result, 'probabilities')
-    if found.shape != (result['count'], len(result['confusion_matrix'])) or found.dtype != np.float32:
+    fits = found.shape == (result['count'], len(result['confusion_matrix'])) and found.dtype == np.float32
+    # What is not a number is not close to 1 either.
+    if not fits or not (found >= 0).all() or not np.allclose(found.sum(-1), 1, atol=1e-3):
         path = str(paths(workdir)[1])
         raise UserError(f'{path!r} does not fit eval.json beside it; --mode=eval writes both anew')
     return found

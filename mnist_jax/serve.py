@@ -6,6 +6,7 @@ import http
 import ipaddress
 import json
 import math
+import re
 import socket
 import socketserver
 import sys
@@ -26,11 +27,10 @@ from mnist_jax.trained import Trained
 PAGE = Path(__file__).with_name('pages') / 'draw.html'
 MOST_BYTES = 2**19  # of a request
 MOST_DISCARDED = 4 * MOST_BYTES  # of a request that is refused
-MOST_AT_ONCE = 32  # requests; more are sent away
+MOST_REQUESTS = 32  # at the same time; more are sent away
 SECONDS = 10.0  # to send a request, and to take its answer
 RATE, BURST = 50.0, 100.0  # requests a second of one address, in the long run and at once
 MOST_ADDRESSES = 1024  # whose requests are counted
-LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
 def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
@@ -69,17 +69,18 @@ class Rates:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers at most `MOST_AT_ONCE` requests at a time, each in a thread."""
+    """Answers at most `MOST_REQUESTS` requests at a time, each in a thread."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, service: Service, host: str, port: int):
-        self.service, self.rates, self.host = service, Rates(RATE, BURST), host
+        self.service, self.rates = service, Rates(RATE, BURST)
         self.page = files.read_bytes(PAGE)
-        self._free = threading.BoundedSemaphore(MOST_AT_ONCE)
-        address = socket.getaddrinfo(host or LOOPBACK[1], port, type=socket.SOCK_STREAM)[0]
+        self._free = threading.BoundedSemaphore(MOST_REQUESTS)
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = address[0]
+        self.loopback = _is_loopback(address[4][0])
         super().__init__(address[4][:2], Handler)
 
     def server_bind(self) -> None:
@@ -96,6 +97,9 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.settimeout(0)
+                request.send(b'HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n')
             self.shutdown_request(request)
             return
         try:
@@ -131,6 +135,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """The endpoint."""
         self._respond(self._predicted)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_PUT(self) -> None:
+        """No other method."""
+        self._respond(self._no_method)
+
+    do_DELETE = do_OPTIONS = do_PATCH = do_PUT  # noqa: N815
+
+    def _no_method(self) -> tuple[str, bytes]:
+        raise RefusedError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'{self.command} is not for here; GET and POST are')
 
     def setup(self) -> None:
         super().setup()
@@ -193,7 +208,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != 'HEAD':
+            self.wfile.write(body)
         self._discard()
 
     def _discard(self) -> None:
@@ -208,10 +224,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         """Refuse a page of another site whose name was made to lead here."""
-        asked = self.headers.get('Host', '')
-        host = asked.rpartition(':')[0] if asked.rpartition(':')[2].isdigit() else asked
-        if self.server.host in LOOPBACK and host.strip('[]') not in LOOPBACK:
-            raise RefusedError(http.HTTPStatus.FORBIDDEN, f'Host: {asked[:60]!r} is not this machine')
+        asked = self.headers.get_all('Host', [''])
+        host = re.sub(r':\d+$', '', asked[0]).strip('[]').lower()
+        if self.server.loopback and (len(asked) > 1 or not (host == 'localhost' or _is_loopback(host))):
+            raise RefusedError(http.HTTPStatus.FORBIDDEN, f'Host: {", ".join(asked)[:60]!r} is not this machine')
 
     def log_message(self, *arguments: Any) -> None:
         """Silent."""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # A name.
+        return False

@@ -127,7 +127,7 @@ def _write_report(finished: Trained) -> None:
 
     try:
         logging.info('How it learned and where it errs: %s', report(finished))
-    except OSError as error:  # Of the disk; the run itself is whole.
+    except (OSError, UserError) as error:  # The run itself is whole.
         logging.error('The report cannot be written (%s); --mode=report tries again', error)
 
 

@@ -34,7 +34,10 @@ def predict(workdir, right):
     label, _ = results.read_predictions(workdir, result)
     prediction = np.where(np.isin(np.arange(len(label)), right), label, (label + 1) % 10)
     np.savez(predictions_path, label=label, prediction=prediction)
-    path.write_text(json.dumps({**result, 'correct': len(right)}))
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (label, prediction), 1)
+    changed = {'correct': len(right), 'accuracy': len(right) / len(label), 'confusion_matrix': matrix.tolist()}
+    path.write_text(json.dumps({**result, **changed}))
 
 
 def test_the_table_and_the_test_of_every_comparable_pair(runs):
@@ -61,6 +64,10 @@ def test_few_differences_may_be_chance(runs):
     assert pair[3:] == ['2', '1', '1', 'may', 'be', 'chance']
 
 
+def changed(text, **fields):
+    return json.dumps({**json.loads(text), **fields})
+
+
 def test_what_is_no_finished_run_is_told(runs, tmp_path):
     with pytest.raises(UserError, match=r"--run='.*/nothing-\*' is no workdir, nor a pattern of workdirs"):
         compare.compare([f'{runs}/nothing-*'])
@@ -79,8 +86,13 @@ def test_what_is_no_finished_run_is_told(runs, tmp_path):
         ('[]', ''),
         (good[:100], ''),
         (good.replace(accuracy, '"accuracy": "x"', 1), 'accuracy is wrong'),
-        (good.replace(accuracy, '"accuracy": 2.0', 1), 'its accuracy is wrong'),
+        (good.replace(accuracy, '"accuracy": 2.0', 1), 'its accuracy or its loss is wrong'),
         (good.replace('"statistics"', '"statistic"'), "it has no 'statistics'"),
+        (changed(good, loss=float('nan')), 'its accuracy or its loss is wrong'),
+        (changed(good, confusion_matrix=[]), 'its confusion matrix is not 10 x 10'),
+        (changed(good, confusion_matrix=[[0.5] * 10] * 10), 'a cell that is no count'),
+        (changed(good, confusion_matrix=[[2] * 10] * 10), 'its counts are not those of its confusion matrix'),
+        (changed(good, statistics={'by_class': None}), 'not iterable'),
     ):
         (runs / 'one' / 'eval.json').write_text(text)
         with pytest.raises(UserError, match=rf"eval.json' is damaged: .*{told}"):

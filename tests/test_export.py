@@ -59,6 +59,8 @@ def test_exported_models_predict_the_same(small, images, tmp_path, model):
         for count in (37, 1):
             np.testing.assert_allclose(call(place, code, images[:count]), expected[:count], atol=1e-5)
     assert len(code_of(place)) == 2 and expected.std() > 0.01
+    export(tmp_path)  # Now without ONNX: what lay there may be of another step.
+    assert {path.name for path in place.glob('model.*')} == {STABLEHLO}
 
 
 def test_a_missing_converter_is_told_before_anything_is_written(trained, monkeypatch):

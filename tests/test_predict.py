@@ -146,10 +146,12 @@ def test_a_submission_to_kaggle(trained, test_set, tmp_path, monkeypatch):
         (('--input=text.png',), "image 'text.png' is no image that can be read; PNG, JPEG and BMP can"),
         (
             ('--input=blank.png', '--output=x.txt'),
-            "the ending of --output='.txt' is unknown; the choices are: .csv, .js",
+            "--output='x.txt': its ending='.txt' is unknown; the choices are: .csv, .js",
         ),
         (('--input=a.csv', '--input=blank.png'), 'a CSV is predicted by itself; give it alone'),
         (('--input=a.csv', '--output=x.jsonl'), "='.jsonl' is unknown; the choices are: .csv"),
+        (('--input=blank.png', '--output=empty'), "--output='empty' is a directory; give a file"),
+        (('--input=a.csv', '--output=a.csv'), "--output='a.csv' is the input too; give another file"),
         (('--input=a.csv',), "raw file 'a.csv', line 1, is empty"),
         (('--input=idx',), "raw file 'idx' is truncated"),
         (('--input=blank.png', '--step=7'), "--step='7' is not there; the choices are: latest,"),

@@ -172,13 +172,14 @@ def test_a_run_without_epochs_or_pictures_of_layers(small, tmp_path):
 
 
 def test_several_runs_on_one_page(data_dir, trained, tmp_path, browser):
-    train.train(make_small(data_dir, epochs=1), tmp_path / 'other')
-    page_path = compare_runs([str(trained), str(tmp_path / 'other')], tmp_path / 'both')
+    train.train(make_small(data_dir, epochs=1), tmp_path / '_$a^$')  # no formula, and not hidden
+    page_path = compare_runs([str(trained), str(tmp_path / '_$a^$')], tmp_path / 'both')
     with opened(browser, page_path.as_uri()) as page:
         assert [s.get_attribute('id') for s in page.locator('section').all()] == [
             'accuracies', 'runs', 'learning_curves', 'pairs',
         ]  # fmt: skip
         assert page.locator('#runs tbody tr').count() == 2 and page.locator('#pairs tbody tr').count() == 1
+        assert '_$a^$' in page.locator('#learning_curves svg').text_content()
         page.locator('#accuracies [id$="run-0-left"]').hover()
         expect(page.locator('#tip')).to_contain_text('run: 0.')
     with pytest.raises(UserError, match='--run names one run only'):

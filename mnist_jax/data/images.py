@@ -15,7 +15,8 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 MOST_PIXELS = 50_000_000
 WORKED_ON = 256  # pixels of the longer side of what is looked at: more cost time and show nothing
 PHOTOGRAPH = 64  # pixels of the longer side; a smaller image is drawn, and its ground is even
-LEAST_CONTRAST = 16  # between the darkest and the lightest of 256 greys
+LEAST_CONTRAST, LOW_CONTRAST = 16, 64  # between the darkest and the lightest of 256 greys
+LARGE_PART = 0.15  # of all that is shown
 FAINT = 1 / 8  # of the brightest pixel; what is not brighter is no part of what is shown
 SPECK = 0.02  # of the largest connected part's size; smaller ones are dirt
 HAIR, THIN = 1.0, 1.6  # pixels of the final image: strokes thinner than a hair are drawn as thick as a thin one
@@ -58,9 +59,14 @@ def read(path: Path) -> np.ndarray:
 def _greys(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith(('I', 'F')):  # 16 bits, of which the first eight will do
         deep = np.asarray(picture.convert('F'), np.float32)
-        return deep / 257 if deep.max(initial=0) > 255 else deep
+        bits = max(8, int(deep.max(initial=0)).bit_length())  # Of 16, a camera may use 10 or 12.
+        return np.clip(deep, 0, None) * (255 / (2**bits - 1))
     if 'A' not in picture.getbands() and 'transparency' not in picture.info:
-        return np.asarray(picture.convert('L'), np.float32)
+        grey = np.asarray(picture.convert('L'), np.float32)
+        if np.ptp(grey) >= LOW_CONTRAST:
+            return grey
+        # Colours as bright as each other differ in one of these.
+        return max(np.moveaxis(np.asarray(picture.convert('RGB'), np.float32), -1, 0), key=np.ptp)
     grey, alpha = (np.asarray(band, np.float32) for band in picture.convert('LA').split())
     shown = alpha > 127
     dark = not shown.any() or grey[shown].mean() < 128
@@ -89,6 +95,8 @@ def framed(greys_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing, max_
     drawn = _placed(found, shape, framing)
     height, width = greys_HxW.shape
     done.append(f'scaled and centred, from {width} x {height}')
+    if framing.by_mass and (parts := _parts(found)) > 1:
+        done.append(f'{parts} separate parts (one digit an image is wanted)')
     return Framed(_pixels(drawn, max_pixel), ', '.join(done))
 
 
@@ -146,6 +154,13 @@ def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:
     shown = np.where(faded, np.clip(ink_HxW / full, 0, 1), 0)
     rows, columns = (np.flatnonzero(faded.any(axis=1 - axis)) for axis in (0, 1))
     return shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _parts(shown_hxw: np.ndarray) -> int:
+    """How many large parts that do not touch there are."""
+    labels, _ = ndimage.label(shown_hxw > 0.5, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    return int((sizes > LARGE_PART * sizes.sum()).sum())
 
 
 def _threshold(ink_HxW: np.ndarray) -> float:

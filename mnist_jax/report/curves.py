@@ -32,7 +32,7 @@ def learning_curves(run: Run) -> Picture:
         _marks(axis, run, number == 0)
         axis.set_xlabel('epoch')
         style.grid(axis)
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=9, loc='upper right')
     about = 'The training loss and accuracy of an epoch are means over its steps, each before its update. ' + _story(
         run
     )
@@ -110,13 +110,13 @@ def curves_of(runs: Sequence[Run]) -> Picture:
             gid = f'line-{name}-{number}'
             colour, dash = style.SERIES[number % len(style.SERIES)], ('-', '--', ':')[number // len(style.SERIES) % 3]
             epochs, values = [row['epoch'] for row in rows], [row[name] for row in rows]
-            axis.plot(epochs, values, dash, color=colour, label=run.name, linewidth=1.8, gid=gid)
+            axis.plot(epochs, values, dash, color=colour, label=style.words(run.name), linewidth=1.8, gid=gid)
             tips[gid] = f'{run.name}: {name.replace("_", " ")} {values[-1]:.5g} in the end' if values else run.name
         axis.set_title(f'{name.replace("_", " ")} by epoch')
         axis.set_xlabel('epoch')
         axis.set_ylabel(name.replace('_', ' '))
         style.grid(axis)
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=9, loc='upper right')
     return Picture('Learning curves', 'One line for each run.', figure, tips)
 
 
@@ -135,7 +135,7 @@ def accuracies(runs: Sequence[Run]) -> Picture:
             axis.plot([lower, upper], [height, height], color=colour, linewidth=1.5)
             axis.plot([accuracy], [height], 'o', color=colour, markersize=8, gid=gid)
             tips[gid] = told
-    left.set_yticks(range(len(runs)), [run.name for run in runs])
+    left.set_yticks(range(len(runs)), [style.words(run.name) for run in runs])
     left.invert_yaxis()
     left.set_title('Test accuracy with its 95 % interval')
     right.set_title('Accuracy and time of training')

@@ -52,5 +52,5 @@ def write(place: Path, title: str, facts: Mapping[str, str], sections: Mapping[s
     )
     page = environment.get_template('report.html').render(title=title, facts=facts, sections=shown)
     # The page last: where it is, all is there.
-    files.write_text(place / 'index.html', page)
+    files.write_bytes(place / 'index.html', page.encode(errors='replace'))
     return place / 'index.html'

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import compare, metrics, provenance, results, tables
+from mnist_jax import compare, files, metrics, provenance, results, tables
 from mnist_jax import config as configs
 from mnist_jax.compare import Run
 from mnist_jax.errors import UserError
@@ -20,11 +20,15 @@ from mnist_jax.trained import Trained
 def report(trained: Trained) -> Path:
     """Write the report of a finished run to `report/` in its workdir; returns the path of its page."""
     workdir = trained.workdir
-    run = compare.read(workdir, workdir.resolve().name)
+    run = compare.read(workdir, files.printable(workdir.resolve().name))
     if trained.snapshot.state.step != run.result['step']:
         raise UserError(
             f'{str(workdir / "eval.json")!r} is of step {run.result["step"]:,}, and the run ends with step '
             f'{trained.snapshot.state.step:,}; --mode=eval evaluates that'
+        )
+    if list(run.result['statistics']['by_class']) != list(trained.class_names):
+        raise UserError(
+            f'{str(workdir / "eval.json")!r} is damaged: its classes are others; --mode=eval writes it anew'
         )
     sections: dict[str, Section] = {**figures(run, trained), **_tables(run, trained)}
     title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'

@@ -1,7 +1,9 @@
 """How all figures look, and how they become files: PNG, SVG, and SVG that takes the colours of a page around it."""
 
+import functools
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -52,7 +54,19 @@ class Picture(NamedTuple):
 
 def styled(function: Callable) -> Callable:
     """`function`, whose figures are in this style."""
-    return matplotlib.rc_context(RC)(function)
+
+    @functools.wraps(function)
+    def in_style(*arguments: Any) -> Any:
+        with matplotlib.rc_context(RC), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Glyph .* missing from')  # The browser has a font for it.
+            return function(*arguments)
+
+    return in_style
+
+
+def words(text: str) -> str:
+    """`text` as Matplotlib shows it as it is: no formulas, and no label that is hidden."""
+    return f'{" " * text.startswith("_")}{text}'.replace('$', r'\$')
 
 
 def new(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
@@ -120,6 +134,7 @@ def _text(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding='unicode')
 
 
+@styled
 def settle(picture: Picture) -> None:
     """Lay the figure out once, and not anew for each of its files."""
     picture.figure.draw_without_rendering()
