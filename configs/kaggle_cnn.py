@@ -4,6 +4,8 @@
 
 Reproduces a published tutorial: Adadelta, batch 128, 12 epochs, the last 20 % of the training split as validation;
 test accuracy 0.9909, loss 0.0295 (one run), 1,412 s. The learning rate is 1.0, as it was in the Keras of that time.
+Here, over 3 seeds on 2 CPU cores: test accuracy 0.9912 ± 0.0008 (0.9903 to 0.9917), loss 0.0276 ± 0.0020; 496 s of
+training.
 """
 
 from ml_collections import ConfigDict

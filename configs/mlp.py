@@ -3,7 +3,7 @@
     python -m mnist_jax.main --config=configs/mlp.py
 
 Reproduces a published tutorial: RMSprop, batch 128, 10 epochs, test accuracy 0.9787, loss 0.1212 (one run).
-Here, over 3 seeds on 2 CPU cores: test accuracy 0.9835 ± 0.0008, loss 0.0803 ± 0.0028; 64 to 78 s of training.
+Here, over 3 seeds on 2 CPU cores: test accuracy 0.9830 ± 0.0026, loss 0.0818 ± 0.0114; 25 s of training.
 """
 
 from ml_collections import ConfigDict
