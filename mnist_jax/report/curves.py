@@ -32,7 +32,7 @@ def learning_curves(run: Run) -> Picture:
         _marks(axis, run, number == 0)
         axis.set_xlabel('epoch')
         style.grid(axis)
-    axes[0].legend(fontsize=9, loc='upper right')
+    axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
     about = 'The training loss and accuracy of an epoch are means over its steps, each before its update. ' + _story(
         run
     )
@@ -116,7 +116,7 @@ def curves_of(runs: Sequence[Run]) -> Picture:
         axis.set_xlabel('epoch')
         axis.set_ylabel(name.replace('_', ' '))
         style.grid(axis)
-    axes[0].legend(fontsize=9, loc='upper right')
+    axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
     return Picture('Learning curves', 'One line for each run.', figure, tips)
 
 
