@@ -63,8 +63,9 @@ def stablehlo(trained: Trained) -> bytes:
 def to_onnx(trained: Trained) -> bytes:
     """The model as ONNX; its images are float32."""
     # It tells, with tracebacks, of each library that it could convert models of and that is not here.
-    logging.disable(logging.CRITICAL)
-    with contextlib.redirect_stderr(io.StringIO()), ops.portable():
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack, ops.portable():
+        logging.disable(logging.CRITICAL)
+        stack.callback(logging.disable, logging.NOTSET)
         import jax2onnx
 
         model = jax2onnx.to_onnx(
@@ -73,7 +74,6 @@ def to_onnx(trained: Trained) -> bytes:
             input_names=['image'],
             output_names=['probabilities'],
         )
-    logging.disable(logging.NOTSET)
     return model.SerializeToString()
 
 

@@ -47,9 +47,8 @@ class Run(Trained):
 
     def image(self, path: str | Path) -> np.ndarray:
         """An image file, scaled and centred as the images are that this run was trained on: uint8 HxWx1."""
-        source = self.plan.source
         try:
-            return images.framed(images.read(Path(path)), self.image_shape, source.framing, source.max_pixel).image
+            return self.frame(images.read(Path(path))).image
         except ValueError as error:
             raise UserError(f'image {str(path)!r}: {error}') from None
 

@@ -28,7 +28,7 @@ def start(devices: int, dtype: str = 'float32') -> 'Replicas':
       devices: how many of each process; 0 for all of an accelerator's, or one on the CPU, which uses all cores.
       dtype: in which the model computes.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = processes.cores()
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, dtype == 'float32' and native.loaded())
     _cache_compilations()
     if not processes.is_main():

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from mnist_jax import files, tables
 from mnist_jax.data import idx, images, kaggle
-from mnist_jax.data.source import Source
 from mnist_jax.errors import UserError, choose
 from mnist_jax.trained import MOST_AT_ONCE, Trained
 
@@ -56,16 +55,13 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
     writers = {'.csv': _submission} if submission else WRITERS
     write = _writer(output, paths, writers) if output else None
     trained = Trained.load(workdir, step)
-    source = trained.plan.source
-    found = [Input(*_csv(path, source)) if submission else _input(path, source) for path in paths]
-    predictions = _predictions(trained, found)
+    predictions = list(_predictions(trained, [(_csv if submission else _input)(path, trained) for path in paths]))
     if write is None:
-        print('\n'.join(_table(list(predictions))), flush=True)
+        print('\n'.join(_table(predictions)), flush=True)
         return
     files.make_directory(output.parent, '--output: the directory')
-    text = write(list(predictions))
-    files.write_text(output, text)
-    print(f'{sum(len(given.names) for given in found):,} predictions are in {output}', flush=True)
+    files.write_text(output, write(predictions))
+    print(f'{len(predictions):,} predictions are in {output}', flush=True)
 
 
 def _writer(output: Path, inputs: Sequence[Path], writers: Mapping[str, Callable]) -> Callable:
@@ -93,7 +89,7 @@ def _matching(pattern: str) -> list[Path]:
     return paths
 
 
-def _input(path: Path, source: Source) -> Input:
+def _input(path: Path, trained: Trained) -> Input:
     """An IDX file or an image, as its first bytes say."""
     with open(path, 'rb') as file:
         start = file.read(4)
@@ -102,32 +98,33 @@ def _input(path: Path, source: Source) -> Input:
         if not array_NxHxW.size:
             raise UserError(f'--input={str(path)!r} is an IDX file without images')
         names = [f'{files.printable(path.name)}[{number}]' for number in range(len(array_NxHxW))]
-        return Input(names, lambda part: _of_array(array_NxHxW[part], names[part], source))
+        return Input(names, lambda part: _of_array(array_NxHxW[part], names[part], trained))
     return Input(
-        [files.printable(str(path))], lambda part: [_framed(images.read(path), f'image {str(path)!r}', source)]
+        [files.printable(str(path))], lambda part: [_framed(images.read(path), f'image {str(path)!r}', trained)]
     )
 
 
-def _csv(path: Path, source: Source) -> tuple[Sequence[str], Callable[[slice], list[images.Framed]]]:
-    if source.image_shape != (kaggle.SIDE, kaggle.SIDE, 1):
-        raise UserError(f'--input={str(path)!r} holds images of 28 x 28, and the model takes {source.image_shape}')
+def _csv(path: Path, trained: Trained) -> Input:
+    """A CSV as Kaggle's test.csv."""
+    if trained.image_shape != (kaggle.SIDE, kaggle.SIDE, 1):
+        raise UserError(f'--input={str(path)!r} holds images of 28 x 28, and the model takes {trained.image_shape}')
     array_NxHxWxC = kaggle.read_unlabelled(path)
     names = [str(number) for number in range(1, len(array_NxHxWxC) + 1)]  # Kaggle counts from 1.
-    return names, lambda part: [images.Framed(image, '') for image in array_NxHxWxC[part]]
+    return Input(names, lambda part: [images.Framed(image, '') for image in array_NxHxWxC[part]])
 
 
-def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], source: Source) -> list[images.Framed]:
-    if array_NxHxW.shape[1:] == source.image_shape[:2]:  # As a data set, they are what they are.
-        most = array_NxHxW.max(initial=0)
-        if most > source.max_pixel:
-            raise UserError(f'{names[0]} and more have pixels up to {most}; the model takes 0 to {source.max_pixel}')
+def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], trained: Trained) -> list[images.Framed]:
+    if array_NxHxW.shape[1:] == trained.image_shape[:2]:  # As a data set, they are what they are.
+        most, wanted = array_NxHxW.max(initial=0), trained.plan.source.max_pixel
+        if most > wanted:
+            raise UserError(f'{names[0]} and more have pixels up to {most}; the model takes 0 to {wanted}')
         return [images.Framed(image[..., None], '') for image in array_NxHxW]
-    return [_framed(image.astype(np.float32), name, source) for name, image in zip(names, array_NxHxW, strict=True)]
+    return [_framed(image.astype(np.float32), name, trained) for name, image in zip(names, array_NxHxW, strict=True)]
 
 
-def _framed(greys_HxW: np.ndarray, what: str, source: Source) -> images.Framed:
+def _framed(greys_HxW: np.ndarray, what: str, trained: Trained) -> images.Framed:
     try:
-        return images.framed(greys_HxW, source.image_shape, source.framing, source.max_pixel)
+        return trained.frame(greys_HxW)
     except ValueError as error:
         raise UserError(f'{what}: {error}') from None
 

@@ -1,6 +1,7 @@
 """The processes of a run, on one host or several: how they meet, agree, and end."""
 
 import hashlib
+import os
 import secrets
 import socket
 import time
@@ -92,6 +93,11 @@ def lost_others(error: Exception) -> bool:
     """Whether an exception says that the connection to the other processes broke."""
     broken = isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
     return broken and any(word in str(error) for word in ('Gloo', 'NCCL', 'UNAVAILABLE', 'Connection', 'oordination'))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def is_main() -> bool:

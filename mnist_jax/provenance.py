@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mnist_jax import files
+from mnist_jax import files, processes
 from mnist_jax.config import ROOT
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
@@ -66,8 +65,7 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     name = models[0] if models else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'{cores} cores of {name}'
+    return f'{processes.cores()} cores of {name}'
 
 
 def _command() -> str:

@@ -156,21 +156,30 @@ def text(result: dict[str, Any]) -> str:
         f"symmetry   P-value {_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
         '',
     ]
-    rows = [['class', *metrics.COLUMNS.values()]]
-    everything = {**found['by_class'], 'macro mean': found['macro'], 'weighted': found['weighted']}
-    rows += [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
-    lines += tables.titled(rows)
+    lines += tables.titled(class_rows(found))
     lines += ['', 'confusion matrix: a row for each truth, a column for each prediction', '']
     matrix = [[name, *map(str, row)] for name, row in zip(names, result['confusion_matrix'], strict=True)]
     lines += tables.titled([['', *names], *matrix])
-    errors = [
-        [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
-        for error in found['top_confusions']
-    ]
-    if errors:
-        head = ['truth', 'taken for', 'times', 'of that truth']
-        lines += ['', 'most frequent errors', '', *tables.titled([head, *errors], left=2)]
+    errors = error_rows(found)
+    if errors[1:]:
+        lines += ['', 'most frequent errors', '', *tables.titled(errors, left=2)]
     return '\n'.join(lines)
+
+
+def class_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
+    """The statistics of each class and their means, below a head."""
+    everything = {**statistics['by_class'], 'macro mean': statistics['macro'], 'weighted': statistics['weighted']}
+    rows = [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
+    return [['class', *metrics.COLUMNS.values()], *rows]
+
+
+def error_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
+    """The most frequent errors, below a head."""
+    rows = [
+        [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
+        for error in statistics['top_confusions']
+    ]
+    return [['truth', 'taken for', 'times', 'of that truth'], *rows]
 
 
 def _p_value(value: float | None) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax.data import images
 from mnist_jax.trained import Trained
 
 MOST_SIDE = 256  # pixels of an image that is sent
@@ -58,10 +57,9 @@ class Service:
         """The prediction for a request as `SCHEMA` says it; RefusedError for any other."""
         request = _parsed(body)
         greys_HxW = np.array(request['image'], np.float32)
-        source = self._trained.plan.source
         with self._lock:
             try:
-                framed = images.framed(greys_HxW, source.image_shape, source.framing, source.max_pixel)
+                framed = self._trained.frame(greys_HxW)
             except ValueError as error:
                 raise RefusedError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
             (row,) = self._trained.predict(framed.image[None])
@@ -71,7 +69,7 @@ class Service:
             'class': names[int(row.argmax())],
             'probabilities': dict(zip(names, row.tolist(), strict=True)),
             'prepared': framed.done,
-            'image': _encoded(framed.image / source.max_pixel),
+            'image': _encoded(framed.image / self._trained.plan.source.max_pixel),
             'feature_maps': [
                 {'layer': name, 'channels': array.shape[-1], **_encoded(_spread(array[..., :MOST_MAPS]))}
                 for name, array in maps.items()

@@ -1,7 +1,8 @@
 """The layer table of a model, found without computing anything."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ import numpy as np
 
 from mnist_jax import tables
 from mnist_jax.errors import UserError
+
+HEAD = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
 
 
 class Layer(NamedTuple):
@@ -23,19 +26,30 @@ class Layer(NamedTuple):
     multiply_adds: int
 
 
-def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
-    """The layers of `model` in the order of their calls; a nested one has its path as its name."""
-    outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[tuple[str, ...], tuple[str, jax.Array]]]:
+    """The class and the output of each module that is called meanwhile, by its path, in the order of the calls."""
+    found: dict[tuple[str, ...], tuple[str, jax.Array]] = {}
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         if context.method_name == '__call__':
-            outputs[context.module.path] = (type(context.module).__name__, output.shape[1:])
+            found[context.module.path] = (type(context.module).__name__, output)
         return output
 
+    with nn.intercept_methods(record):
+        yield found
+
+
+def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+    """The layers of `model` in the order of their calls; a nested one has its path as its name."""
+    outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+
     def init(key: jax.Array) -> Any:
-        with nn.intercept_methods(record):
-            return model.init(key, np.zeros((1, *image_shape), np.float32))
+        with recorded() as found:
+            variables = model.init(key, np.zeros((1, *image_shape), np.float32))
+        outputs.update({path: (kind, output.shape[1:]) for path, (kind, output) in found.items()})
+        return variables
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
@@ -84,15 +98,17 @@ def _count(arrays: Mapping[str, Any]) -> int:
     return sum(math.prod(array.shape) for array in arrays.values())
 
 
+def row(layer: Layer) -> tuple[str, ...]:
+    """A layer in the columns of `HEAD`."""
+    total = layer.trainable + layer.non_trainable
+    numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
+    return (layer.name, layer.kind, _shape(layer.output_shape), *numbers)
+
+
 def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     """The layer table as text: layer, kind, output shape, parameters, and their totals."""
     found = layers(model, image_shape)
-    rows = [('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')]
-    rows += [('input', '', _shape(image_shape), '0', '0', '0')]
-    for layer in found:
-        total = layer.trainable + layer.non_trainable
-        numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
-        rows.append((layer.name, layer.kind, _shape(layer.output_shape), *numbers))
+    rows = [HEAD, ('input', '', _shape(image_shape), '0', '0', '0'), *map(row, found)]
     trainable = sum(layer.trainable for layer in found)
     non_trainable = sum(layer.non_trainable for layer in found)
     lines = tables.titled(rows, left=3)

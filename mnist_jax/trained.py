@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from mnist_jax import checkpoint, parallel, step, summary
 from mnist_jax.config import ConfigDict
+from mnist_jax.data import batches, images
 from mnist_jax.errors import UserError
 from mnist_jax.experiment import Plan, make_plan
 from mnist_jax.snapshot import Snapshot
@@ -103,8 +103,8 @@ class Trained:
             part = images_NxHxWxC[start : start + MOST_AT_ONCE]
             # As many as a power of two, so that few programs are compiled.
             padding = (1 << (len(part) - 1).bit_length()) - len(part)
-            padded = np.pad(part, [(0, padding), (0, 0), (0, 0), (0, 0)])
-            parts.append(np.asarray(self._compiled(self.variables, padded))[: len(part)])
+            found = self._compiled(self.variables, batches.padded(part, padding))
+            parts.append(np.asarray(found)[: len(part)])
         return np.concatenate(parts)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
@@ -121,6 +121,11 @@ class Trained:
         if found.size and not 0 <= found.min() <= found.max() <= most:  # Not what is not a number, either.
             raise UserError(f'pixels from {found.min():g} to {found.max():g} are wrong: 0 to {most} are wanted')
         return found if found.dtype == np.uint8 else found.astype(np.float32)
+
+    def frame(self, greys_HxW: np.ndarray) -> images.Framed:
+        """`images.framed`, as the images are that this run was trained on."""
+        source = self.plan.source
+        return images.framed(greys_HxW, source.image_shape, source.framing, source.max_pixel)
 
     def probabilities(self) -> Callable[[jax.Array], jax.Array]:
         """The function of images BxHxWxC that `predict` computes, a new one each time, with the parameters in it."""
@@ -147,17 +152,9 @@ class Trained:
     @functools.cached_property
     def _outputs(self) -> Any:
         def outputs(variables: Any, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
-            found = {}
-
-            def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-                output = call(*args, **kwargs)
-                if context.method_name == '__call__':
-                    found['/'.join(context.module.path)] = output
-                return output
-
-            with nn.intercept_methods(record):
+            with summary.recorded() as found:
                 step.infer(variables, image_BxHxWxC, **self.plan.inference)
-            return found
+            return {'/'.join(path): output for path, (_, output) in found.items()}
 
         return jax.jit(outputs)
 

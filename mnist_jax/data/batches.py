@@ -49,14 +49,15 @@ def _batches(examples: Examples, order: np.ndarray, batch_size: int, padded_size
     for index, split in zip(indices, _read(examples, indices), strict=True):
         padding = share - len(index)
         yield {
-            'image': _padded(split.image, padding),
-            'label': _padded(split.label, padding),
-            'mask': _padded(np.ones(len(index), np.float32), padding),
-            'index': _padded(index, padding),
+            'image': padded(split.image, padding),
+            'label': padded(split.label, padding),
+            'mask': padded(np.ones(len(index), np.float32), padding),
+            'index': padded(index, padding),
         }
 
 
-def _padded(rows: np.ndarray, padding: int) -> np.ndarray:
+def padded(rows: np.ndarray, padding: int) -> np.ndarray:
+    """The rows, and so many of zeros after them."""
     return np.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1)) if padding else rows
 
 

@@ -9,7 +9,7 @@ from mnist_jax.compare import Run
 from mnist_jax.report import style
 from mnist_jax.report.style import Picture
 
-METRICS = {'loss': 'loss', 'accuracy': 'accuracy'}
+METRICS = ('loss', 'accuracy')
 KINDS = {'train': (style.BLUE, 'training'), 'validation': (style.ORANGE, 'validation')}
 MOST_POINTS = 200  # with a marker each
 
@@ -33,8 +33,8 @@ def learning_curves(run: Run) -> Picture:
         axis.set_xlabel('epoch')
         style.grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
-    about = 'The training loss and accuracy of an epoch are means over its steps, each before its update. ' + _story(
-        run
+    about = (
+        f'The training loss and accuracy of an epoch are means over its steps, each before its update. {_story(run)}'
     )
     return Picture('Learning curves', about, figure, tips)
 

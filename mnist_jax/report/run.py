@@ -1,12 +1,10 @@
 """The report of a run: how it learned, where it errs, what its layers see, and how to repeat it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mnist_jax import compare, files, metrics, provenance, results, tables
+from mnist_jax import compare, files, provenance, results, summary, tables
 from mnist_jax import config as configs
 from mnist_jax.compare import Run
 from mnist_jax.errors import UserError
@@ -97,31 +95,16 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _tables(run: Run, trained: Trained) -> dict[str, Table]:
-    errors = [
-        [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
-        for error in run.result['statistics']['top_confusions']
-    ]
+    statistics = run.result['statistics']
+    class_head, *classes = results.class_rows(statistics)
+    error_head, *errors = results.error_rows(statistics)
+    layers = list(map(summary.row, trained.layers))
     return {
-        'statistics': _by_class(run.result['statistics']),
-        'errors': Table('Most frequent errors', '', ['truth', 'taken for', 'times', 'of that truth'], errors, 2),
-        'layers': _layers(trained),
+        'statistics': Table('Statistics by class', 'Each class against all others.', class_head, classes),
+        'errors': Table('Most frequent errors', '', error_head, errors, 2),
+        'layers': Table('Layers', 'Multiply-adds are those of the inference of one example.', summary.HEAD, layers, 3),
         'config': _config(run),
     }
-
-
-def _by_class(statistics: Mapping[str, Any]) -> Table:
-    everything = {**statistics['by_class'], 'macro mean': statistics['macro'], 'weighted': statistics['weighted']}
-    rows = [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
-    return Table('Statistics by class', 'Each class against all others.', ['class', *metrics.COLUMNS.values()], rows)
-
-
-def _layers(trained: Trained) -> Table:
-    head = ['layer', 'kind', 'output', 'parameters', 'trainable', 'multiply-adds']
-    rows = []
-    for layer in trained.layers:
-        numbers = (layer.trainable + layer.non_trainable, layer.trainable, layer.multiply_adds)
-        rows.append([layer.name, layer.kind, ' x '.join(map(str, layer.output_shape)), *(f'{n:,}' for n in numbers)])
-    return Table('Layers', 'Multiply-adds are those of the inference of one example.', head, rows, 3)
 
 
 def _config(run: Run) -> Table:
