@@ -2,6 +2,7 @@
 
 import subprocess
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +38,26 @@ def test_without_them_xla_computes_the_same(monkeypatch):
     assert not native.loaded()
     native.set_threads(2)
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.asarray(bias[0]), True), with_kernels, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(('channels', 'features', 'kernel'), [(1, 70, 3), (1, 6, 3), (2, 40, 5), (64, 40, 2)])
+def test_the_number_of_threads_changes_no_bit(channels, features, kernel):
+    keys = jax.random.split(jax.random.key(0), 4)
+    image, bias = jax.random.normal(keys[0], (11, 28, 28, channels)), jax.random.normal(keys[1], (features,))
+    weights = jax.random.normal(keys[2], (kernel, kernel, channels, features))
+    gradient = jax.random.normal(keys[3], (11, 28, 28, features))
+
+    def computed(threads):
+        native.set_threads(threads)
+        output, vjp = jax.vjp(lambda *given: ops.conv(*given, 'SAME', True), image, weights, bias)
+        return jax.tree.leaves((output, vjp(gradient)))
+
+    try:
+        for threads in (2, 3, 8):
+            for one, other in zip(computed(1), computed(threads), strict=True):
+                np.testing.assert_array_equal(one, other)
+    finally:
+        native.set_threads(1)
 
 
 def test_they_are_compiled_once(monkeypatch):

@@ -9,7 +9,9 @@
 #include "product.h"
 #include "threads.h"
 
-enum { CACHE = 6144 };  // floats that the rows of an image which are used together may take
+// Floats that the rows of an image which are used together may take: processors with the widest vectors have a large
+// second-level cache.
+enum { CACHE = LANES == 16 ? 40000 : 6144 };
 
 typedef struct {
     Size examples, height, width, channels, features, kernel_height, kernel_width, out_height, out_width;
@@ -31,17 +33,22 @@ static Shape shape_of(const int64_t* image, const int64_t* kernel, const int64_t
     return s;
 }
 
-// An image with its border of zeros; where `active` is given, the gradient of a ReLU's output, as in pack_gradient.
-static void pad(const float* image, const float* active, Shape s, float* padded) {
-    Size row = s.width * s.channels;
-    memset(padded, 0, s.padded_size * sizeof(float));
-    for (Size y = 0; y < s.height; y++) {
-        float* to = padded + ((y + s.before_height) * s.padded_width + s.before_width) * s.channels;
+// An image with its border of zeros, in `padded` unless the image is all of it; where `active` is given, the gradient
+// of a ReLU's output, as in pack_gradient.
+static const float* pad(const float* image, const float* active, Shape s, float* restrict padded) {
+    Size size = s.height * s.width * s.channels, row = s.width * s.channels, line = s.padded_width * s.channels;
+    if (active == NULL && s.padded_size == size) return image;
+    Size place = (s.before_height * s.padded_width + s.before_width) * s.channels;
+    memset(padded, 0, place * sizeof(float));
+    for (Size y = 0; y < s.height; y++, place += line) {
         const float *from = image + y * row, *above = active + y * row;
-        if (active == NULL) memcpy(to, from, row * sizeof(float));
+        if (active == NULL) memcpy(padded + place, from, row * sizeof(float));
         else
-            for (Size i = 0; i < row; i++) to[i] = above[i] > 0 ? from[i] : 0;
+            for (Size i = 0; i < row; i++) padded[place + i] = above[i] > 0 ? from[i] : 0;
+        Size next = y + 1 < s.height ? place + line : s.padded_size;
+        memset(padded + place + row, 0, (next - place - row) * sizeof(float));
     }
+    return padded;
 }
 
 // A block of features of the kernel, tap by tap. A turned kernel leads from the features to the channels, and its last
@@ -51,10 +58,10 @@ static void pack_kernel(const float* kernel, Shape s, Size first, Size width, in
         pack(kernel + first, s.taps, s.features, width, packed);
         return;
     }
-    for (Size tap = 0; tap < s.taps; tap++, packed += BLOCK) {
-        Size place = s.kernel_height * s.kernel_width - 1 - tap / s.channels;
-        const float* from = kernel + (place * s.features + first) * s.channels + tap % s.channels;
-        for (Size f = 0; f < BLOCK; f++) packed[f] = f < width ? from[f * s.channels] : 0;
+    if (width < BLOCK) memset(packed, 0, s.taps * BLOCK * sizeof(float));
+    for (Size place = s.kernel_height * s.kernel_width; place-- > 0; packed += s.channels * BLOCK) {
+        const float* from = kernel + (place * s.features + first) * s.channels;
+        transpose(from, NULL, width, s.channels, s.channels, packed, BLOCK);
     }
 }
 
@@ -71,8 +78,8 @@ static void convolve_example(const void* given, Size n) {
     Shape s = c.shape;
     Size image_size = s.height * s.width * s.channels;
     Terms terms = {s.kernel_height, s.kernel_width * s.channels, 1, s.padded_width * s.channels};
-    float* padded = scratch(OWN, s.padded_size);
-    pad(c.image + n * image_size, c.active ? c.active + n * image_size : NULL, s, padded);
+    const float* active = c.active ? c.active + n * image_size : NULL;
+    const float* padded = pad(c.image + n * image_size, active, s, scratch(OWN, s.padded_size));
     for (Size first = 0; first < s.features; first += BLOCK) {
         Size width = smaller(BLOCK, s.features - first), x = 0, y = 0;
         float* to = c.output + n * s.pixels * s.features + first;
@@ -87,7 +94,7 @@ static void convolve_example(const void* given, Size n) {
                 if (i + 1 < rows && ++x == s.out_width) x = 0, y++;
             }
             if (++x == s.out_width) x = 0, y++;
-            multiply(rows, left, terms, c.packed + first * s.taps, total);
+            multiply(rows, width, left, terms, c.packed + first * s.taps, total);
             for (Size i = 0; i < rows; i++) store_output(total[i], bias, c.relu, width, to + (pixel + i) * s.features);
         }
     }
@@ -106,13 +113,17 @@ typedef struct {
     Shape shape;
     Size parts;  // of the taps
     const float *image, *gradient, *active;
-    float *to_kernel, *to_bias;
+    float *of_examples, *to_kernel, *to_bias;
 } Gradient;
 
+// How many rows of pixels are used together.
+static Size rows_together(Shape s) { return CACHE / (s.padded_width * s.channels + s.out_width * BLOCK) + 1; }
+
+static Size memory_of_example(Shape s) { return aligned(s.padded_size) + rows_together(s) * s.out_width * BLOCK; }
+
 // Add what the rows of pixels from `y` on say to `sums`: the gradient of the taps from `tap` on, a block of features.
-static void add_rows(const Gradient* g, Size y, Size rows, Size tap, Size end, const float* padded, const float* packed,
-                     float* sums) {
-    Shape s = g->shape;
+static void add_rows(Shape s, Size y, Size rows, Size tap, Size end, Size width, const float* padded,
+                     const float* packed, float* sums) {
     Terms terms = {rows, s.out_width, s.channels, s.padded_width * s.channels};
     Size run = s.kernel_width * s.channels;
     for (; tap < end; tap += ROWS) {
@@ -125,8 +136,39 @@ static void add_rows(const Gradient* g, Size y, Size rows, Size tap, Size end, c
         }
         if (y > 0)
             for (Size i = 0; i < count; i++) load(sums + i * BLOCK, BLOCK, total[i]);
-        multiply(count, left, terms, packed, total);
+        multiply(count, width, left, terms, packed, total);
         for (Size i = 0; i < count; i++, sums += BLOCK) store(total[i], BLOCK, sums);
+    }
+}
+
+// What example `n` says: `sums`, the gradient of the taps from `tap` on, a block of features; and what it adds to the
+// gradient of their bias.
+static void sum_example(const Gradient* g, Size n, Size first, Size tap, Size end, float* memory, float* sums,
+                        Vector bias[VECTORS]) {
+    Shape s = g->shape;
+    Size width = smaller(BLOCK, s.features - first), most_rows = rows_together(s);
+    float* packed = memory + aligned(s.padded_size);
+    Vector of_example[VECTORS] = {0};
+    const float* padded = pad(g->image + n * s.height * s.width * s.channels, NULL, s, memory);
+    for (Size y = 0; y < s.out_height; y += most_rows) {
+        Size rows = smaller(most_rows, s.out_height - y);
+        Size place = (n * s.pixels + y * s.out_width) * s.features + first;
+        pack_gradient(g->gradient + place, g->active ? g->active + place : NULL, rows * s.out_width, s.features, width,
+                      packed, of_example);
+        add_rows(s, y, rows, tap, end, width, padded, packed, sums);
+    }
+    for (int v = 0; v < VECTORS; v++) bias[v] += of_example[v];
+}
+
+// Add the sums of example `n`, or set what they are added to.
+static void add_example(const Gradient* g, Size n, Size first, Size tap, Size end, const float* sums) {
+    Size features = g->shape.features, width = smaller(BLOCK, features - first);
+    for (; tap < end; tap++, sums += BLOCK) {
+        float* to = g->to_kernel + tap * features + first;
+        Vector total[VECTORS] = {0};
+        if (n > 0) load(to, width, total);
+        for (int v = 0; v < VECTORS; v++) total[v] += ((const Vector*)sums)[v];
+        store(total, width, to);
     }
 }
 
@@ -134,39 +176,57 @@ static void add_rows(const Gradient* g, Size y, Size rows, Size tap, Size end, c
 static void gradient_of_part(const void* given, Size number) {
     const Gradient* g = given;
     Shape s = g->shape;
-    Size part = number % g->parts, first = number / g->parts * BLOCK, width = smaller(BLOCK, s.features - first);
+    Size part = number % g->parts, first = number / g->parts * BLOCK;
     Size tiles = ratio_up(s.taps, ROWS), tap = tiles * part / g->parts * ROWS;
     Size end = smaller(tiles * (part + 1) / g->parts * ROWS, s.taps);
-    Size most_rows = CACHE / (s.padded_width * s.channels + s.out_width * BLOCK) + 1;
-    float* padded = scratch(OWN, aligned(s.padded_size) + (most_rows * s.out_width + end - tap) * BLOCK);
-    float *packed = padded + aligned(s.padded_size), *sums = packed + most_rows * s.out_width * BLOCK;
+    float* memory = scratch(OWN, memory_of_example(s) + (end - tap) * BLOCK);
+    float* sums = memory + memory_of_example(s);
     Vector bias[VECTORS] = {0};
     for (Size n = 0; n < s.examples; n++) {
-        Vector of_example[VECTORS] = {0};
-        pad(g->image + n * s.height * s.width * s.channels, NULL, s, padded);
-        for (Size y = 0; y < s.out_height; y += most_rows) {
-            Size rows = smaller(most_rows, s.out_height - y);
-            Size place = (n * s.pixels + y * s.out_width) * s.features + first;
-            pack_gradient(g->gradient + place, g->active ? g->active + place : NULL, rows * s.out_width, s.features,
-                          width, packed, of_example);
-            add_rows(g, y, rows, tap, end, padded, packed, sums);
-        }
-        for (int v = 0; v < VECTORS; v++) bias[v] += of_example[v];
-        for (Size i = tap; i < end; i++) {
-            float* to = g->to_kernel + i * s.features + first;
-            Vector total[VECTORS] = {0};
-            if (n > 0) load(to, width, total);
-            for (int v = 0; v < VECTORS; v++) total[v] += ((const Vector*)(sums + (i - tap) * BLOCK))[v];
-            store(total, width, to);
-        }
+        sum_example(g, n, first, tap, end, memory, sums, bias);
+        add_example(g, n, first, tap, end, sums);
     }
-    if (part == 0) store(bias, width, g->to_bias + first);
+    if (part == 0) store(bias, smaller(BLOCK, s.features - first), g->to_bias + first);
+}
+
+static Size sums_of_example(Shape s) { return (s.taps + 1) * BLOCK; }
+
+// What each block of features of example `n` says, in memory of its own: first of the bias, then of the taps.
+static void gradient_of_example(const void* given, Size n) {
+    const Gradient* g = given;
+    Shape s = g->shape;
+    float* memory = scratch(OWN, memory_of_example(s));
+    float* sums = g->of_examples + n * ratio_up(s.features, BLOCK) * sums_of_example(s);
+    for (Size first = 0; first < s.features; first += BLOCK, sums += sums_of_example(s)) {
+        memset(sums, 0, BLOCK * sizeof(float));
+        sum_example(g, n, first, 0, s.taps, memory, sums + BLOCK, (Vector*)sums);
+    }
+}
+
+static void add_examples_up(const Gradient* g) {
+    Shape s = g->shape;
+    const float* sums = g->of_examples;
+    for (Size n = 0; n < s.examples; n++)
+        for (Size first = 0; first < s.features; first += BLOCK, sums += sums_of_example(s)) {
+            Size width = smaller(BLOCK, s.features - first);
+            Vector bias[VECTORS] = {0};
+            if (n > 0) load(g->to_bias + first, width, bias);
+            for (int v = 0; v < VECTORS; v++) bias[v] += ((const Vector*)sums)[v];
+            store(bias, width, g->to_bias + first);
+            add_example(g, n, first, 0, s.taps, sums + BLOCK);
+        }
 }
 
 static void convolution_gradient(XLA_FFI_CallFrame* frame, Shape s, const float* image, const float* gradient,
                                  const float* active, float* to_kernel, float* to_bias) {
     Size blocks = ratio_up(s.features, BLOCK);
     Size parts = smaller(ratio_up(most_threads, blocks), ratio_up(s.taps, ROWS));
-    Gradient given = {s, parts, image, gradient, active, to_kernel, to_bias};
-    share_out(frame, blocks * parts, s.work, gradient_of_part, &given);
+    Gradient given = {s, parts, image, gradient, active, NULL, to_kernel, to_bias};
+    if (blocks * parts >= most_threads) {
+        share_out(frame, blocks * parts, s.work, gradient_of_part, &given);
+        return;
+    }
+    given.of_examples = scratch(SHARED, s.examples * blocks * sums_of_example(s));
+    share_out(frame, s.examples, s.work, gradient_of_example, &given);
+    add_examples_up(&given);
 }

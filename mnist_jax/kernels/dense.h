@@ -4,7 +4,7 @@
 #include "product.h"
 #include "threads.h"
 
-enum { DEPTH = 256 };  // terms of a sum whose operands stay in the first-level cache
+enum { DEPTH = 4096 / BLOCK };  // terms of a sum whose operands stay in the first-level cache
 enum { TILES = 8 };    // that make a turn
 enum { GROUP = 192 };  // examples whose inputs stay in the second-level cache
 
@@ -35,7 +35,7 @@ static void dense_features(const void* given, Size number) {
             Size rows = smaller(ROWS, examples - n);
             const float* left[ROWS];
             for (Size i = 0; i < ROWS; i++) left[i] = x + (n + smaller(i, rows - 1)) * d.inputs + input;
-            multiply(rows, left, (Terms){1, depth, 1, 0}, packed, total + n);
+            multiply(rows, width, left, (Terms){1, depth, 1, 0}, packed, total + n);
         }
     }
     for (Size n = 0; n < examples; n++) store_output(total[n], bias, d.relu, width, to + n * d.features);
@@ -49,31 +49,34 @@ static void dense(XLA_FFI_CallFrame* frame, Dense given) {
 // The gradient of some inputs of all examples: rows of the kernel times the transposed gradient of the output.
 static void dense_inputs(const void* given, Size number) {
     Dense d = *(const Dense*)given;
-    Size end = smaller((number + 1) * TILES * ROWS, d.inputs);
+    Size skipped = number * TILES * ROWS, inputs = smaller(TILES * ROWS, d.inputs - skipped);
+    Vector total[TILES * ROWS][VECTORS];
     for (Size n = 0; n < d.examples; n += BLOCK) {
         Size width = smaller(BLOCK, d.examples - n);
-        for (Size input = number * TILES * ROWS; input < end; input += ROWS) {
-            Size rows = smaller(ROWS, end - input);
-            Vector total[ROWS][VECTORS] = {0};
-            const float* left[ROWS];
-            for (Size i = 0; i < ROWS; i++) left[i] = d.kernel + (input + smaller(i, rows - 1)) * d.features;
-            multiply(rows, left, (Terms){1, d.features, 1, 0}, d.packed + n * d.features, total);
-            for (Size j = 0; j < width; j++)
-                for (Size i = 0; i < rows; i++) d.result[(n + j) * d.inputs + input + i] = ((float*)total[i])[j];
+        memset(total, 0, sizeof(total));
+        for (Size feature = 0; feature < d.features; feature += DEPTH) {
+            Terms terms = {1, smaller(DEPTH, d.features - feature), 1, 0};
+            for (Size input = 0; input < inputs; input += ROWS) {
+                Size rows = smaller(ROWS, inputs - input);
+                const float* left[ROWS];
+                for (Size i = 0; i < ROWS; i++)
+                    left[i] = d.kernel + (skipped + input + smaller(i, rows - 1)) * d.features + feature;
+                multiply(rows, width, left, terms, d.packed + n * d.features + feature * BLOCK, total + input);
+            }
         }
+        transpose((const float*)total, NULL, inputs, width, BLOCK, d.result + n * d.inputs + skipped, d.inputs);
     }
 }
 
 static void dense_input_gradient(XLA_FFI_CallFrame* frame, Dense d) {
     float* packed = scratch(SHARED, ratio_up(d.examples, BLOCK) * BLOCK * d.features);
     d.packed = packed;
-    for (Size n = 0; n < d.examples; n += BLOCK)
-        for (Size f = 0; f < d.features; f++, packed += BLOCK)
-            for (Size j = 0; j < BLOCK; j++) {
-                Size place = (n + j) * d.features + f;
-                int passes = n + j < d.examples && (d.active == NULL || d.active[place] > 0);
-                packed[j] = passes ? d.gradient[place] : 0;
-            }
+    for (Size n = 0; n < d.examples; n += BLOCK, packed += BLOCK * d.features) {
+        Size width = smaller(BLOCK, d.examples - n), place = n * d.features;
+        if (width < BLOCK) memset(packed, 0, BLOCK * d.features * sizeof(float));
+        const float* active = d.active ? d.active + place : NULL;
+        transpose(d.gradient + place, active, width, d.features, d.features, packed, BLOCK);
+    }
     share_out(frame, ratio_up(d.inputs, TILES * ROWS), work_of(d), dense_inputs, &d);
 }
 
@@ -85,13 +88,19 @@ static void dense_kernel_rows(const void* given, Size number) {
     for (Size input = number * TILES * ROWS; input < end; input += ROWS) {
         Size rows = smaller(ROWS, end - input);
         const float* left[ROWS];
-        for (Size n = 0; n < d.examples; n++)
-            for (Size i = 0; i < ROWS; i++) inputs[n * ROWS + i] = d.x[n * d.inputs + input + smaller(i, rows - 1)];
+        if (rows < ROWS) memset(inputs, 0, d.examples * ROWS * sizeof(float));
+        for (Size n = 0; n < d.examples; n++) {
+            float* to = inputs + n * ROWS;
+            const float* from = d.x + n * d.inputs + input;
+            if (rows == ROWS) memcpy(to, from, ROWS * sizeof(float));
+            else
+                for (Size i = 0; i < rows; i++) to[i] = from[i];
+        }
         for (Size i = 0; i < ROWS; i++) left[i] = inputs + i;
         for (Size first = 0; first < d.features; first += BLOCK) {
             Size width = smaller(BLOCK, d.features - first);
             Vector total[ROWS][VECTORS] = {0};
-            multiply(rows, left, (Terms){1, d.examples, ROWS, 0}, d.packed + first * d.examples, total);
+            multiply(rows, width, left, (Terms){1, d.examples, ROWS, 0}, d.packed + first * d.examples, total);
             for (Size i = 0; i < rows; i++) store(total[i], width, d.result + (input + i) * d.features + first);
         }
     }

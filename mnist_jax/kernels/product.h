@@ -32,31 +32,41 @@ typedef struct {
     Size runs, length, step, jump;
 } Terms;
 
-static inline __attribute__((always_inline)) void multiply_rows(int rows, const float* const left[ROWS], Terms terms,
+// `near`: the rows lie side by side, left[i] == left[0] + i.
+static inline __attribute__((always_inline)) void multiply_tile(int rows, int vectors, int near,
+                                                                const float* const left[ROWS], Terms terms,
                                                                 const float* right, Vector total[ROWS][VECTORS]) {
     Vector sum[ROWS][VECTORS];
     for (int i = 0; i < rows; i++)
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = total[i][v];
+        for (int v = 0; v < vectors; v++) sum[i][v] = total[i][v];
     for (Size run = 0; run < terms.runs; run++) {
         Size place = run * terms.jump;
         for (Size t = 0; t < terms.length; t++, place += terms.step, right += BLOCK) {
+            // The compiler must not know how the place moves: it would move each row's pointer instead, in memory.
+            __asm__("" : "+r"(place));
 #pragma clang loop unroll(full)
             for (int i = 0; i < rows; i++)
 #pragma clang loop unroll(full)
-                for (int v = 0; v < VECTORS; v++) sum[i][v] += left[i][place] * *(const Vector*)&right[v * LANES];
+                for (int v = 0; v < vectors; v++)
+                    sum[i][v] += (near ? left[0][place + i] : left[i][place]) * *(const Vector*)&right[v * LANES];
         }
     }
     for (int i = 0; i < rows; i++)
-        for (int v = 0; v < VECTORS; v++) total[i][v] = sum[i][v];
+        for (int v = 0; v < vectors; v++) total[i][v] = sum[i][v];
 }
 
-// total[i][j] += sum over the terms t of left[i][t] * right[t][j], for `rows` rows i and BLOCK columns j. The sums stay
-// in registers, and each is taken in the order of its terms, whatever the width of the vectors. All of ROWS rows are
-// read, and those that are not wanted ignored.
-static void multiply(Size rows, const float* const left[ROWS], Terms terms, const float* right,
+// total[i][j] += sum over the terms t of left[i][t] * right[t][j], for `rows` rows i, at rising places, and `width` of
+// BLOCK columns j. The sums stay in registers, and each is taken in the order of its terms, whatever the width of the
+// vectors. All of ROWS rows are read, and those that are not wanted ignored.
+static void multiply(Size rows, Size width, const float* const left[ROWS], Terms terms, const float* right,
                      Vector total[ROWS][VECTORS]) {
-    if (rows <= ROWS / 2) multiply_rows(ROWS / 2, left, terms, right, total);
-    else multiply_rows(ROWS, left, terms, right, total);
+    int half = rows <= ROWS / 2, narrow = width <= BLOCK / 2;
+    int near = rows == ROWS && left[ROWS - 1] - left[0] == ROWS - 1;
+    if (half && narrow) multiply_tile(ROWS / 2, VECTORS / 2, 0, left, terms, right, total);
+    else if (half) multiply_tile(ROWS / 2, VECTORS, 0, left, terms, right, total);
+    else if (narrow) multiply_tile(ROWS, VECTORS / 2, 0, left, terms, right, total);
+    else if (near) multiply_tile(ROWS, VECTORS, 1, left, terms, right, total);
+    else multiply_tile(ROWS, VECTORS, 0, left, terms, right, total);
 }
 
 // BLOCK floats, or the `width` of them that there are and zeros.
@@ -106,6 +116,52 @@ static inline void pack_gradient(const float* rows, const float* active, Size co
             if (active != NULL) now[v] = (Vector)((Mask)now[v] & (output[v] > 0));
             total[v] += now[v];
             ((Vector*)packed)[v] = now[v];
+        }
+    }
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+typedef float UnalignedQuad __attribute__((vector_size(16), aligned(4)));
+typedef int QuadMask __attribute__((vector_size(16)));
+
+// Four rows of four floats, `stride` apart; where `active` is given, what passes the ReLU, as in pack_gradient.
+static inline void load_square(const float* from, const float* active, Size stride, Quad square[4]) {
+    for (int i = 0; i < 4; i++) {
+        square[i] = *(const UnalignedQuad*)&from[i * stride];
+        if (active != NULL) {
+            Quad output = *(const UnalignedQuad*)&active[i * stride];
+            square[i] = (Quad)((QuadMask)square[i] & (output > 0));
+        }
+    }
+}
+
+static inline void store_transposed(const Quad s[4], float* to, Size stride) {
+    Quad low01 = __builtin_shufflevector(s[0], s[1], 0, 4, 1, 5), low23 = __builtin_shufflevector(s[2], s[3], 0, 4, 1, 5);
+    Quad high01 = __builtin_shufflevector(s[0], s[1], 2, 6, 3, 7);
+    Quad high23 = __builtin_shufflevector(s[2], s[3], 2, 6, 3, 7);
+    *(UnalignedQuad*)&to[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+    *(UnalignedQuad*)&to[stride] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+    *(UnalignedQuad*)&to[2 * stride] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+    *(UnalignedQuad*)&to[3 * stride] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+}
+
+// to[j * to_stride + i] = from[i * stride + j] for i < rows and j < columns; `active` as in load_square.
+static void transpose(const float* from, const float* active, Size rows, Size columns, Size stride, float* to,
+                      Size to_stride) {
+    for (Size j = 0; j < columns; j += 16) {  // A line of the cache is read at once: rows can push each other out.
+        Size end = smaller(j + 16, columns);
+        for (Size i = 0; i < rows; i += 4) {
+            Size k = j;
+            for (; i + 4 <= rows && k + 4 <= end; k += 4) {
+                Quad square[4];
+                load_square(from + i * stride + k, active ? active + i * stride + k : NULL, stride, square);
+                store_transposed(square, to + k * to_stride + i, to_stride);
+            }
+            for (; k < end; k++)
+                for (Size row = i; row < smaller(i + 4, rows); row++) {
+                    int passes = active == NULL || active[row * stride + k] > 0;
+                    to[k * to_stride + row] = passes ? from[row * stride + k] : 0;
+                }
         }
     }
 }
