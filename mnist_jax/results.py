@@ -156,7 +156,7 @@ def text(result: dict[str, Any]) -> str:
         f"symmetry   P-value {_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
         '',
     ]
-    lines += tables.titled(class_rows(found))
+    lines += tables.titled([*class_rows(found), *mean_rows(found)])
     lines += ['', 'confusion matrix: a row for each truth, a column for each prediction', '']
     matrix = [[name, *map(str, row)] for name, row in zip(names, result['confusion_matrix'], strict=True)]
     lines += tables.titled([['', *names], *matrix])
@@ -167,10 +167,17 @@ def text(result: dict[str, Any]) -> str:
 
 
 def class_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
-    """The statistics of each class and their means, below a head."""
-    everything = {**statistics['by_class'], 'macro mean': statistics['macro'], 'weighted': statistics['weighted']}
-    rows = [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in everything.items()]
-    return [['class', *metrics.COLUMNS.values()], *rows]
+    """The statistics of each class, below a head."""
+    return [['class', *metrics.COLUMNS.values()], *_rows(statistics['by_class'])]
+
+
+def mean_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
+    """Their means over the classes, each counting the same and each as often as it occurs."""
+    return _rows({'macro mean': statistics['macro'], 'weighted': statistics['weighted']})
+
+
+def _rows(by_name: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    return [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in by_name.items()]
 
 
 def error_rows(statistics: Mapping[str, Any]) -> list[list[str]]:

@@ -86,6 +86,34 @@ def test_a_photograph_with_uneven_light_noise_and_specks(digits, tmp_path):
         assert least_difference(found.image[..., 0], digit) < 15
 
 
+@pytest.mark.parametrize(('table', 'paper', 'ink', 'angle'), [(60, 220, 40, 8), (230, 70, 240, -3), (120, 200, 90, 0)])
+def test_a_sheet_on_a_table_is_not_what_is_shown(digits, tmp_path, table, paper, ink, angle):
+    rng = np.random.default_rng(0)
+    for digit in digits[:5]:
+        size = (320, 400)
+        sheet, mask = Image.new('L', size, paper), Image.new('L', size, 255)
+        # An upright sheet, and a digit that will be upright on the table.
+        large = Image.fromarray(digit).resize((150, 150), Image.Resampling.BICUBIC).rotate(-angle)
+        sheet.paste(ink, (60, 150), large)
+        sheet, mask = (each.rotate(angle, Image.Resampling.BICUBIC, expand=True) for each in (sheet, mask))
+        scene = Image.new('L', (640, 480), table)
+        scene.paste(sheet, (100, 20), mask)
+        light = np.linspace(0.85, 1.05, 640)[None]
+        photograph = np.clip(np.asarray(scene) * light + rng.normal(0, 4, (480, 640)), 0, 255).astype(np.uint8)
+        found = framed(Image.fromarray(photograph), tmp_path, 'photograph.jpg')
+        assert 'cut out of the sheet it is on' in found.done
+        assert least_difference(found.image[..., 0], digit) < 15
+
+
+@pytest.mark.parametrize('shown', ['0', '1', '5', '8', '9', '\N{FULL BLOCK}'])
+@pytest.mark.parametrize('dark', [False, True])
+def test_bold_digits_and_empty_rectangles_are_no_sheets(tmp_path, shown, dark):
+    picture = Image.new('L', (300, 240), 255 * dark)
+    font = ImageFont.truetype(fonts()[0], 200)
+    ImageDraw.Draw(picture).text((80, 0), shown, fill=255 * (not dark), font=font, stroke_width=10)
+    assert 'sheet' not in framed(picture, tmp_path).done
+
+
 def fonts():
     import matplotlib
 

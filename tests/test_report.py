@@ -71,6 +71,7 @@ def test_tables_sort_by_their_numbers(workdir, browser):
         support.click()
         falling = [int(cell.replace(',', '')) for cell in page.locator(column).all_inner_texts()]
         assert after == sorted(before) == falling[::-1] != before
+        assert page.locator('#statistics tfoot td:first-child').all_inner_texts() == ['macro mean', 'weighted']
 
 
 def test_it_needs_nothing_beside_it_and_prints(workdir, browser, tmp_path):

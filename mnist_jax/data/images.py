@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
+from mnist_jax.data import sheet
 from mnist_jax.errors import UserError, first_line
 
 FORMATS = ('PNG', 'JPEG', 'BMP')
@@ -91,7 +92,11 @@ def framed(greys_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing, max_
     done = ['inverted (it was dark on light)'] if inverted else []
     if greys_HxW.shape == shape[:2] and _lies_well(ink, framing):
         return Framed(_pixels(ink / 255, max_pixel), ', '.join(done) or 'as it was')
-    found = _cut_out(_shrunk(ink), framing)
+    ink = _shrunk(ink)
+    if framing.by_mass and max(ink.shape) > PHOTOGRAPH and (on_sheet := sheet.shown_on(ink)) is not None:
+        ink = on_sheet
+        done.append('cut out of the sheet it is on')
+    found = _cut_out(ink, framing)
     drawn = _placed(found, shape, framing)
     height, width = greys_HxW.shape
     done.append(f'scaled and centred, from {width} x {height}')
@@ -143,7 +148,7 @@ def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:
         ink_HxW = np.maximum(ink_HxW - np.median(_border(ink_HxW)), 0)
     if ink_HxW.max() < LEAST_CONTRAST / 2:
         raise ValueError('it shows nothing that stands out from its ground')
-    mask = ink_HxW > _threshold(ink_HxW)
+    mask = ink_HxW > sheet.threshold(ink_HxW)
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
@@ -161,17 +166,6 @@ def _parts(shown_hxw: np.ndarray) -> int:
     labels, _ = ndimage.label(shown_hxw > 0.5, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
     return int((sizes > LARGE_PART * sizes.sum()).sum())
-
-
-def _threshold(ink_HxW: np.ndarray) -> float:
-    """The grey that separates two kinds of pixels best (Otsu 1979)."""
-    counts, edges = np.histogram(ink_HxW, 256)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
-    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
-    mean_above = (np.cumsum((counts * centres)[::-1]) / np.maximum(np.cumsum(counts[::-1]), 1))[::-1]
-    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    return float(centres[int(np.argmax(between))])
 
 
 def _placed(shown_hxw: np.ndarray, shape: tuple[int, ...], framing: Framing) -> np.ndarray:

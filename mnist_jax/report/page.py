@@ -22,6 +22,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     left: int = 1  # columns of words, which come first
     marked: Sequence[int] = ()  # rows
+    foot: Sequence[Sequence[str]] = ()  # rows of what is over all the others, which stay last
 
 
 Section = Picture | Table

@@ -97,10 +97,11 @@ def _facts(run: Run) -> dict[str, str]:
 def _tables(run: Run, trained: Trained) -> dict[str, Table]:
     statistics = run.result['statistics']
     class_head, *classes = results.class_rows(statistics)
+    means = results.mean_rows(statistics)
     error_head, *errors = results.error_rows(statistics)
     layers = list(map(summary.row, trained.layers))
     return {
-        'statistics': Table('Statistics by class', 'Each class against all others.', class_head, classes),
+        'statistics': Table('Statistics by class', 'Each class against all others.', class_head, classes, foot=means),
         'errors': Table('Most frequent errors', '', error_head, errors, 2),
         'layers': Table('Layers', 'Multiply-adds are those of the inference of one example.', summary.HEAD, layers, 3),
         'config': _config(run),

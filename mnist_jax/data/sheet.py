@@ -1,0 +1,81 @@
+"""Find a sheet of paper, photographed on a ground of another brightness, and what is drawn on it."""
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+LEAST_AREA = 0.1  # of the image
+FULL = 0.85  # least share of its convex hull: what is drawn can reach an edge and open into the ground
+FOUR_SIDED = 0.93  # least share of the convex hull that is in a quadrangle; of a disc, it is 0.64
+MARGIN = 0.04  # of the sheet's size: its edges, where shadows lie
+CONTRAST = 32  # least, of 256 greys, between the sheet and what is drawn on it
+MOST_DRAWN = 0.25  # of the sheet; a bold zero's hole is larger
+
+
+def shown_on(light_HxW: np.ndarray) -> np.ndarray | None:
+    """What is drawn on the sheet that is all the image shows, light on dark and cropped to the sheet.
+
+    Args:
+      light_HxW: greys, 0 to 255, light on a dark ground: the sheet, and dark on it what is drawn.
+
+    Returns:
+      None where there is no such sheet.
+    """
+    smooth = ndimage.gaussian_filter(light_HxW, 1)
+    parts, count = ndimage.label(smooth > threshold(smooth))
+    if count == 0:
+        return None
+    sheet = _quadrangle(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
+    if sheet is None or sheet.sum() < LEAST_AREA * sheet.size:
+        return None
+    inner = ndimage.binary_erosion(sheet, iterations=max(2, round(MARGIN * sheet.sum() ** 0.5)))
+    if not inner.any():
+        return None
+    drawn = np.where(inner, np.maximum(_plane(light_HxW, inner) - light_HxW, 0), 0)
+    dark = inner & (drawn > threshold(drawn[inner]))
+    if drawn.max() < CONTRAST or dark.sum() > MOST_DRAWN * inner.sum():
+        return None
+    rows, columns = (np.flatnonzero(inner.any(axis=1 - axis)) for axis in (0, 1))
+    return drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _plane(light_HxW: np.ndarray, within_HxW: np.ndarray) -> np.ndarray:
+    """The greys of a sheet that is lit from one side: the plane that fits best to what is not dark."""
+    planes = np.stack([*np.indices(light_HxW.shape), np.ones(light_HxW.shape)], -1)
+    bright = within_HxW & (light_HxW > threshold(light_HxW[within_HxW]))
+    if bright.sum() < within_HxW.sum() / 2:  # All of it is alike, but for the light.
+        bright = within_HxW
+    return planes @ np.linalg.lstsq(planes[bright], light_HxW[bright], rcond=None)[0]
+
+
+def threshold(greys: np.ndarray) -> float:
+    """The grey that separates two kinds of pixels best (Otsu 1979)."""
+    counts, edges = np.histogram(greys, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
+    mean_above = (np.cumsum((counts * centres)[::-1]) / np.maximum(np.cumsum(counts[::-1]), 1))[::-1]
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(centres[int(np.argmax(between))])
+
+
+def _quadrangle(mask_HxW: np.ndarray) -> np.ndarray | None:
+    """The convex hull of what is connected, if it is one of four sides and nearly full."""
+    points = np.argwhere(mask_HxW ^ ndimage.binary_erosion(mask_HxW))
+    if np.ptp(points, axis=0).min() < 2:
+        return None
+    hull = ConvexHull(points)
+    corners = hull.points[hull.vertices]
+    # The largest quadrangle: on a diagonal, two triangles, one on each side.
+    diagonal = corners[None, :] - corners[:, None]
+    offset = corners[None, None, :] - corners[:, None, None]
+    doubled = diagonal[..., None, 0] * offset[..., 1] - diagonal[..., None, 1] * offset[..., 0]
+    largest = (doubled.max(-1) - doubled.min(-1)).max() / 2
+    within = ndimage.binary_fill_holes(mask_HxW)
+    if largest < FOUR_SIDED * hull.volume or within.sum() < FULL * hull.volume:
+        return None
+    rows, columns = np.indices(mask_HxW.shape)
+    normals, offsets = hull.equations[:, :2], hull.equations[:, 2]
+    return (
+        normals[:, 0, None, None] * rows + normals[:, 1, None, None] * columns + offsets[:, None, None] <= 1e-6
+    ).all(0)
