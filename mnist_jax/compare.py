@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,14 @@ class Run(NamedTuple):
     epochs: list[dict[str, float]]  # the numbers of metrics.csv
 
     @property
-    def seconds(self) -> float:
-        """Of training, all epochs together."""
-        return sum(row['seconds'] for row in self.epochs)
+    def seconds(self) -> float | None:
+        """Of training, all epochs together; None where metrics.csv is missing."""
+        return sum(row['seconds'] for row in self.epochs) if self.epochs or not self.result['step'] else None
+
+    @property
+    def epochs_told(self) -> str:
+        """How many there were, or NA."""
+        return 'NA' if self.seconds is None else str(len(self.epochs))
 
 
 HEAD = (
@@ -80,7 +86,16 @@ def read(workdir: Path, name: str) -> Run:
     config = checkpoint.Checkpoints(workdir).read_config()
     if config is None:
         raise UserError(f'{str(workdir)!r} holds no config.json; give the workdir of a run')
-    return Run(name, workdir, config, results.read(workdir), monitor.read_numbers(workdir))
+    run = Run(name, workdir, config, results.read(workdir), monitor.read_numbers(workdir))
+    numbers = [int(row['epoch']) for row in run.epochs]
+    # A run that was stopped within an epoch has no row of that.
+    steps = run.epochs[0]['step'] * (len(numbers) + 1) if numbers else math.inf
+    if numbers != list(range(1, len(numbers) + 1)) or run.result['step'] >= steps:
+        raise UserError(
+            f'{str(workdir / "metrics.csv")!r} is damaged: it has rows of {len(numbers)} epochs, the last of them '
+            f'{numbers[-1]}, and the result is of step {run.result["step"]:,}; without the file, all else is told'
+        )
+    return run
 
 
 def _short_names(workdirs: Sequence[Path]) -> list[str]:
@@ -102,12 +117,12 @@ def row(run: Run) -> list[str]:
         run.result['dataset'],
         run.config.model.name,
         f'{run.result["parameters"]:,}',
-        str(len(run.epochs)),
+        run.epochs_told,
         f'{run.result["step"]:,}',
         f'{run.result["accuracy"]:.4f}',
         f'{lower:.4f} to {upper:.4f}',
         f'{run.result["loss"]:.4f}',
-        f'{run.seconds:,.1f} s',
+        'NA' if run.seconds is None else f'{run.seconds:,.1f} s',
         f'{np.median(speeds):,.0f}' if speeds else 'NA',
     ]
 

@@ -17,7 +17,7 @@ from mnist_jax.errors import Interrupted, UserError, choose, first_line
 from mnist_jax.modes import FLAGS, MODES, PROCESSES, USAGE
 
 # The errors of paths that the user gave.
-WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+WRONG_PATH = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -64,7 +64,10 @@ def read_numbers(workdir: Path) -> list[dict[str, float]]:
     path = workdir / 'metrics.csv'
     rows, damaged = _read_rows(path)
     if damaged:
-        raise UserError(f'{str(path)!r} is damaged: it has lines that are no row of metrics')
+        raise UserError(
+            f'{str(path)!r} is damaged: {len(rows)} of its lines are rows of metrics, others are not; '
+            'without the file, all else is told'
+        )
     return [{name: float(text) for name, text in row.items() if text} for row in rows]
 
 

@@ -108,8 +108,11 @@ class Trained:
         return np.concatenate(parts)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
-        found = np.asarray(images)
         height, width, channels = self.image_shape
+        try:
+            found = np.asarray(images)
+        except ValueError:
+            raise UserError(f'the images differ in shape: all of {height} x {width} x {channels} are wanted') from None
         if found.ndim == 3 and channels == 1:
             found = found[..., None]
         if found.shape[1:] != self.image_shape or found.dtype.kind not in 'uif':
@@ -120,6 +123,8 @@ class Trained:
         most = self.plan.source.max_pixel
         if found.size and not 0 <= found.min() <= found.max() <= most:  # Not what is not a number, either.
             raise UserError(f'pixels from {found.min():g} to {found.max():g} are wrong: 0 to {most} are wanted')
+        if found.dtype.kind == 'f' and 0 < found.max(initial=0) <= 1 < most:
+            raise UserError(f'pixels from {found.min():g} to {found.max():g} seem to be scaled: 0 to {most} are wanted')
         return found if found.dtype == np.uint8 else found.astype(np.float32)
 
     def frame(self, greys_HxW: np.ndarray) -> images.Framed:

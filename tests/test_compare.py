@@ -64,6 +64,24 @@ def test_few_differences_may_be_chance(runs):
     assert pair[3:] == ['2', '1', '1', 'may', 'be', 'chance']
 
 
+def test_metrics_that_are_missing_or_lack_epochs(runs):
+    path = runs / 'one' / 'metrics.csv'
+    head, first, second = path.read_text().splitlines(keepends=True)
+    for left in (head + second, head + second + first):
+        path.write_text(left)
+        with pytest.raises(UserError, match=r"metrics.csv' is damaged: it has rows of . epochs, the last of them"):
+            compare.read(runs / 'one', 'one')
+    path.write_text(head + first)  # 5 steps of 10, and no epoch was stopped within
+    with pytest.raises(UserError, match='it has rows of 1 epochs, the last of them 1, and the result is of step 10;'):
+        compare.read(runs / 'one', 'one')
+    path.write_text(head + first + 'x')
+    with pytest.raises(UserError, match=r"metrics.csv' is damaged: 1 of its lines are rows of metrics, others are not"):
+        compare.read(runs / 'one', 'one')
+    path.unlink()
+    row = compare.row(compare.read(runs / 'one', 'one'))
+    assert [row[compare.HEAD.index(name)] for name in ('epochs', 'training', 'images/s')] == ['NA'] * 3
+
+
 def changed(text, **fields):
     return json.dumps({**json.loads(text), **fields})
 

@@ -36,6 +36,10 @@ def test_what_is_wrong_is_told(trained, tmp_path):
         mnist_jax.load(trained).image(tmp_path / 'blank.png')
     with pytest.raises(UserError, match='are wrong: numbers of the shape'):
         mnist_jax.load(trained).predict(np.zeros(3))
+    with pytest.raises(UserError, match='the images differ in shape'):
+        mnist_jax.load(trained).predict([np.zeros((28, 28)), np.zeros((28, 27))])
+    with pytest.raises(UserError, match=r'pixels from 0 to 0.5 seem to be scaled: 0 to 255 are wanted'):
+        mnist_jax.load(trained).predict(np.eye(28)[None] / 2)
 
 
 def test_importing_the_package_loads_nothing():

@@ -183,6 +183,8 @@ def test_several_runs_on_one_page(data_dir, trained, tmp_path, browser):
         assert '_$a^$' in page.locator('#learning_curves svg').text_content()
         page.locator('#accuracies [id$="run-0-left"]').hover()
         expect(page.locator('#tip')).to_contain_text('run: 0.')
+    with pytest.raises(UserError, match=r"--workdir='.*' is a run, whose own report is there"):
+        compare_runs([str(trained), str(tmp_path / '_$a^$')], trained)
     with pytest.raises(UserError, match='--run names one run only'):
         compare_runs([str(trained)], tmp_path / 'one')
 

@@ -1,6 +1,7 @@
 """Image files of any size, drawn or photographed, made into what the images of a data set are."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from mnist_jax.errors import UserError, first_line
 FORMATS = ('PNG', 'JPEG', 'BMP')
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
 MOST_PIXELS = 50_000_000
-WORKED_ON = 256  # pixels of the longer side of what is looked at: more cost time and show nothing
 PHOTOGRAPH = 64  # pixels of the longer side; a smaller image is drawn, and its ground is even
 LEAST_CONTRAST, LOW_CONTRAST = 16, 64  # between the darkest and the lightest of 256 greys
 LARGE_PART = 0.15  # of all that is shown
@@ -45,7 +45,9 @@ def read(path: Path) -> np.ndarray:
     """
     where = f'image {str(path)!r}'
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
+            opened = Image.open(path, formats=FORMATS)
+        with opened as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise UserError(f'{where} is too large: {picture.width} x {picture.height}, more than {MOST_PIXELS:,}')
             return _greys(ImageOps.exif_transpose(picture))
@@ -92,11 +94,11 @@ def framed(greys_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing, max_
     done = ['inverted (it was dark on light)'] if inverted else []
     if greys_HxW.shape == shape[:2] and _lies_well(ink, framing):
         return Framed(_pixels(ink / 255, max_pixel), ', '.join(done) or 'as it was')
-    ink = _shrunk(ink)
-    if framing.by_mass and max(ink.shape) > PHOTOGRAPH and (on_sheet := sheet.shown_on(ink)) is not None:
-        ink = on_sheet
+    photographed = framing.by_mass and not inverted and max(greys_HxW.shape) > PHOTOGRAPH
+    drawn_on_sheet = sheet.shown_on(greys_HxW) if photographed else None
+    if drawn_on_sheet is not None:
         done.append('cut out of the sheet it is on')
-    found = _cut_out(ink, framing)
+    found = _cut_out(sheet.shrunk(ink) if drawn_on_sheet is None else drawn_on_sheet, framing)
     drawn = _placed(found, shape, framing)
     height, width = greys_HxW.shape
     done.append(f'scaled and centred, from {width} x {height}')
@@ -129,12 +131,6 @@ def _lies_well(ink_HxW: np.ndarray, framing: Framing) -> bool:
 def _middle(shape: tuple[int, ...]) -> np.ndarray:
     # Half a pixel down and to the right of the frame's: there MNIST's images have their centre of mass.
     return np.array(shape[:2]) / 2
-
-
-def _shrunk(ink_HxW: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(ink_HxW.astype(np.float32))
-    picture.thumbnail((WORKED_ON, WORKED_ON), Image.Resampling.BOX)
-    return np.asarray(picture)
 
 
 def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:

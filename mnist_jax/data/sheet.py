@@ -1,42 +1,61 @@
-"""Find a sheet of paper, photographed on a ground of another brightness, and what is drawn on it."""
+"""Find a sheet of paper, photographed on a darker ground, and what is drawn on it."""
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-LEAST_AREA = 0.1  # of the image
+WORKED_ON = 256  # pixels of the longer side of what is looked at: more cost time and show nothing
+LEAST_AREA = 0.02  # of the image
 FULL = 0.85  # least share of its convex hull: what is drawn can reach an edge and open into the ground
 FOUR_SIDED = 0.93  # least share of the convex hull that is in a quadrangle; of a disc, it is 0.64
 MARGIN = 0.04  # of the sheet's size: its edges, where shadows lie
 CONTRAST = 32  # least, of 256 greys, between the sheet and what is drawn on it
-MOST_DRAWN = 0.25  # of the sheet; a bold zero's hole is larger
+MOST_DRAWN = 0.35  # of the sheet; a bold zero's hole is larger
 
 
-def shown_on(light_HxW: np.ndarray) -> np.ndarray | None:
-    """What is drawn on the sheet that is all the image shows, light on dark and cropped to the sheet.
+def shrunk(greys_HxW: np.ndarray) -> np.ndarray:
+    """The same image, with no more than `WORKED_ON` pixels a side."""
+    picture = Image.fromarray(greys_HxW.astype(np.float32))
+    picture.thumbnail((WORKED_ON, WORKED_ON), Image.Resampling.BOX)
+    return np.asarray(picture)
+
+
+def shown_on(greys_HxW: np.ndarray) -> np.ndarray | None:
+    """What is drawn on the sheet that is all the image shows: light on dark, cropped to the sheet, and shrunk.
 
     Args:
-      light_HxW: greys, 0 to 255, light on a dark ground: the sheet, and dark on it what is drawn.
+      greys_HxW: 0 to 255. The sheet is lighter than the ground it lies on, and than what is drawn.
 
     Returns:
       None where there is no such sheet.
     """
-    smooth = ndimage.gaussian_filter(light_HxW, 1)
+    small = shrunk(greys_HxW)
+    smooth = ndimage.gaussian_filter(small, 1)
     parts, count = ndimage.label(smooth > threshold(smooth))
     if count == 0:
         return None
     sheet = _quadrangle(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
     if sheet is None or sheet.sum() < LEAST_AREA * sheet.size:
         return None
-    inner = ndimage.binary_erosion(sheet, iterations=max(2, round(MARGIN * sheet.sum() ** 0.5)))
+    rows, columns = (np.flatnonzero(sheet.any(axis=1 - axis)) for axis in (0, 1))
+    box = np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1])
+    top, bottom, left, right = np.rint(box * np.repeat(np.array(greys_HxW.shape) / small.shape, 2)).astype(int)
+    light = shrunk(greys_HxW[top:bottom, left:right])
+    rows, columns = (np.arange(side) for side in light.shape)
+    rows, columns = rows * (box[1] - box[0]) // light.shape[0], columns * (box[3] - box[2]) // light.shape[1]
+    return _drawn(light, sheet[box[0] + rows[:, None], box[2] + columns])
+
+
+def _drawn(light_HxW: np.ndarray, sheet_HxW: np.ndarray) -> np.ndarray | None:
+    """What is dark on the sheet, light on dark, or None where there is nothing, or too much to be drawn."""
+    inside = np.pad(sheet_HxW, 1)  # No sheet goes on beyond the image.
+    inner = ndimage.binary_erosion(inside, iterations=max(2, round(MARGIN * sheet_HxW.sum() ** 0.5)))[1:-1, 1:-1]
     if not inner.any():
         return None
     drawn = np.where(inner, np.maximum(_plane(light_HxW, inner) - light_HxW, 0), 0)
     dark = inner & (drawn > threshold(drawn[inner]))
-    if drawn.max() < CONTRAST or dark.sum() > MOST_DRAWN * inner.sum():
-        return None
-    rows, columns = (np.flatnonzero(inner.any(axis=1 - axis)) for axis in (0, 1))
-    return drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return drawn if drawn.max() >= CONTRAST and dark.sum() <= MOST_DRAWN * inner.sum() else None
 
 
 def _plane(light_HxW: np.ndarray, within_HxW: np.ndarray) -> np.ndarray:

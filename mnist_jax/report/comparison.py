@@ -14,6 +14,8 @@ def compare_runs(patterns: Sequence[str], place: Path) -> Path:
     runs = compare.read_all(patterns)
     if len(runs) < 2:
         raise UserError('--run names one run only; a comparison is of two or more, and --workdir is for one')
+    if (place / 'config.json').exists():
+        raise UserError(f'--workdir={str(place)!r} is a run, whose own report is there; give another directory')
     pairs, apart = compare.pairs(runs)
     sections: dict[str, Section] = {
         'accuracies': curves.accuracies(runs),
@@ -23,12 +25,13 @@ def compare_runs(patterns: Sequence[str], place: Path) -> Path:
     if pairs:
         about = "McNemar's exact test of the difference in accuracy, pair by pair." + f' {apart}' * bool(apart)
         sections['pairs'] = Table('Differences', about, compare.PAIR_HEAD, pairs, 2)
+    known = [run for run in runs if run.seconds is not None]
     best = max(runs, key=lambda run: run.result['accuracy'])
     facts = {
         'runs': ', '.join(run.name for run in runs),
         'data sets': ', '.join(sorted({run.result['dataset'] for run in runs})),
         'most accurate': f'{best.name}, {best.result["accuracy"]:.4f}',
-        'fastest to train': min(runs, key=lambda run: run.seconds).name,
-        'time of all': f'{sum(run.seconds for run in runs):,.0f} s',
+        'fastest to train': min(known, key=lambda run: run.seconds).name if known else 'NA',
+        'time of all': f'{sum(run.seconds for run in known):,.0f} s' if len(known) == len(runs) else 'NA',
     }
     return page.write(place / 'report', f'{len(runs)} runs compared', facts, sections)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
+from mnist_jax import compare
 from mnist_jax.callbacks import EarlyStopping
 from mnist_jax.compare import Run
 from mnist_jax.report import style
@@ -31,6 +33,7 @@ def learning_curves(run: Run) -> Picture:
     for number, axis in enumerate(axes):
         _marks(axis, run, number == 0)
         axis.set_xlabel('epoch')
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
     about = (
@@ -114,10 +117,11 @@ def curves_of(runs: Sequence[Run]) -> Picture:
             tips[gid] = f'{run.name}: {name.replace("_", " ")} {values[-1]:.5g} in the end' if values else run.name
         axis.set_title(f'{name.replace("_", " ")} by epoch')
         axis.set_xlabel('epoch')
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(name.replace('_', ' '))
         style.grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
-    return Picture('Learning curves', 'One line for each run.', figure, tips)
+    return Picture('Learning curves', 'One line for each run that has the metric.', figure, tips)
 
 
 @style.styled
@@ -129,8 +133,10 @@ def accuracies(runs: Sequence[Run]) -> Picture:
         accuracy = run.result['accuracy']
         lower, upper = run.result['statistics']['overall']['accuracy_interval']
         colour = style.SERIES[number % len(style.SERIES)]
-        told = f'{run.name}: {accuracy:.4f} ({lower:.4f} to {upper:.4f}), {run.seconds:,.1f} s'
+        told = f'{run.name}: {accuracy:.4f} ({lower:.4f} to {upper:.4f}), {compare.row(run)[-2]}'
         for axis, height in ((left, number), (right, run.seconds)):
+            if height is None:
+                continue
             gid = f'run-{number}-{"left" if axis is left else "right"}'
             axis.plot([lower, upper], [height, height], color=colour, linewidth=1.5)
             axis.plot([accuracy], [height], 'o', color=colour, markersize=8, gid=gid)

@@ -77,8 +77,8 @@ def _facts(run: Run) -> dict[str, str]:
         'kappa': tables.number(overall['kappa']),
         'data set': f'{result["dataset"]}, split {result["split"]}',
         'parameters': f'{result["parameters"]:,}',
-        'training': f'{len(run.epochs)} epochs, seed {run.config.seed}; the result is of step {result["step"]:,}',
-        'time': f'{run.seconds:,.1f} s' + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
+        'training': f'{run.epochs_told} epochs, seed {run.config.seed}; the result is of step {result["step"]:,}',
+        'time': f'{run.seconds:,.1f} s, {np.median(speeds):,.0f} images/s' if speeds else 'NA',
     }
     starts = provenance.read(run.workdir)
     if starts:
