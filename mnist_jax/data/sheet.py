@@ -3,7 +3,6 @@
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from scipy.spatial import ConvexHull
 
 WORKED_ON = 256  # pixels of the longer side of what is looked at: more cost time and show nothing
 LEAST_AREA = 0.02  # of the image
@@ -80,6 +79,8 @@ def threshold(greys: np.ndarray) -> float:
 
 def _quadrangle(mask_HxW: np.ndarray) -> np.ndarray | None:
     """The convex hull of what is connected, if it is one of four sides and nearly full."""
+    from scipy.spatial import ConvexHull  # It takes a fifth of a second, which trainings do not need.
+
     points = np.argwhere(mask_HxW ^ ndimage.binary_erosion(mask_HxW))
     if np.ptp(points, axis=0).min() < 2:
         return None
