@@ -105,6 +105,20 @@ def test_a_sheet_on_a_table_is_not_what_is_shown(digits, tmp_path, table, paper,
         assert least_difference(found.image[..., 0], digit) < 15
 
 
+@pytest.mark.parametrize(('edge', 'width'), [((0, 0, 199, 149), 2), ((0, 0, 9, 149), 5), ((0, 140, 199, 149), 5)])
+def test_frames_and_edges_of_scans_are_left_out(digits, tmp_path, edge, width):
+    for digit in digits[:10]:
+        scan = ImageOps.invert(on_canvas(Image.fromarray(digit).resize((110, 110)), place=(50, 20)))
+        expected = framed(scan, tmp_path).image
+        ImageDraw.Draw(scan).rectangle(edge, outline=0, width=width)
+        found = framed(scan, tmp_path)
+        assert 'without what runs along its edges' in found.done
+        assert least_difference(found.image[..., 0], expected[..., 0]) < 3
+        # A digit may reach the edges too.
+        tight = framed(Image.fromarray(digit).crop(Image.fromarray(digit).getbbox()).resize((90, 90)), tmp_path)
+        assert 'edges' not in tight.done
+
+
 @pytest.mark.parametrize('shown', ['0', '1', '5', '8', '9', '\N{FULL BLOCK}'])
 @pytest.mark.parametrize('dark', [False, True])
 def test_bold_digits_and_empty_rectangles_are_no_sheets(tmp_path, shown, dark):

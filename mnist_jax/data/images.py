@@ -20,6 +20,7 @@ LEAST_CONTRAST, LOW_CONTRAST = 16, 64  # between the darkest and the lightest of
 LARGE_PART = 0.15  # of all that is shown
 FAINT = 1 / 8  # of the brightest pixel; what is not brighter is no part of what is shown
 SPECK = 0.02  # of the largest connected part's size; smaller ones are dirt
+EDGE, LONG = 0.12, 0.5  # shares of the shorter side from the border, and of the side along which an edge runs
 HAIR, THIN = 1.0, 1.6  # pixels of the final image: strokes thinner than a hair are drawn as thick as a thin one
 
 
@@ -98,7 +99,9 @@ def framed(greys_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing, max_
     drawn_on_sheet = sheet.shown_on(greys_HxW) if photographed else None
     if drawn_on_sheet is not None:
         done.append('cut out of the sheet it is on')
-    found = _cut_out(sheet.shrunk(ink) if drawn_on_sheet is None else drawn_on_sheet, framing)
+    found, edged = _cut_out(sheet.shrunk(ink) if drawn_on_sheet is None else drawn_on_sheet, framing)
+    if edged:
+        done.append('without what runs along its edges')
     drawn = _placed(found, shape, framing)
     height, width = greys_HxW.shape
     done.append(f'scaled and centred, from {width} x {height}')
@@ -133,8 +136,11 @@ def _middle(shape: tuple[int, ...]) -> np.ndarray:
     return np.array(shape[:2]) / 2
 
 
-def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:
-    """What is shown, cropped, from 0 for the ground to 1, without specks and, of strokes, without shadows behind."""
+def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, bool]:
+    """What is shown, cropped, from 0 for the ground to 1, and whether there was something else along the image's edges.
+
+    It is without specks and, of strokes, without shadows behind.
+    """
     if framing.by_mass and max(ink_HxW.shape) > PHOTOGRAPH:
         # Strokes are narrower than this; what is wider is paper, lit unevenly.
         size = max(3, max(ink_HxW.shape) // 3)
@@ -148,13 +154,30 @@ def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> np.ndarray:
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
+    edges = _edges(parts, sizes) if framing.by_mass else []
+    sizes[edges] = 0
     kept = (sizes >= SPECK * sizes.max())[parts]
     full = np.percentile(ink_HxW[kept], 75)
     # With the pixels around in which strokes fade out.
     faded = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=3, mask=ink_HxW > FAINT * full)
     shown = np.where(faded, np.clip(ink_HxW / full, 0, 1), 0)
     rows, columns = (np.flatnonzero(faded.any(axis=1 - axis)) for axis in (0, 1))
-    return shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], len(edges) > 0
+
+
+def _edges(parts_HxW: np.ndarray, sizes: np.ndarray) -> list[int]:
+    """The parts that are a frame or the edge of a scan; none where nothing would be left."""
+    height, width = parts_HxW.shape
+    band = max(1, round(EDGE * min(height, width)))
+    inner_sizes = np.bincount(parts_HxW[band:-band, band:-band].ravel(), minlength=len(sizes))
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts_HxW), start=1):
+        touches = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
+        long = rows.stop - rows.start >= LONG * height or columns.stop - columns.start >= LONG * width
+        if touches and long and inner_sizes[number] < LARGE_PART * sizes[number]:
+            found.append(number)
+    left = np.delete(sizes, found).max(initial=0)
+    return found if left >= SPECK * sizes[found].sum() else []
 
 
 def _parts(shown_hxw: np.ndarray) -> int:
