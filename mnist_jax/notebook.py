@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax import compare, files, results
+from mnist_jax import compare, files, monitor, results
 from mnist_jax.data import images
 from mnist_jax.errors import UserError
 from mnist_jax.trained import Trained
@@ -24,7 +24,7 @@ class Run(Trained):
     @property
     def metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv: a dict an epoch."""
-        return self._finished.epochs
+        return monitor.read_numbers(self.workdir)
 
     @property
     def result(self) -> dict[str, Any]:

@@ -101,7 +101,13 @@ def _tables(run: Run, trained: Trained) -> dict[str, Table]:
     error_head, *errors = results.error_rows(statistics)
     layers = list(map(summary.row, trained.layers))
     return {
-        'statistics': Table('Statistics by class', 'Each class against all others.', class_head, classes, foot=means),
+        'statistics': Table(
+            'Statistics by class',
+            'Each class against all others. NA: undefined, and no part of the means.',
+            class_head,
+            classes,
+            foot=means,
+        ),
         'errors': Table('Most frequent errors', '', error_head, errors, 2),
         'layers': Table('Layers', 'Multiply-adds are those of the inference of one example.', summary.HEAD, layers, 3),
         'config': _config(run),
