@@ -148,7 +148,7 @@ def test_predictions_that_unpack_to_gigabytes_are_refused(program, data_dir):
     np.savez_compressed(program.workdir / 'predictions.npz', label=np.zeros(10**8), prediction=np.zeros(10**8))
     found = compared(program, data_dir)
     assert found.returncode == 2
-    assert 'label.npy is larger than the results of 300 examples' in found.stderr
+    assert 'label is larger than the results of 300 examples' in found.stderr
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
