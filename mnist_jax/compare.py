@@ -32,6 +32,11 @@ class Run(NamedTuple):
         """How many there were, or NA."""
         return 'NA' if self.seconds is None else str(len(self.epochs))
 
+    @property
+    def seconds_told(self) -> str:
+        """How long training took, or NA."""
+        return 'NA' if self.seconds is None else f'{self.seconds:,.1f} s'
+
 
 HEAD = (
     'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
@@ -122,7 +127,7 @@ def row(run: Run) -> list[str]:
         f'{run.result["accuracy"]:.4f}',
         f'{lower:.4f} to {upper:.4f}',
         f'{run.result["loss"]:.4f}',
-        'NA' if run.seconds is None else f'{run.seconds:,.1f} s',
+        run.seconds_told,
         f'{np.median(speeds):,.0f}' if speeds else 'NA',
     ]
 

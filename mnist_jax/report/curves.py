@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from mnist_jax import compare
 from mnist_jax.callbacks import EarlyStopping
 from mnist_jax.compare import Run
 from mnist_jax.report import style
@@ -32,14 +31,18 @@ def learning_curves(run: Run) -> Picture:
     axes[2].set_ylabel('learning rate')
     for number, axis in enumerate(axes):
         _marks(axis, run, number == 0)
-        axis.set_xlabel('epoch')
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _count_epochs(axis)
         style.grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
     about = (
         f'The training loss and accuracy of an epoch are means over its steps, each before its update. {_story(run)}'
     )
     return Picture('Learning curves', about, figure, tips)
+
+
+def _count_epochs(axis: Axes) -> None:
+    axis.set_xlabel('epoch')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _line(axis: Axes, run: Run, name: str, colour: str, title: str, tips: dict[str, str]) -> None:
@@ -116,8 +119,7 @@ def curves_of(runs: Sequence[Run]) -> Picture:
             axis.plot(epochs, values, dash, color=colour, label=style.words(run.name), linewidth=1.8, gid=gid)
             tips[gid] = f'{run.name}: {name.replace("_", " ")} {values[-1]:.5g} in the end' if values else run.name
         axis.set_title(f'{name.replace("_", " ")} by epoch')
-        axis.set_xlabel('epoch')
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _count_epochs(axis)
         axis.set_ylabel(name.replace('_', ' '))
         style.grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=style.GROUND, edgecolor='none')
@@ -133,7 +135,7 @@ def accuracies(runs: Sequence[Run]) -> Picture:
         accuracy = run.result['accuracy']
         lower, upper = run.result['statistics']['overall']['accuracy_interval']
         colour = style.SERIES[number % len(style.SERIES)]
-        told = f'{run.name}: {accuracy:.4f} ({lower:.4f} to {upper:.4f}), {compare.row(run)[-2]}'
+        told = f'{run.name}: {accuracy:.4f} ({lower:.4f} to {upper:.4f}), {run.seconds_told}'
         for axis, height in ((left, number), (right, run.seconds)):
             if height is None:
                 continue

@@ -78,7 +78,7 @@ def _facts(run: Run) -> dict[str, str]:
         'data set': f'{result["dataset"]}, split {result["split"]}',
         'parameters': f'{result["parameters"]:,}',
         'training': f'{run.epochs_told} epochs, seed {run.config.seed}; the result is of step {result["step"]:,}',
-        'time': f'{run.seconds:,.1f} s, {np.median(speeds):,.0f} images/s' if speeds else 'NA',
+        'time': run.seconds_told + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
     }
     starts = provenance.read(run.workdir)
     if starts:
