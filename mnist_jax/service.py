@@ -32,6 +32,11 @@ SCHEMA = {
             },
         },
         'feature_maps': {'description': 'Whether to answer with what each layer sees.', 'type': 'boolean'},
+        'allow_blank': {
+            'description': 'Whether an image that shows nothing gets an answer whose class is null instead of status '
+            '422.',
+            'type': 'boolean',
+        },
     },
     'required': ['image'],
     'additionalProperties': False,
@@ -61,6 +66,8 @@ class Service:
             try:
                 framed = self._trained.frame(greys_HxW)
             except ValueError as error:
+                if request.get('allow_blank'):
+                    return {'class': None, 'prepared': str(error)}
                 raise RefusedError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
             (row,) = self._trained.predict(framed.image[None])
             maps = self._trained.feature_maps(framed.image) if request.get('feature_maps') else {}
@@ -91,8 +98,9 @@ def _parsed(body: bytes) -> dict[str, Any]:
     unknown = set(request) - set(SCHEMA['properties'])
     if unknown:
         raise refuse(f'the field {min(unknown)[:40]!r} is unknown')
-    if not isinstance(request.get('feature_maps', False), bool):
-        raise refuse("'feature_maps' is not true or false")
+    for name in ('feature_maps', 'allow_blank'):
+        if not isinstance(request.get(name, False), bool):
+            raise refuse(f'{name!r} must be true or false, got {str(request[name])[:40]}')
     problem = _problem(request['image'])
     if problem:
         raise refuse(f"'image' {problem}")

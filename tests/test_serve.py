@@ -80,7 +80,8 @@ WRONG = [
     (body([[1e400]]), 400, "'image' has 'inf', which is no number"),
     (b'{"image": [[' + b'9' * 5000 + b']]}', 400, 'the request is no JSON'),
     (body([ROW], colour='red'), 400, "the field 'colour' is unknown"),
-    (body([ROW], feature_maps=1), 400, "'feature_maps' is not true or false"),
+    (body([ROW], feature_maps=1), 400, "'feature_maps' must be true or false, got 1"),
+    (body([ROW], allow_blank='yes'), 400, "'allow_blank' must be true or false, got yes"),
     (body([ROW] * 10), 422, 'it shows nothing'),
     (b' ' * (serve.MOST_BYTES + 1), 413, 'more than 524,288 bytes are too many'),
 ]
@@ -90,6 +91,14 @@ WRONG = [
 def test_wrong_requests_are_told_what_is_wrong(server, sent, status, told):
     found, answer = ask(server, body=sent)
     assert found == status and told in answer['error'] and list(answer) == ['error']
+
+
+@pytest.mark.parametrize('grey', [0, 255])
+def test_a_blank_image_is_an_error_only_for_programs(server, grey):
+    blank = [[grey] * 112] * 112
+    assert ask(server, body=body(blank))[0] == 422
+    status, answer = ask(server, body=body(blank, allow_blank=True))
+    assert (status, answer['class']) == (200, None) and 'shows nothing' in answer['prepared']
 
 
 def test_wrong_paths_types_and_hosts(server):
@@ -175,6 +184,32 @@ def test_ten_thousand_hostile_requests_leave_it_serving(trained, data_dir):
         finally:
             process.kill()
         assert 'failed' not in process.stderr.read()
+
+
+def test_a_single_dot_is_drawn_and_recognized(server, browser):
+    with opened(browser, server.url) as page:
+        box = page.locator('#pad').bounding_box()
+        page.mouse.move(box['x'] + 0.4 * box['width'], box['y'] + 0.6 * box['height'])
+        page.mouse.down()
+        expect(page.locator('#answer')).not_to_be_empty()
+        page.mouse.up()
+        count = 'pen.getImageData(0, 0, 448, 448).data.filter((value, index) => index % 4 == 0 && value > 127).length'
+        ink = page.evaluate(count)
+        assert abs(ink - 3.14159 * 16**2) < 50  # a disc as wide as a stroke, 448 / 14 pixels
+
+
+def test_nothing_that_a_pen_can_do_is_an_error(server, browser):
+    with opened(browser, server.url) as page:
+        box = page.locator('#pad').bounding_box()
+        # At the edge, a dot leaves a few pixels; a canvas that is filled altogether shows nothing either.
+        page.mouse.move(box['x'] + 1, box['y'] + 1)
+        page.mouse.down()
+        page.mouse.move(box['x'] - 200, box['y'] - 200)
+        page.mouse.up()
+        expect(page.locator('#answer')).not_to_be_empty()
+        page.evaluate("pen.fillStyle = '#fff'; pen.fillRect(0, 0, pad.width, pad.height)")
+        page.mouse.click(box['x'] + 50, box['y'] + 50)
+        expect(page.locator('#told')).to_contain_text('Keep drawing: it shows nothing')
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
