@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import jax
 import jax.numpy as jnp
 
-from mnist_jax import ops, parallel
+from mnist_jax.distributed import devices as parallel
+from mnist_jax.kernels import ops
 
 CONVOLUTIONS = [  # height = width, channels, features; kernels of 3x3 and padding
     (28, 1, 32),

@@ -33,7 +33,7 @@ def trace(config_path: str, steps: int, directory: Path) -> float:
     import jax
 
     from mnist_jax import config as configs
-    from mnist_jax.experiment import make_experiment
+    from mnist_jax.training.experiment import make_experiment
 
     config = configs.load(config_path)
     config.steps_per_call = 1

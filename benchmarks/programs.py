@@ -27,8 +27,8 @@ class Ours:
         import jax
 
         from mnist_jax import config as configs
-        from mnist_jax.evaluate import batch_results
-        from mnist_jax.experiment import make_experiment
+        from mnist_jax.training.evaluation import batch_results
+        from mnist_jax.training.experiment import make_experiment
 
         self.batch_results = batch_results
         config = configs.load(str(ROOT / task['config']))

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 def train(arguments: argparse.Namespace, devices: int) -> dict:
     """Train some steps; the loss of each, images/s after the first two, the digest of the parameters."""
     from mnist_jax import config as configs
-    from mnist_jax import snapshot
-    from mnist_jax.experiment import make_experiment
+    from mnist_jax.training.experiment import make_experiment
+    from mnist_jax.workdir import snapshot
 
     config = configs.load(arguments.config)
     config.devices = devices

@@ -35,7 +35,7 @@ def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, da
     import numpy as np
 
     from mnist_jax import config as configs
-    from mnist_jax.experiment import make_experiment
+    from mnist_jax.training.experiment import make_experiment
 
     config = configs.load(config_path)
     for name in ('hidden', 'stages'):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Runs the program and prints how long after its start the first step was done.
 PROGRAM = """
 import os, runpy, sys, time
-from mnist_jax import loop
+from mnist_jax.training import loop
 add = loop.Loop._add
 def stop(*arguments):
     add(*arguments)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from mnist_jax import config as configs  # noqa: E402
 from mnist_jax.data import source  # noqa: E402
 from mnist_jax.data.builder import ArrayBuilder  # noqa: E402
-from mnist_jax.experiment import Experiment, make_experiment  # noqa: E402
+from mnist_jax.training.experiment import Experiment, make_experiment  # noqa: E402
 
 BLOCK = 60_000  # examples
 

@@ -1,53 +1,20 @@
-"""Evaluate a state on a split; the training loop and `--mode=eval` share this core."""
+"""Evaluate a run: a snapshot on its test split, or a checkpoint of a workdir on any split."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from mnist_jax import metrics, parallel, processes, results
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
-from mnist_jax.errors import Interrupted, UserError
-from mnist_jax.experiment import Experiment, make_experiment
-from mnist_jax.interruption import Request
-from mnist_jax.metrics import Totals
-from mnist_jax.snapshot import Snapshot, params_sha256
-from mnist_jax.step import TrainState
-from mnist_jax.trained import open_workdir, restore
-
-
-def evaluate_split(
-    experiment: Experiment, state: TrainState, split: Examples, request: Request | None = None
-) -> tuple[Totals, np.ndarray]:
-    """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes.
-
-    Raises:
-      Interrupted: `request` asks for it.
-    """
-    totals: Totals = {}
-    probabilities = []
-    for sums, probabilities_BxK in batch_results(experiment, state, split):
-        if request is not None and (signal := processes.agreed(request)[0]):
-            raise Interrupted(signal, 'in the validation')
-        totals = metrics.add(totals, sums)
-        probabilities.append(probabilities_BxK[: experiment.eval_batch_size])  # The rest is padding.
-    counted = int(totals['count'])
-    if counted != split.size:
-        raise AssertionError(f'{counted} of the {split.size} examples of a split were evaluated')
-    return totals, np.concatenate(probabilities)[:counted]
-
-
-def batch_results(experiment: Experiment, state: TrainState, split: Examples) -> Iterator[Any]:
-    """What `step.eval_step` returns for each batch, in host memory; fetched while the next one is computed."""
-    computed = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
-    waiting = next(computed)
-    for now in computed:
-        yield parallel.fetch(waiting)
-        waiting = now
-    yield parallel.fetch(waiting)
+from mnist_jax.distributed import processes
+from mnist_jax.errors import UserError
+from mnist_jax.inference.restored import open_workdir, restore
+from mnist_jax.learning import metrics
+from mnist_jax.training.evaluation import evaluate_split
+from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.workdir import results
+from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 
 def evaluate_test(

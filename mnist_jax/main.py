@@ -11,10 +11,13 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from mnist_jax import commands as modes
 from mnist_jax import config as configs
-from mnist_jax import interruption, launch, modes, monitor
+from mnist_jax.commands import FLAGS, MODES, PROCESSES, USAGE
+from mnist_jax.distributed import local_launch as launch
+from mnist_jax.distributed import signals as interruption
 from mnist_jax.errors import Interrupted, UserError, choose, first_line
-from mnist_jax.modes import FLAGS, MODES, PROCESSES, USAGE
+from mnist_jax.workdir import metrics_log as monitor
 
 # The errors of paths that the user gave.
 WRONG_PATH = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -116,7 +119,7 @@ def _status() -> int:
 
 
 def _tell_failure(error: Exception) -> None:
-    from mnist_jax import processes
+    from mnist_jax.distributed import processes
 
     if processes.lost_others(error):
         print(

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mnist_jax import compare, files, monitor, results
+from mnist_jax import files
 from mnist_jax.data import images
 from mnist_jax.errors import UserError
-from mnist_jax.trained import Trained
+from mnist_jax.inference.restored import Trained
+from mnist_jax.workdir import comparison as compare
+from mnist_jax.workdir import metrics_log as monitor
+from mnist_jax.workdir import results
 
 
 class Run(Trained):

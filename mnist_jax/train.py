@@ -8,15 +8,21 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import checkpoint, evaluate, files, interruption, parallel, processes, provenance, summary
 from mnist_jax import config as configs
+from mnist_jax import evaluate, files
 from mnist_jax.data.source import NAMES
+from mnist_jax.distributed import devices as parallel
+from mnist_jax.distributed import processes
+from mnist_jax.distributed import signals as interruption
 from mnist_jax.errors import UserError
-from mnist_jax.experiment import Experiment, make_experiment
-from mnist_jax.loop import Loop
-from mnist_jax.monitor import Monitor
-from mnist_jax.snapshot import Snapshot
-from mnist_jax.trained import Trained, result_step
+from mnist_jax.inference.restored import Trained, result_step
+from mnist_jax.models import layer_table as summary
+from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.training.loop import Loop
+from mnist_jax.workdir import checkpoints as checkpoint
+from mnist_jax.workdir import provenance
+from mnist_jax.workdir.metrics_log import Monitor
+from mnist_jax.workdir.snapshot import Snapshot
 
 
 def train(config: configs.ConfigDict, workdir: Path, whole: Path | None = None, report: bool = False) -> dict[str, Any]:

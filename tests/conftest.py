@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 from playwright.sync_api import sync_playwright
 
 from mnist_jax import config as configs
-from mnist_jax import loop, parallel, train
+from mnist_jax import train
 from mnist_jax.data.source import SOURCES
+from mnist_jax.distributed import devices as parallel
+from mnist_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_TIMES = slice(0, 7)  # columns of metrics.csv
@@ -132,7 +134,11 @@ def opened(browser, url: str, **options) -> Iterator:
 
 FORKING = """
 import json, os, sys
-from mnist_jax import compare, explore, export, main, predict, reproduce, train
+from mnist_jax.workdir import comparison as compare
+from mnist_jax.report import explore
+from mnist_jax.inference import export, predict
+from mnist_jax import main, train
+from mnist_jax.studies import reproduction as reproduce
 
 for line in sys.stdin:
     directory, arguments = json.loads(line)

@@ -8,10 +8,12 @@ import pytest
 from conftest import fail_at, results, rows
 from ml_collections import ConfigDict
 
-from mnist_jax import checkpoint, evaluate, monitor
+from mnist_jax import evaluate
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
+from mnist_jax.workdir import checkpoints as checkpoint
+from mnist_jax.workdir import metrics_log as monitor
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):

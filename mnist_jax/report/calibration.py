@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mnist_jax import metrics
+from mnist_jax.learning import metrics
 from mnist_jax.report import style
 from mnist_jax.report.style import Picture
 

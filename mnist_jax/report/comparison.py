@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_jax import compare
 from mnist_jax.errors import UserError
 from mnist_jax.report import curves, page
 from mnist_jax.report.page import Section, Table
+from mnist_jax.workdir import comparison as compare
 
 
 def compare_runs(patterns: Sequence[str], place: Path) -> Path:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from mnist_jax.callbacks import EarlyStopping
-from mnist_jax.compare import Run
+from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.report import style
 from mnist_jax.report.style import Picture
+from mnist_jax.workdir.comparison import Run
 
 METRICS = ('loss', 'accuracy')
 KINDS = {'train': (style.BLUE, 'training'), 'validation': (style.ORANGE, 'validation')}

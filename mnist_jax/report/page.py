@@ -10,7 +10,7 @@ from mnist_jax import files
 from mnist_jax.report import style
 from mnist_jax.report.style import Picture
 
-PAGES = Path(__file__).parent.parent / 'pages'
+PAGES = Path(__file__).parent / 'templates'
 
 
 class Table(NamedTuple):

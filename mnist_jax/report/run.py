@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax import compare, files, provenance, results, summary, tables
 from mnist_jax import config as configs
-from mnist_jax.compare import Run
+from mnist_jax import files
+from mnist_jax import text_tables as tables
 from mnist_jax.errors import UserError
+from mnist_jax.inference.restored import Trained
+from mnist_jax.models import layer_table as summary
 from mnist_jax.report import calibration, confusion, curves, page, pictures
 from mnist_jax.report.page import Section, Table
 from mnist_jax.report.pictures import Examples
 from mnist_jax.report.style import Picture
-from mnist_jax.trained import Trained
+from mnist_jax.workdir import comparison as compare
+from mnist_jax.workdir import provenance, results
+from mnist_jax.workdir.comparison import Run
 
 
 def report(trained: Trained) -> Path:

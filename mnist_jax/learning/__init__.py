@@ -1,0 +1,1 @@
+"""Pure functions of arrays: the step, losses, optimizers, schedules, callbacks and metrics."""

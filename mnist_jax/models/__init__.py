@@ -1,0 +1,1 @@
+"""Architectures, the layers that they are made of, and the table of these."""

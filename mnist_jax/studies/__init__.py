@@ -1,0 +1,1 @@
+"""Many runs: reproduction of published experiments and cross-validation."""

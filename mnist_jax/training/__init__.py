@@ -1,0 +1,1 @@
+"""One training run: from a config to its parts, the loop over epochs, and evaluation."""

@@ -1,0 +1,1 @@
+"""What a run directory holds: checkpoints, metrics, results and provenance."""

@@ -1,0 +1,37 @@
+"""Losses against Keras 3.15, whose values stand here, and by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.errors import UserError
+from mnist_jax.learning import losses
+
+LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
+LABELS = jnp.array([0, 2])
+KERAS = [
+    ('cross_entropy', {}, [0.24131133, 2.169846]),
+    ('cross_entropy', {'label_smoothing': 0.1}, [0.39131135, 2.1365128]),
+    ('mean_squared_error', {}, [0.02607505, 0.49946818]),
+]
+
+
+@pytest.mark.parametrize(('name', 'fields', 'expected'), KERAS)
+def test_losses_are_those_of_keras(name, fields, expected):
+    np.testing.assert_allclose(losses.LOSSES[name](**fields)(LOGITS, LABELS), expected, rtol=1e-6)
+
+
+def test_every_loss_is_compared():
+    assert {name for name, *_ in KERAS} == set(losses.LOSSES)
+
+
+def test_by_hand():
+    # Two equal logits: each has probability 1/2.
+    equal, label = jnp.zeros((1, 2)), jnp.array([1])
+    np.testing.assert_allclose(losses.cross_entropy()(equal, label), [np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(losses.mean_squared_error()(equal, label), [(0.25 + 0.25) / 2])
+
+
+def test_smoothing_out_of_range_is_told():
+    with pytest.raises(UserError, match=r'loss.label_smoothing=1.5 is wrong: a number from 0 to 1 is wanted'):
+        losses.cross_entropy(label_smoothing=1.5)

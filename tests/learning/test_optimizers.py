@@ -1,0 +1,105 @@
+"""Optimizers against Keras, and RMSprop by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.errors import UserError
+from mnist_jax.learning import optimizers as optim
+
+# Four updates of the weights (1, -0.5) with the gradients and learning rates below, as Keras 3.15 prints them.
+GRADIENTS = ((0.5, -2.0), (0.1, 1.0), (-0.3, 0.0), (1e-4, 0.7))
+LEARNING_RATES = (0.1, 0.1, 0.05, 0.2)
+KERAS = [
+    ('sgd', {}, [[0.95, -0.3], [0.94, -0.4], [0.955, -0.4], [0.95498, -0.54]]),
+    ('sgd', {'momentum': 0.9}, [[0.95, -0.3], [0.895, -0.22], [0.8605, -0.148], [0.82943, -0.2232001]]),
+    (
+        'sgd',
+        {'momentum': 0.9, 'nesterov': True},
+        [[0.905, -0.12], [0.8455, -0.148], [0.82945, -0.08320003], [0.801467, -0.2908801]],
+    ),
+    (
+        'rmsprop',
+        {},
+        [[0.6837729, -0.1837723], [0.6185402, -0.3312142], [0.7049268, -0.3312142], [0.7048054, -0.5468286]],
+    ),
+    (
+        'rmsprop',
+        {'rho': 0.8, 'epsilon': 0.001},
+        [[0.7785963, -0.2765328], [0.730372, -0.3855769], [0.7957751, -0.3855769], [0.7956778, -0.5610436]],
+    ),
+    (
+        'adam',
+        {},
+        [[0.9000013, -0.4000008], [0.8196985, -0.3733674], [0.809163, -0.3630735], [0.7746232, -0.3656562]],
+    ),
+    (
+        'adam',
+        {'beta_1': 0.8, 'epsilon': 0.01},
+        [[0.938743, -0.4136533], [0.8911897, -0.3951817], [0.8872802, -0.3885048], [0.8753241, -0.4046121]],
+    ),
+    (
+        'adamw',
+        {},
+        [[0.8996013, -0.3998008], [0.8189387, -0.3730075], [0.8082393, -0.362639], [0.7730529, -0.3649316]],
+    ),
+    (
+        'adadelta',
+        {},
+        [[0.9998586, -0.4998586], [0.9998184, -0.4999499], [0.9998714, -0.4999499], [0.9998713, -0.5000865]],
+    ),
+    (
+        'adagrad',
+        {},
+        [[0.9154846, -0.401227], [0.898818, -0.4455078], [0.9211786, -0.4455078], [0.9211488, -0.5047215]],
+    ),
+    (
+        'lamb',
+        {},
+        [[0.9209431, -0.4209431], [0.8248327, -0.389067], [0.7922171, -0.3571996], [0.6188965, -0.3701594]],
+    ),
+]
+
+
+def weights_after_each(optimizer, gradients, rates, weight):
+    state, found = optimizer.init(weight), []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        updates, state = optimizer.update(jnp.array(gradient), state, weight, learning_rate=jnp.float32(rate))
+        weight = weight + updates
+        found.append(np.asarray(weight))
+    return found
+
+
+@pytest.mark.parametrize(('name', 'fields', 'expected'), KERAS, ids=lambda value: str(value)[:40])
+def test_updates_are_those_of_keras(name, fields, expected):
+    found = weights_after_each(optim.OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7)
+
+
+def test_every_optimizer_is_compared():
+    assert {name for name, *_ in KERAS} == set(optim.OPTIMIZERS)
+
+
+def test_rmsprop_by_hand():
+    # w = 1, g = 0.5 and then -2; v = 0.1 * 0.25 = 0.025, then 0.9 * 0.025 + 0.1 * 4 = 0.4225, whose root is 0.65.
+    first = 1 - 0.01 * 0.5 / 0.025**0.5
+    found = weights_after_each(optim.rmsprop(), (0.5, -2.0), (0.01, 0.01), jnp.array(1.0))
+    np.testing.assert_allclose(found, [first, first + 0.02 / 0.65], rtol=1e-5)
+    # The epsilon stands under the root: a gradient of 1e-4 moves by 0.01 * 1e-4 / sqrt(1e-9 + 1e-7).
+    found = weights_after_each(optim.rmsprop(), (1e-4,), (0.01,), jnp.array(0.0))
+    np.testing.assert_allclose(found, [-0.01 * 1e-4 / (1.01e-7) ** 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'fields', 'told'),
+    [
+        ('sgd', {'momentum': -0.1}, 'optimizer.momentum=-0.1 is wrong: a number from 0 to 1 is wanted'),
+        ('adam', {'beta_2': 1.5}, 'optimizer.beta_2=1.5 is wrong: a number from 0 to 1 is wanted'),
+        ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay=-1.0 is wrong: a number from 0 to inf is wanted'),
+        ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon=nan is wrong: a number from 0 to inf is wanted'),
+    ],
+)
+def test_values_out_of_range_are_told(name, fields, told):
+    with pytest.raises(UserError) as error:
+        optim.OPTIMIZERS[name](**fields)
+    assert str(error.value) == told

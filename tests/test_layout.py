@@ -1,0 +1,60 @@
+"""The layout of the package: which modules there are, and that imports only point down."""
+
+import ast
+
+from conftest import ROOT
+
+PACKAGE = ROOT / 'mnist_jax'
+# A module may import its own package and the levels below; names on the same level do not import each other.
+LEVELS = (
+    ('main',),
+    ('commands',),
+    ('studies',),
+    ('train',),
+    ('notebook',),
+    ('evaluate', 'report'),
+    ('inference',),
+    ('training',),
+    ('workdir',),
+    ('learning',),
+    ('distributed', 'models'),
+    ('kernels', 'data'),
+    ('config', 'files'),
+    ('errors', 'text_tables'),
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def imported(path):
+    """The modules and packages of mnist_jax that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mnist_jax':
+            yield from node.module.split('.')[1:2] or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[1] for alias in node.names if alias.name.startswith('mnist_jax.'))
+
+
+def owner(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def test_every_module_has_a_level():
+    assert {owner(path) for path in PACKAGE.rglob('*.py')} - {'__init__'} == set(LEVEL)
+
+
+def test_imports_only_point_down():
+    for path in PACKAGE.rglob('*.py'):
+        if path != PACKAGE / '__init__.py':
+            wrong = [name for name in imported(path) if name != owner(path) and LEVEL[name] <= LEVEL[owner(path)]]
+            assert not wrong, f'{path} imports {wrong}'
+
+
+def test_the_package_stays_small():
+    assert len(list(PACKAGE.glob('*.py'))) <= 12
+    assert len([path for path in PACKAGE.iterdir() if (path / '__init__.py').exists()]) <= 10
+    assert all(len(path.relative_to(PACKAGE).parts) <= 3 for path in PACKAGE.rglob('*.py'))
+
+
+def test_every_package_is_described_in_one_line():
+    for path in PACKAGE.glob('*/__init__.py'):
+        assert path.read_text().count('\n') == 1 and path.read_text().startswith('"""'), path
