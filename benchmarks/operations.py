@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.distributed import devices as parallel
+from mnist_jax.distributed.devices import start_backend
 from mnist_jax.kernels import ops
 
 CONVOLUTIONS = [  # height = width, channels, features; kernels of 3x3 and padding
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--rounds', type=int, default=20)
     arguments = parser.parse_args()
-    parallel.start(1)
+    start_backend(1)
     columns = ('operation', 'forward: ms, GFLOP/s', 'XLA', 'forward and gradients: ms, GFLOP/s', 'XLA')
     print('| ' + ' | '.join(columns) + ' |\n' + '|---' * len(columns) + '|')
     for name, operations, ours, plain, given in cases(arguments.batch):

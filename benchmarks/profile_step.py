@@ -32,10 +32,10 @@ def trace(config_path: str, steps: int, directory: Path) -> float:
     """Train some steps, one a call, and trace them into the directory; the milliseconds of one, not traced."""
     import jax
 
-    from mnist_jax import config as configs
+    from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
 
-    config = configs.load(config_path)
+    config = load_config(config_path)
     config.steps_per_call = 1
     experiment = make_experiment(config)
     state, batches = experiment.replicas.replicate(experiment.create_state()), experiment.train_batches(0)

@@ -26,12 +26,12 @@ class Ours:
         sys.path.insert(0, str(ROOT))
         import jax
 
-        from mnist_jax import config as configs
+        from mnist_jax.config import load_config
         from mnist_jax.training.evaluation import batch_results
         from mnist_jax.training.experiment import make_experiment
 
         self.batch_results = batch_results
-        config = configs.load(str(ROOT / task['config']))
+        config = load_config(str(ROOT / task['config']))
         config.dataset.name = task['dataset']
         config.dataset.validation_fraction = 0.0
         config.dataset.train, config.dataset.validation, config.dataset.test = 'train', '', 'test'

@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 def train(arguments: argparse.Namespace, devices: int) -> dict:
     """Train some steps; the loss of each, images/s after the first two, the digest of the parameters."""
-    from mnist_jax import config as configs
+    from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
-    from mnist_jax.workdir import snapshot
+    from mnist_jax.workdir.snapshot import params_sha256
 
-    config = configs.load(arguments.config)
+    config = load_config(arguments.config)
     config.devices = devices
     config.steps_per_call = 1  # so that each step's loss is seen by itself
     for override in arguments.set:
@@ -45,7 +45,7 @@ def train(arguments: argparse.Namespace, devices: int) -> dict:
         if len(losses) == arguments.steps:
             break
     speed = config.batch_size * (len(losses) - 2) / (time.perf_counter() - began)
-    return {'losses': losses, 'images_per_second': speed, 'params_sha256': snapshot.params_sha256(state)}
+    return {'losses': losses, 'images_per_second': speed, 'params_sha256': params_sha256(state)}
 
 
 def main() -> int:

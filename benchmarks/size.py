@@ -34,10 +34,10 @@ def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, da
     """Train for about so many seconds, at least two calls after the first."""
     import numpy as np
 
-    from mnist_jax import config as configs
+    from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
 
-    config = configs.load(config_path)
+    config = load_config(config_path)
     for name in ('hidden', 'stages'):
         if name in config.model:
             config.model[name] = wider(config.model[name], width)

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mnist_jax import config as configs  # noqa: E402
+from mnist_jax.config import load_config  # noqa: E402
 from mnist_jax.data import source  # noqa: E402
 from mnist_jax.data.builder import ArrayBuilder  # noqa: E402
 from mnist_jax.training.experiment import Experiment, make_experiment  # noqa: E402
@@ -60,7 +60,7 @@ class Synthetic(ArrayBuilder):
 
 def experiment_of(model: str, arguments: argparse.Namespace, in_memory: bool) -> Experiment:
     """The experiment of `configs/MODEL.py` on the synthetic data."""
-    config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
+    config = load_config(str(ROOT / 'configs' / f'{model}.py'))
     config.dataset.name = 'synthetic'
     config.dataset.data_dir = arguments.data_dir
     config.dataset.train = '+'.join(name for name in Synthetic.COUNTS if name != 'test')

@@ -102,11 +102,11 @@ def other_python() -> str:
 
 def write_task(model: str, directory: Path) -> tuple[Path, dict]:
     """What `programs.py` needs to know of a model, and its images; all of 28x28 pixels are MNIST's."""
-    from mnist_jax import config as configs
+    from mnist_jax.config import load_config
     from mnist_jax.data.source import SOURCES
-    from mnist_jax.errors import build
+    from mnist_jax.factory import build
 
-    config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
+    config = load_config(str(ROOT / 'configs' / f'{model}.py'))
     config.dataset.name = 'digits' if config.dataset.name == 'digits' else 'mnist'
     config.dataset.validation_fraction = 0.0
     source = build('dataset', SOURCES, config.dataset, fold=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mnist_jax import config as configs
+from mnist_jax.config import ConfigDict, check_config
 from mnist_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -66,7 +66,7 @@ def _train() -> None:
     from mnist_jax.train import train
 
     config = _config()
-    configs.check(config)  # What is wrong in all processes is told before they meet.
+    check_config(config)  # What is wrong in all processes is told before they meet.
     workdir = _workdir(Path(FLAGS['config'].config_filename).stem)
     with _connected():
         if config.folds and not config.fold:
@@ -84,14 +84,14 @@ def _eval() -> None:
 
 
 def _report() -> None:
-    from mnist_jax.inference.restored import Trained
+    from mnist_jax.inference.restored import RestoredModel
     from mnist_jax.report.comparison import compare_runs
-    from mnist_jax.report.run import report
+    from mnist_jax.report.run import write_report
 
     if FLAGS.run:
         print(compare_runs(FLAGS.run, _workdir('comparison')))
     else:
-        print(report(Trained.load(_run_directory())))
+        print(write_report(RestoredModel.load(_run_directory())))
 
 
 def _predict() -> None:
@@ -123,17 +123,17 @@ def _run_directory() -> Path:
 
 
 def _summary() -> None:
-    from mnist_jax.training.experiment import layer_table
+    from mnist_jax.training.experiment import model_summary
 
-    print(layer_table(_config()))
+    print(model_summary(_config()))
 
 
 def _compare() -> None:
-    from mnist_jax.workdir.comparison import compare
+    from mnist_jax.workdir.comparison import comparison_table
 
     if not FLAGS.run:
         raise UserError("--mode=compare needs --run, a workdir or a pattern such as 'runs/cnn-*', once or more")
-    print(compare(FLAGS.run))
+    print(comparison_table(FLAGS.run))
 
 
 def _explore() -> None:
@@ -155,10 +155,10 @@ def _connected() -> Iterator[None]:
 
     processes.connect(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     yield
-    processes.leave()  # Not after a failure: the others may be gone.
+    processes.disconnect()  # Not after a failure: the others may be gone.
 
 
-def _config() -> configs.ConfigDict:
+def _config() -> ConfigDict:
     if _CONFIG.value is None:
         raise UserError('--config is missing; for example --config=configs/cnn.py')
     return _CONFIG.value

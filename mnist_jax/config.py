@@ -11,27 +11,27 @@ from typing import Any
 
 import ml_collections
 
-from mnist_jax.errors import UserError, check_range, listed, nearest
+from mnist_jax.errors import UserError, check_range, comma_separated, did_you_mean
 
 ConfigDict = ml_collections.ConfigDict
 ROOT = Path(__file__).parent.parent
 # The least and the greatest value of each whole number in the config.
-ANY = 2**31 - 1
-YEAR = 525_600  # minutes
-RANGES = {
-    'seed': (0, ANY),
-    'epochs': (0, ANY),
-    'batch_size': (1, ANY),
-    'eval_batch_size': (1, ANY),
-    'devices': (0, ANY),
+MAX_INT = 2**31 - 1
+MINUTES_PER_YEAR = 525_600  # minutes
+INTEGER_RANGES = {
+    'seed': (0, MAX_INT),
+    'epochs': (0, MAX_INT),
+    'batch_size': (1, MAX_INT),
+    'eval_batch_size': (1, MAX_INT),
+    'devices': (0, MAX_INT),
     'steps_per_call': (0, 10_000),
-    'checkpoint_every_steps': (0, ANY),
+    'checkpoint_every_steps': (0, MAX_INT),
     'chunks': (1, 64),  # each is a part of the compiled program
     'folds': (0, 100),
     'fold': (0, 100),
 }
 # Fields that runs of older versions have not, and the values that they were trained with.
-ADDED = {
+ADDED_FIELDS = {
     'steps_per_call': 0,
     'dtype': 'float32',
     'checkpoint_every_steps': 0,
@@ -41,7 +41,7 @@ ADDED = {
 }
 # What says where a run is computed, when it is saved, and how far it goes, and not what it is: a resumed run may have
 # others.
-CHANGEABLE = (
+CHANGEABLE_FIELDS = (
     'devices',
     'checkpoint_every_steps',
     'checkpoint_every_minutes',
@@ -51,7 +51,7 @@ CHANGEABLE = (
 )
 
 
-def load(path: str) -> ConfigDict:
+def load_config(path: str) -> ConfigDict:
     """The config that `get_config()` in the Python file `path` returns, locked."""
     file = Path(path)
     if not file.is_file():
@@ -79,9 +79,9 @@ def load(path: str) -> ConfigDict:
     return config.lock()
 
 
-def default() -> ConfigDict:
+def default_config() -> ConfigDict:
     """The config that has every field."""
-    return load(str(ROOT / 'configs' / 'default.py'))
+    return load_config(str(ROOT / 'configs' / 'default.py'))
 
 
 def _told(error: Exception) -> str:
@@ -102,23 +102,25 @@ def _told(error: Exception) -> str:
     return f'{type(error).__name__}: {" ".join(text.split())}' + (f' (line {line})' if line else '')
 
 
-def fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+def config_fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
     """The dotted name and the value of each field."""
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
-            yield from fields(value, f'{prefix}{name}.')
+            yield from config_fields(value, f'{prefix}{name}.')
         else:
             yield f'{prefix}{name}', value
 
 
 def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
     """The values of all fields by dotted name; a name among `names` that is no field is an error."""
-    values = dict(fields(config))
+    values = dict(config_fields(config))
     for name in names:
         if name not in values:
             section = name.rpartition('.')[0]
             beside = [field for field in values if field.rpartition('.')[0] == section] or list(values)
-            raise UserError(f'config.{name} is no field{nearest(name, values)}; the fields are: {listed(beside)}')
+            raise UserError(
+                f'config.{name} is no field{did_you_mean(name, values)}; the fields are: {comma_separated(beside)}'
+            )
     return values
 
 
@@ -133,16 +135,16 @@ def check_arguments(arguments: Iterable[str]) -> dict[str, Any]:
     overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', joined, re.MULTILINE)
     if overrides and not paths:
         raise UserError(f'--config.{overrides[0]} overrides a field of a config; give --config=FILE too')
-    values = check_fields(load(paths[-1]), overrides) if paths else {}
+    values = check_fields(load_config(paths[-1]), overrides) if paths else {}
     return {name: values[name] for name in overrides}
 
 
-def check(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Raise a UserError unless `config` has the fields of the default, of their types, and numbers in their range.
 
     Which fields `model`, `optimizer` and `dataset` have beside `name` is checked where these are built.
     """
-    every = default()
+    every = default_config()
     for name, value in every.items():
         if name not in config:
             raise UserError(f'config.{name} is missing; configs/default.py says what it is')
@@ -152,20 +154,22 @@ def check(config: ConfigDict) -> None:
             raise UserError(f'config.{name}.name is missing; configs/default.py says what it is')
     for name in config:
         if name not in every:
-            raise UserError(f'config.{name} is no field{nearest(name, every)}; the fields are: {listed(every)}')
+            raise UserError(
+                f'config.{name} is no field{did_you_mean(name, every)}; the fields are: {comma_separated(every)}'
+            )
     _check_values(config)
 
 
 def _check_values(config: ConfigDict) -> None:
-    for name, value in fields(config):
+    for name, value in config_fields(config):
         if isinstance(value, str) and '\0' in value:
             raise UserError(f'config.{name}={value!r} is wrong: it has a NUL character')
-    for name, (least, greatest) in RANGES.items():
+    for name, (least, greatest) in INTEGER_RANGES.items():
         if not least <= config[name] <= greatest or isinstance(config[name], bool):
             raise UserError(
                 f'config.{name}={config[name]} is wrong: a whole number from {least} to {greatest} is wanted'
             )
-    check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, YEAR)
+    check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
     if config.folds == 1 or config.fold > config.folds:
         raise UserError(
             f'config.folds={config.folds} and config.fold={config.fold} are wrong: folds is 0, or from 2 on; '
@@ -173,33 +177,33 @@ def _check_values(config: ConfigDict) -> None:
         )
 
 
-def to_json(config: ConfigDict) -> str:
+def config_to_json(config: ConfigDict) -> str:
     """The config as JSON; a value that JSON does not know is an error."""
     return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
-def sha256(config: ConfigDict) -> str:
+def config_sha256(config: ConfigDict) -> str:
     """The digest of what makes a run what it is: every field but those of `CHANGEABLE`.
 
     Nor fields that were added later and have the value of the runs before: these keep their digest.
     """
-    values = {name: value for name, value in fields(config) if name not in CHANGEABLE}
-    counted = {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+    values = {name: value for name, value in config_fields(config) if name not in CHANGEABLE_FIELDS}
+    counted = {name: value for name, value in values.items() if name not in ADDED_FIELDS or value != ADDED_FIELDS[name]}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
-def from_json(value: Any) -> ConfigDict:
+def config_from_json(value: Any) -> ConfigDict:
     """The config that `to_json` wrote, locked; ValueError where it is another JSON value."""
     if not isinstance(value, dict):
         raise ValueError('it is no JSON object')
     return ConfigDict(_tuples(value)).lock()
 
 
-def with_added_fields(saved: ConfigDict) -> ConfigDict:
+def fill_added_fields(saved: ConfigDict) -> ConfigDict:
     """`saved`, of any version of this program, with those of `ADDED` that it has not, locked."""
     config = saved.copy_and_resolve_references()
     config.unlock()
-    for name, value in ADDED.items():
+    for name, value in ADDED_FIELDS.items():
         section, _, field = name.rpartition('.')
         if section and section not in config:
             continue  # `check` tells of it.
@@ -220,11 +224,11 @@ def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
 
     Those of `CHANGEABLE` may be others; fewer epochs than it has is for the checkpoint to tell.
     """
-    old, new = dict(fields(saved)), dict(fields(from_json(json.loads(to_json(config)))))
+    old, new = dict(config_fields(saved)), dict(config_fields(config_from_json(json.loads(config_to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and name not in CHANGEABLE
+        if old.get(name) != new.get(name) and name not in CHANGEABLE_FIELDS
     ]
     if changed:
         raise UserError(

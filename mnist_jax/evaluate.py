@@ -9,11 +9,11 @@ from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
-from mnist_jax.inference.restored import open_workdir, restore
+from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
-from mnist_jax.workdir import results
+from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 
@@ -43,9 +43,9 @@ def evaluate_test(
     }
     if processes.is_main():
         try:
-            results.write(workdir, part, result, examples.label, probabilities_NxK)
+            write_result(workdir, part, result, examples.label, probabilities_NxK)
         finally:  # The disk may be full.
-            print(results.text(result), flush=True)
+            print(format_result(result), flush=True)
     return result
 
 
@@ -73,6 +73,6 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
     checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
-    snapshot = restore(checkpoints, experiment, step)
+    snapshot = restore_snapshot(checkpoints, experiment, step)
     part = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
     return evaluate_test(experiment, snapshot, workdir, split, part)

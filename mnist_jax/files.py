@@ -18,8 +18,11 @@ from absl import logging
 
 from mnist_jax.errors import UserError
 
-TEMPORARY = '.mnist_jax-'  # How the names of files begin that are being written.
-MOST = 16 * 2**20  # bytes of a text file that this program writes; a larger one is not of it
+JsonObject = dict[str, Any]
+"""A JSON object, as `json.loads` returns it."""
+
+TEMPORARY_PREFIX = '.mnist_jax-'  # How the names of files begin that are being written.
+MAX_BYTES = 16 * 2**20  # bytes of a text file that this program writes; a larger one is not of it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,7 +38,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
     """
     temporary = ''
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
         with os.fdopen(descriptor, 'wb') as file:
             file.write(contents)
             file.flush()
@@ -61,9 +64,9 @@ def read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f'{str(path)!r} is no file')
     with open(path, 'rb') as file:
-        contents = file.read(MOST + 1)
-    if len(contents) > MOST:
-        raise ValueError(f'it is larger than {MOST:,} bytes')
+        contents = file.read(MAX_BYTES + 1)
+    if len(contents) > MAX_BYTES:
+        raise ValueError(f'it is larger than {MAX_BYTES:,} bytes')
     return contents
 
 
@@ -80,7 +83,7 @@ def printable(name: str) -> str:
     return ''.join(character if character.isprintable() else '?' for character in name)
 
 
-class Hold:
+class DirectoryLock:
     """Holds a directory for this process, in a file `lock` there: a context manager.
 
     The kernel ends the hold with the process: one that was killed leaves nothing to clear up, but for the files that
@@ -93,9 +96,9 @@ class Hold:
         self._path = directory / 'lock'
         self._descriptor = -1
 
-    def __enter__(self) -> 'Hold':
+    def __enter__(self) -> 'DirectoryLock':
         self._descriptor = self._take()
-        for leftover in self._directory.glob(f'{TEMPORARY}*'):
+        for leftover in self._directory.glob(f'{TEMPORARY_PREFIX}*'):
             leftover.unlink(missing_ok=True)
         return self
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from mnist_jax import commands as modes
-from mnist_jax import config as configs
+from mnist_jax import commands
 from mnist_jax.commands import FLAGS, MODES, PROCESSES, USAGE
-from mnist_jax.distributed import local_launch as launch
-from mnist_jax.distributed import signals as interruption
-from mnist_jax.errors import Interrupted, UserError, choose, first_line
-from mnist_jax.workdir import metrics_log as monitor
+from mnist_jax.config import check_arguments
+from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_processes, prepare
+from mnist_jax.distributed.signals import stop_on_signals
+from mnist_jax.errors import Interrupted, UserError, first_line
+from mnist_jax.factory import choose
+from mnist_jax.workdir.metrics_log import configure_logging
 
 # The errors of paths that the user gave.
 WRONG_PATH = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -26,9 +27,9 @@ WRONG_PATH = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errn
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags as absl does, but tell what is wrong in one line."""
     if {'--help', '-help', '-h'} & set(argv[1:]):
-        print(f'{USAGE}\n\n{FLAGS.module_help(modes)}')
+        print(f'{USAGE}\n\n{FLAGS.module_help(commands)}')
         sys.exit(0)
-    overridden = configs.check_arguments(argv)
+    overridden = check_arguments(argv)
     try:
         return FLAGS(argv)
     except flags.Error as error:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     """Run the chosen mode."""
     if len(argv) > 1:
         raise UserError(f'{argv[1]!r} is not a flag; flags begin with --')
-    monitor.configure_logging()
+    configure_logging()
     run, used = choose('--mode', FLAGS.mode, MODES)
     _check_flags(used)
     if FLAGS.processes is None:
@@ -63,22 +64,22 @@ def _launch() -> int:
     others = [name for name in PROCESSES[1:] if FLAGS[name].present]
     if others:
         raise UserError(f'--processes and --{others[0]} exclude each other: the first starts all processes itself')
-    if not 1 <= FLAGS.processes <= launch.MOST:
-        raise UserError(f'--processes={FLAGS.processes} is wrong: 1 to {launch.MOST} are wanted')
+    if not 1 <= FLAGS.processes <= MAX_PROCESSES:
+        raise UserError(f'--processes={FLAGS.processes} is wrong: 1 to {MAX_PROCESSES} are wanted')
     arguments, left = [], iter(sys.argv[1:])
     for argument in left:
         if argument in ('--processes', '-processes'):
             next(left)
         elif not argument.startswith(('--processes=', '-processes=')):
             arguments.append(argument)
-    return launch.launch(arguments, FLAGS.processes)
+    return launch_processes(arguments, FLAGS.processes)
 
 
 def run_program() -> None:
     """Run `main`; what the user got wrong is a line on standard error and exit status 2."""
-    launch.prepare()
+    prepare()
     _open_streams()
-    with interruption.listening(own=True):
+    with stop_on_signals(own=True):
         status = _status()
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
@@ -121,7 +122,7 @@ def _status() -> int:
 def _tell_failure(error: Exception) -> None:
     from mnist_jax.distributed import processes
 
-    if processes.lost_others(error):
+    if processes.lost_peers(error):
         print(
             f'error: the other processes of this run are gone ({first_line(error)[:200]}); the same command goes on '
             'from the last checkpoint',

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from mnist_jax import files
 from mnist_jax.data import images
 from mnist_jax.errors import UserError
-from mnist_jax.inference.restored import Trained
-from mnist_jax.workdir import comparison as compare
-from mnist_jax.workdir import metrics_log as monitor
-from mnist_jax.workdir import results
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.workdir.comparison import FinishedRun, read_run
+from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.results import format_result
 
 
-class Run(Trained):
+class Run(RestoredModel):
     """What a run has learned, and how it went: predictions, results, figures."""
 
     @property
@@ -27,7 +27,7 @@ class Run(Trained):
     @property
     def metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv: a dict an epoch."""
-        return monitor.read_numbers(self.workdir)
+        return read_metrics(self.workdir)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -35,8 +35,8 @@ class Run(Trained):
         return self._finished.result
 
     @functools.cached_property
-    def _finished(self) -> compare.Run:
-        found = compare.read(self.workdir, files.printable(self.workdir.name))
+    def _finished(self) -> FinishedRun:
+        found = read_run(self.workdir, files.printable(self.workdir.name))
         step = int(self.snapshot.state.step)
         if found.result['step'] != step:
             raise UserError(
@@ -46,7 +46,7 @@ class Run(Trained):
 
     def table(self) -> str:
         """The result as text for people."""
-        return results.text(self.result)
+        return format_result(self.result)
 
     def image(self, path: str | Path) -> np.ndarray:
         """An image file, scaled and centred as the images are that this run was trained on: uint8 HxWx1."""
@@ -57,9 +57,9 @@ class Run(Trained):
 
     def figures(self) -> dict[str, Figure]:
         """The figures of the report, by name; they need the data set."""
-        from mnist_jax.report.run import figures  # Not before: it takes half a second.
+        from mnist_jax.report.run import make_figures  # Not before: it takes half a second.
 
-        return {name: picture.figure for name, picture in figures(self._finished, self).items()}
+        return {name: picture.figure for name, picture in make_figures(self._finished, self).items()}
 
     def __repr__(self) -> str:
         return f'<run {str(self.workdir)!r}: {self.config.model.name}, step {int(self.snapshot.state.step):,}>'

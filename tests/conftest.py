@@ -17,16 +17,16 @@ import pytest
 from ml_collections import ConfigDict
 from playwright.sync_api import sync_playwright
 
-from mnist_jax import config as configs
 from mnist_jax import train
+from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
-from mnist_jax.distributed import devices as parallel
+from mnist_jax.distributed.devices import start_backend
 from mnist_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_TIMES = slice(0, 7)  # columns of metrics.csv
 
-parallel.start(8)
+start_backend(8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
@@ -51,7 +51,7 @@ def data_dir(tmp_path_factory) -> str:
 
 def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
     """The config of a run of seconds: `make_small(data_dir, 'mlp', epochs=3, model__hidden=(8,))`."""
-    config = configs.load(str(ROOT / 'configs' / f'{model}.py'))
+    config = load_config(str(ROOT / 'configs' / f'{model}.py'))
     config.dataset.data_dir = data_dir
     config.dataset.train = 'train[:300]'
     config.dataset.test = 'test[:200]'
@@ -134,11 +134,11 @@ def opened(browser, url: str, **options) -> Iterator:
 
 FORKING = """
 import json, os, sys
-from mnist_jax.workdir import comparison as compare
-from mnist_jax.report import explore
-from mnist_jax.inference import export, predict
 from mnist_jax import main, train
-from mnist_jax.studies import reproduction as reproduce
+from mnist_jax.inference import export, predict
+from mnist_jax.report import explore
+from mnist_jax.studies import reproduction
+from mnist_jax.workdir import comparison
 
 for line in sys.stdin:
     directory, arguments = json.loads(line)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mnist_jax import config as configs
+from mnist_jax.config import (
+    check_config,
+    check_fields,
+    check_resumable,
+    config_fields,
+    config_from_json,
+    config_to_json,
+    load_config,
+)
 from mnist_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -14,16 +22,16 @@ HEAD = 'from configs import default\n\n\ndef get_config():\n    config = default
 
 
 def default():
-    return configs.load(str(ROOT / 'configs' / 'default.py'))
+    return load_config(str(ROOT / 'configs' / 'default.py'))
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
 def test_every_config_is_good_and_survives_json(path):
-    config = configs.load(str(path))
-    configs.check(config)
-    again = configs.from_json(json.loads(configs.to_json(config)))
+    config = load_config(str(path))
+    check_config(config)
+    again = config_from_json(json.loads(config_to_json(config)))
     assert again == config and again.is_locked
-    assert list(configs.fields(again)) == list(configs.fields(config))
+    assert list(config_fields(again)) == list(config_fields(config))
 
 
 def test_every_field_is_read_by_the_code():
@@ -35,7 +43,7 @@ def test_every_field_is_read_by_the_code():
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 read.add(node.id)
     # `name` selects in errors.build, which takes it as a key.
-    fields = {field.rsplit('.', 1)[-1] for field, _ in configs.fields(default())} - {'name'}
+    fields = {field.rsplit('.', 1)[-1] for field, _ in config_fields(default())} - {'name'}
     assert fields <= read, f'declared and never read: {fields - read}'
 
 
@@ -60,7 +68,7 @@ def test_wrong_files_are_told_in_a_line(tmp_path, text, told):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
-        configs.load(str(path))
+        load_config(str(path))
     assert told in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
 
 
@@ -84,7 +92,7 @@ def test_numbers_out_of_range_are_told(field, value, told):
     config = default()
     config[field] = value
     with pytest.raises(UserError) as error:
-        configs.check(config)
+        check_config(config)
     assert str(error.value) == told
 
 
@@ -93,23 +101,23 @@ def test_unknown_and_missing_fields_are_told():
     with config.unlocked():
         config.epohcs = 3
     with pytest.raises(UserError, match=r"config.epohcs is no field \(did you mean 'epochs'\?\)"):
-        configs.check(config)
+        check_config(config)
     with config.unlocked():
         del config.epohcs
         del config.seed
     with pytest.raises(UserError, match=r'config\.seed is missing'):
-        configs.check(config)
+        check_config(config)
     with pytest.raises(UserError, match=r"config.model.paddding is no field \(did you mean 'model.padding'\?\)"):
-        configs.check_fields(default(), ['epochs', 'model.paddding'])
+        check_fields(default(), ['epochs', 'model.paddding'])
 
 
 def test_a_run_goes_on_with_other_epochs_and_elsewhere_but_with_nothing_else_changed():
     saved, asked = default(), default()
     asked.epochs, asked.devices, asked.dataset.data_dir = 11, 4, '/elsewhere'
-    configs.check_resumable(saved, asked)
+    check_resumable(saved, asked)
     asked.seed, asked.optimizer.learning_rate = 1, 0.5
     with pytest.raises(UserError) as error:
-        configs.check_resumable(saved, asked)
+        check_resumable(saved, asked)
     for told in ('seed (was 0, is 1)', 'optimizer.learning_rate (was 0.001, is 0.5)'):
         assert told in str(error.value)
     assert 'devices' not in str(error.value)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mnist_jax import evaluate
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 
 
@@ -29,7 +29,7 @@ def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
     for _ in range(2):
         (tmp_path / 'eval.json').unlink()
         (tmp_path / 'predictions.npz').unlink()
-        evaluate.evaluate_workdir(tmp_path)
+        evaluate_workdir(tmp_path)
         assert (tmp_path / 'eval.json').read_bytes() == written
         assert (tmp_path / 'predictions.npz').read_bytes() == predictions
     assert set(json.loads(written)) == {
@@ -54,9 +54,9 @@ def test_predictions_are_those_of_the_result(small, tmp_path):
 def test_another_split_is_evaluated_beside_the_configured_one(small, tmp_path):
     expected = train(small(epochs=1), tmp_path)
     written = (tmp_path / 'eval.json').read_bytes()
-    found = evaluate.evaluate_workdir(tmp_path, split='train[:50]')
+    found = evaluate_workdir(tmp_path, split='train[:50]')
     assert (found['split'], found['count'], found['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
     assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == found
     assert (tmp_path / 'eval.json').read_bytes() == written and (tmp_path / 'predictions-train[:50].npz').exists()
     with pytest.raises(UserError, match=r"--split='holdout' is no split of mnist .*; its splits are: test, train"):
-        evaluate.evaluate_workdir(tmp_path, split='holdout')
+        evaluate_workdir(tmp_path, split='holdout')

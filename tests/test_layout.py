@@ -20,6 +20,7 @@ LEVELS = (
     ('distributed', 'models'),
     ('kernels', 'data'),
     ('config', 'files'),
+    ('factory',),
     ('errors', 'text_tables'),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -8,12 +8,12 @@ import pytest
 from conftest import fail_at, results, rows
 from ml_collections import ConfigDict
 
-from mnist_jax import evaluate
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
-from mnist_jax.workdir import checkpoints as checkpoint
-from mnist_jax.workdir import metrics_log as monitor
+from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.metrics_log import read_metrics
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):
@@ -43,7 +43,7 @@ def test_train_restore_train_on_equals_uninterrupted(small, tmp_path, model):
 def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path, caplog):
     train(small(epochs=1), tmp_path)
     good = (tmp_path / 'metrics.csv').read_text()
-    assert [row['epoch'] for row in monitor.read_numbers(tmp_path)] == [1]
+    assert [row['epoch'] for row in read_metrics(tmp_path)] == [1]
     for text in (
         '',
         'hello\nworld\n',
@@ -54,7 +54,7 @@ def test_a_damaged_metrics_csv_is_told_and_does_not_stop_the_run(small, tmp_path
     ):
         (tmp_path / 'metrics.csv').write_text(text)
         with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
-            monitor.read_numbers(tmp_path)
+            read_metrics(tmp_path)
     train(small(epochs=2), tmp_path)
     assert 'metrics.csv was damaged; rows of these epochs are left: none' in caplog.text
     assert [row[0] for row in rows(tmp_path)] == ['epoch', '2']
@@ -100,16 +100,16 @@ def test_the_run_stops_early_restores_the_best_and_slows_down(small, tmp_path, c
     first = train(small(epochs=1, **CALLBACKS), tmp_path / 'first')
     assert first == found
     written = (tmp_path / 'eval.json').read_bytes()
-    assert evaluate.evaluate_workdir(tmp_path, 'latest')['step'] == 16
-    assert evaluate.evaluate_workdir(tmp_path, '16')['step'] == 16
-    assert evaluate.evaluate_workdir(tmp_path, 'best') == evaluate.evaluate_workdir(tmp_path) == found
+    assert evaluate_workdir(tmp_path, 'latest')['step'] == 16
+    assert evaluate_workdir(tmp_path, '16')['step'] == 16
+    assert evaluate_workdir(tmp_path, 'best') == evaluate_workdir(tmp_path) == found
     # What is asked for has files of its own.
     assert (tmp_path / 'eval.json').read_bytes() == (tmp_path / 'eval-step4.json').read_bytes() == written
     assert json.loads((tmp_path / 'eval-step16.json').read_text())['step'] == 16
-    validated = evaluate.evaluate_workdir(tmp_path, split='validation')
+    validated = evaluate_workdir(tmp_path, split='validation')
     assert validated['count'] == 75 and f'{validated["accuracy"]}' == rows(tmp_path)[1][5]
     with pytest.raises(UserError, match=r"--step='8' is not there; the choices are: latest, 4, 12, 16, best"):
-        evaluate.evaluate_workdir(tmp_path, '8')
+        evaluate_workdir(tmp_path, '8')
     caplog.clear()
     with caplog.at_level('INFO', logger='absl'):
         assert train(small(epochs=9, **CALLBACKS), tmp_path) == found
@@ -131,11 +131,11 @@ def test_a_run_that_failed_stops_early_at_the_same_epoch(small, tmp_path, monkey
 def test_without_validation_there_is_no_best(small, tmp_path):
     train(small(epochs=0), tmp_path)
     with pytest.raises(UserError, match="--step=best: no epoch of this run was validated; 'latest' is there"):
-        evaluate.evaluate_workdir(tmp_path, 'best')
+        evaluate_workdir(tmp_path, 'best')
     with pytest.raises(UserError, match=r"--step='worst' is not there; the choices are: latest, 0$"):
-        evaluate.evaluate_workdir(tmp_path, 'worst')
+        evaluate_workdir(tmp_path, 'worst')
     with pytest.raises(UserError, match="--split='validation': this run was not validated"):
-        evaluate.evaluate_workdir(tmp_path, split='validation')
+        evaluate_workdir(tmp_path, split='validation')
     with pytest.raises(UserError, match=r'early_stopping.monitor=.* needs validation examples'):
         train(small(early_stopping__patience=1), tmp_path / 'new')
     schedule = ConfigDict({'name': 'cosine'})
@@ -156,7 +156,7 @@ def test_a_finished_run_says_so_and_is_evaluated(small, tmp_path, caplog):
 def test_no_epochs_evaluate_the_initial_parameters(small, tmp_path):
     found = train(small(epochs=0), tmp_path)
     assert (found['step'], found['count']) == (0, 200)
-    assert found['params_sha256'] == evaluate.evaluate_workdir(tmp_path)['params_sha256']
+    assert found['params_sha256'] == evaluate_workdir(tmp_path)['params_sha256']
 
 
 def test_a_changed_field_is_told_and_nothing_is_touched(small, tmp_path):
@@ -177,7 +177,7 @@ def test_damaged_data_leaves_no_workdir(small, data_dir, tmp_path):
 
 
 def test_a_run_that_has_no_checkpoint_yet_may_change_its_config(small, tmp_path):
-    checkpoint.Checkpoints(tmp_path).write_config(small(seed=5), {})
+    Checkpoints(tmp_path).write_config(small(seed=5), {})
     train(small(epochs=0), tmp_path)
     assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
 
@@ -209,9 +209,9 @@ def test_a_run_does_not_go_on_with_other_data(small, tmp_path):
     }
     config = small(**fields, dataset__train='train', dataset__test='test')
     expected = train(config, tmp_path / 'run')
-    assert expected['count'] == 50 and evaluate.evaluate_workdir(tmp_path / 'run') == expected
+    assert expected['count'] == 50 and evaluate_workdir(tmp_path / 'run') == expected
     (raw / 'train.csv').write_text((raw / 'train.csv').read_text().replace(',255,', ',254,'))
-    for again in (lambda: train(config, tmp_path / 'run'), lambda: evaluate.evaluate_workdir(tmp_path / 'run')):
+    for again in (lambda: train(config, tmp_path / 'run'), lambda: evaluate_workdir(tmp_path / 'run')):
         with pytest.raises(UserError, match=r"the data set is not the one that the run in '.*/run' was begun with"):
             again()
 

@@ -12,7 +12,7 @@ import numpy as np
 from mnist_jax.errors import UserError
 
 PIECE = 2**20  # bytes that are read in one go
-MOST = 2**30  # bytes of elements; TFDS prepares no larger split without TensorFlow
+MAX_BYTES = 2**30  # bytes of elements; TFDS prepares no larger split without TensorFlow
 GZIPPED = b'\x1f\x8b'
 # Two zero bytes, the element type (8: unsigned byte), the number of dimensions.
 MAGIC = {1: b'\x00\x00\x08\x01', 3: b'\x00\x00\x08\x03'}
@@ -66,8 +66,10 @@ def _read(path: Path, file: IO[bytes], dimensions: int) -> tuple[bytes, bytearra
         raise UserError(f'raw file {str(path)!r} is truncated: it ends within its header')
     shape = tuple(int(length) for length in np.frombuffer(header[4:], '>u4'))
     expected = math.prod(shape)
-    if expected > MOST:
-        raise UserError(f'raw file {str(path)!r} is too large: its header {shape} asks for more than {MOST:,} bytes')
+    if expected > MAX_BYTES:
+        raise UserError(
+            f'raw file {str(path)!r} is too large: its header {shape} asks for more than {MAX_BYTES:,} bytes'
+        )
     pixels = bytearray()
     while piece := file.read(min(PIECE, expected + 1 - len(pixels))):
         pixels += piece

@@ -14,9 +14,9 @@ from mnist_jax.errors import UserError, first_line
 
 FORMATS = ('PNG', 'JPEG', 'BMP')
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
-MOST_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000
 PHOTOGRAPH = 64  # pixels of the longer side; a smaller image is drawn, and its ground is even
-LEAST_CONTRAST, LOW_CONTRAST = 16, 64  # between the darkest and the lightest of 256 greys
+MIN_CONTRAST, LOW_CONTRAST = 16, 64  # between the darkest and the lightest of 256 greys
 LARGE_PART = 0.15  # of all that is shown
 FAINT = 1 / 8  # of the brightest pixel; what is not brighter is no part of what is shown
 SPECK = 0.02  # of the largest connected part's size; smaller ones are dirt
@@ -42,20 +42,20 @@ def read(path: Path) -> np.ndarray:
     """The greys HxW, float32 from 0 to 255, of an image file; transparent parts are as the contrary of what is shown.
 
     Raises:
-      UserError: it is no whole PNG, JPEG or BMP file, or one of more than `MOST_PIXELS`.
+      UserError: it is no whole PNG, JPEG or BMP file, or one of more than `MAX_PIXELS`.
     """
     where = f'image {str(path)!r}'
     try:
         with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
             opened = Image.open(path, formats=FORMATS)
         with opened as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise UserError(f'{where} is too large: {picture.width} x {picture.height}, more than {MOST_PIXELS:,}')
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f'{where} is too large: {picture.width} x {picture.height}, more than {MAX_PIXELS:,}')
             return _greys(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         raise UserError(f'{where} is no image that can be read; PNG, JPEG and BMP can') from None
     except Image.DecompressionBombError:
-        raise UserError(f'{where} is too large: more than {MOST_PIXELS:,} pixels') from None
+        raise UserError(f'{where} is too large: more than {MAX_PIXELS:,} pixels') from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # Pillow's parsers raise all of these.
         raise UserError(f'{where} cannot be read: {first_line(error)}') from None
 
@@ -88,7 +88,7 @@ def framed(greys_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing, max_
       ValueError: nothing is shown.
     """
     low, high = float(greys_HxW.min(initial=255)), float(greys_HxW.max(initial=0))
-    if high - low < LEAST_CONTRAST:
+    if high - low < MIN_CONTRAST:
         raise ValueError('it shows nothing: all its pixels are nearly the same')
     inverted = np.median(_border(greys_HxW)) > (low + high) / 2
     ink = 255 - greys_HxW if inverted else greys_HxW
@@ -148,7 +148,7 @@ def _cut_out(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, bool]:
         ink_HxW = np.maximum(ink_HxW - ndimage.gaussian_filter(ground, size / 8), 0)
     else:
         ink_HxW = np.maximum(ink_HxW - np.median(_border(ink_HxW)), 0)
-    if ink_HxW.max() < LEAST_CONTRAST / 2:
+    if ink_HxW.max() < MIN_CONTRAST / 2:
         raise ValueError('it shows nothing that stands out from its ground')
     mask = ink_HxW > sheet.threshold(ink_HxW)
     parts, _ = ndimage.label(mask, np.ones((3, 3)))

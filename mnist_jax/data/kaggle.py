@@ -20,7 +20,7 @@ HEADER = ['label', *PIXELS]
 CLASSES = 10
 ROWS = 4096  # that are read in one go
 LONGEST = 2**14  # characters of a line; 784 quoted pixels have 4,700
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 
 
 def find(raw_dir: Path | None) -> Path:
@@ -75,8 +75,8 @@ def _tables(path: Path, file: TextIO, header: Sequence[str]) -> Iterator[np.ndar
     """The rows after the header, so many at a time, uint8."""
     lines, first = _lines(path, file), 2
     while block := list(itertools.islice(lines, ROWS)):
-        if first + len(block) > MOST_ROWS:
-            raise UserError(f'raw file {str(path)!r} is too large: it has more than {MOST_ROWS:,} lines')
+        if first + len(block) > MAX_ROWS:
+            raise UserError(f'raw file {str(path)!r} is too large: it has more than {MAX_ROWS:,} lines')
         yield _table(path, block, first, header)
         first += len(block)
 

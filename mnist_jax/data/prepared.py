@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from mnist_jax import files
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.records import RecordFiles, Split, Stream
-from mnist_jax.errors import UserError, first_line, listed
+from mnist_jax.errors import UserError, comma_separated, first_line
 
 
 class Prepared:
@@ -103,7 +103,7 @@ class Prepared:
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(
                 f'{field}={spec!r} is no split of {self.name} ({first_line(error)}); its splits are: '
-                f"{listed(splits)}, and slices such as 'train[:90%]'"
+                f"{comma_separated(splits)}, and slices such as 'train[:90%]'"
             ) from None
         runs = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
         if not any(places for _, places in runs):

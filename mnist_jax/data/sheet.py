@@ -5,12 +5,12 @@ from PIL import Image
 from scipy import ndimage
 
 WORKED_ON = 256  # pixels of the longer side of what is looked at: more cost time and show nothing
-LEAST_AREA = 0.02  # of the image
+MIN_AREA = 0.02  # of the image
 FULL = 0.85  # least share of its convex hull: what is drawn can reach an edge and open into the ground
 FOUR_SIDED = 0.93  # least share of the convex hull that is in a quadrangle; of a disc, it is 0.64
 MARGIN = 0.04  # of the sheet's size: its edges, where shadows lie
 CONTRAST = 32  # least, of 256 greys, between the sheet and what is drawn on it
-MOST_DRAWN = 0.35  # of the sheet; a bold zero's hole is larger
+MAX_DRAWN = 0.35  # of the sheet; a bold zero's hole is larger
 
 
 def shrunk(greys_HxW: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def shown_on(greys_HxW: np.ndarray) -> np.ndarray | None:
     if count == 0:
         return None
     sheet = _quadrangle(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
-    if sheet is None or sheet.sum() < LEAST_AREA * sheet.size:
+    if sheet is None or sheet.sum() < MIN_AREA * sheet.size:
         return None
     rows, columns = (np.flatnonzero(sheet.any(axis=1 - axis)) for axis in (0, 1))
     box = np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1])
@@ -54,7 +54,7 @@ def _drawn(light_HxW: np.ndarray, sheet_HxW: np.ndarray) -> np.ndarray | None:
         return None
     drawn = np.where(inner, np.maximum(_plane(light_HxW, inner) - light_HxW, 0), 0)
     dark = inner & (drawn > threshold(drawn[inner]))
-    return drawn if drawn.max() >= CONTRAST and dark.sum() <= MOST_DRAWN * inner.sum() else None
+    return drawn if drawn.max() >= CONTRAST and dark.sum() <= MAX_DRAWN * inner.sum() else None
 
 
 def _plane(light_HxW: np.ndarray, within_HxW: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.images import Framing
 from mnist_jax.data.prepared import Prepared
 from mnist_jax.data.records import Examples
-from mnist_jax.errors import UserError, check_below_one, check_whole
+from mnist_jax.errors import UserError, check_fraction, check_integer
 
-NAMES = ('train', 'validation', 'test')  # what the examples of a run are for
+SPLITS = ('train', 'validation', 'test')  # what the examples of a run are for
 
 
 class Source:
@@ -41,8 +41,8 @@ class Source:
         in_memory: bool = True,
         fold: tuple[int, int] | None = None,
     ):
-        check_below_one('dataset.validation_fraction', validation_fraction)
-        check_whole('dataset.split_seed', split_seed)
+        check_fraction('dataset.validation_fraction', validation_fraction)
+        check_integer('dataset.split_seed', split_seed)
         chosen = {'dataset.validation': validation, 'dataset.validation_fraction': validation_fraction, 'folds': fold}
         ways = [field for field, value in chosen.items() if value]
         if len(ways) > 1:

@@ -16,23 +16,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mnist_jax import files
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
-from mnist_jax.kernels import build as native
-from mnist_jax.kernels import ops
+from mnist_jax.kernels.build import loaded, set_threads
+from mnist_jax.kernels.sums import tree_sum
 
 AXIS = 'devices'
-THREADS = 16  # of XLA on several devices of the CPU, enough for 8
+XLA_THREADS = 16  # of XLA on several devices of the CPU, enough for 8
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def start(devices: int, dtype: str = 'float32') -> 'Replicas':
+def start_backend(devices: int, dtype: str = 'float32') -> 'Replicas':
     """Start the JAX backend with the devices that the run shall use. From here on, process 0 speaks for all.
 
     Args:
       devices: how many of each process; 0 for all of an accelerator's, or one on the CPU, which uses all cores.
       dtype: in which the model computes.
     """
-    cores = processes.cores()
-    _configure_cpu(min(max(1, devices), max(8, cores)), cores, dtype == 'float32' and native.loaded())
+    cores = processes.available_cores()
+    _configure_cpu(min(max(1, devices), max(8, cores)), cores, dtype == 'float32' and loaded())
     _cache_compilations()
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
@@ -50,9 +50,9 @@ def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:
     # collectives deadlock. XLA splits some of its matrix products by the number of its threads, and then takes the sums
     # in another order: where products are XLA's and not the kernels', the number is a constant. One device with the
     # kernels is up to a third faster with no more threads than cores. The variable is read when the backend starts.
-    threads = max(2, cores) if devices == 1 and kernels else max(THREADS, 2 * devices)
+    threads = max(2, cores) if devices == 1 and kernels else max(XLA_THREADS, 2 * devices)
     os.environ.setdefault('PJRT_NPROC', str(threads))
-    native.set_threads(max(1, cores // devices))
+    set_threads(max(1, cores // devices))
     _keep_freed_memory()
     # Where the backend runs already, as in a notebook or a test, what it has is what there is.
     with contextlib.suppress(RuntimeError):
@@ -97,12 +97,12 @@ class Replicas:
         return self.devices[0].platform == 'cpu'
 
     def all_sum(self, tree: Any) -> Any:
-        """The sum of `tree` over the devices, in one collective and always in the same order (`ops.tree_sum`)."""
+        """The sum of `tree` over the devices, in one collective and always in the same order (`tree_sum`)."""
         if len(self) == 1:
             return tree
         vector, unravel = ravel_pytree(tree)
         gathered = jax.lax.all_gather(vector, AXIS)
-        return unravel(ops.tree_sum([gathered[device] for device in range(len(self))]))
+        return unravel(tree_sum([gathered[device] for device in range(len(self))]))
 
     def compile(self, step: Callable, donate: bool = False, by_example: bool = False, **given: np.ndarray) -> Callable:
         """`step(state, batch, all_sum=...)` on all devices, with a replicated state and a sharded batch.
@@ -132,7 +132,7 @@ class Replicas:
         """The tree on every device, as a compiled step returns it and expects it: other input is compiled for anew."""
         return jax.device_put(tree, NamedSharding(Mesh(np.array(self.local), (AXIS,)), PartitionSpec()))
 
-    def share(self, batch_size: int) -> slice:
+    def local_rows(self, batch_size: int) -> slice:
         """The rows of a global batch of this (padded) size that this process loads, for its devices."""
         rows, first = batch_size // len(self), self.devices.index(self.local[0])
         return slice(rows * first, rows * (first + len(self.local)))
@@ -151,15 +151,15 @@ def batch_layout(batch_size: int, chunks: int, devices: int) -> tuple[int, int]:
     return chunk_size, chunk_size * -(-chunks // devices) * devices
 
 
-def same_bits(chunks: int, devices: int) -> bool:
+def preserves_bits(chunks: int, devices: int) -> bool:
     """Whether so many devices add up `chunks` chunks in the order of one device.
 
-    They do where the chunks of a device, 1, 2, 4 or more, are a subtree of `ops.tree_sum`; empty ones add nothing.
+    They do where the chunks of a device, 1, 2, 4 or more, are a subtree of `tree_sum`; empty ones add nothing.
     """
     each = -(-chunks // devices)
     return devices == 1 or each & (each - 1) == 0
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """The tree with its leaves as NumPy arrays in host memory."""
     return jax.tree.map(np.asarray, tree)

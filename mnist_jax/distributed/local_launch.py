@@ -12,19 +12,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from mnist_jax.distributed import signals as interruption
+from mnist_jax.distributed.signals import SIGNALS, handling
 
 GRACE = 30.0  # seconds that a process has to end by itself
 SETTLE = 0.5  # seconds: a process that fails because another was killed may end a little before that is known
 LAST_LINES = 30  # of what a failed process said
-MOST = 64  # processes
-SIGNALS = (*interruption.SIGNALS, signal.SIGHUP)
+MAX_PROCESSES = 64  # processes
+SIGNALS = (*SIGNALS, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 CHILD = 'MNIST_JAX_CHILD'  # in the environment of a child: the process id of its launcher, and its cores
 PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
 
 
-def launch(arguments: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
+def launch_processes(arguments: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
     """Run `program` with `arguments` in so many processes; returns the exit status.
 
     Process 0 has the terminal; what the others say is shown where one of them fails. Then the rest is ended, and the
@@ -128,7 +128,7 @@ def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
             if len(received) > 1:
                 child.kill()
 
-    with interruption.handling(pass_on, SIGNALS):
+    with handling(pass_on, SIGNALS):
         yield received
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mnist_jax.distributed.signals import Request
+from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import UserError, first_line
 
 EXCHANGE_EVERY = 16  # steps between two talks of the processes about whether to stop
@@ -83,19 +83,19 @@ def _check_reachable(host: str, port: int, process_id: int) -> None:
         time.sleep(0.2)
 
 
-def leave() -> None:
+def disconnect() -> None:
     """Part from the other processes at the end of a run, when all are there."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
 
-def lost_others(error: Exception) -> bool:
+def lost_peers(error: Exception) -> bool:
     """Whether an exception says that the connection to the other processes broke."""
     broken = isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
     return broken and any(word in str(error) for word in ('Gloo', 'NCCL', 'UNAVAILABLE', 'Connection', 'oordination'))
 
 
-def cores() -> int:
+def available_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
@@ -105,9 +105,9 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def check_same(values: Mapping[str, str]) -> None:
+def check_identical(values: Mapping[str, str]) -> None:
     """Wait for all processes; raise a UserError unless each value, by what it is, is the same in all of them."""
-    if not several():
+    if not is_distributed():
         return
     digests = [hashlib.sha256(value.encode()).digest() for value in values.values()]
     own = np.frombuffer(b''.join(digests), np.int32).reshape(len(values), -1)
@@ -117,9 +117,9 @@ def check_same(values: Mapping[str, str]) -> None:
         raise UserError(f'the processes of a run must agree on everything, and they differ in: {different}')
 
 
-def check_shared(directory: Path) -> None:
+def check_shared_directory(directory: Path) -> None:
     """Raise a UserError unless `directory` is one and the same for all processes, which wait for each other."""
-    if not several():
+    if not is_distributed():
         return
     name = int(_gather(np.array(secrets.randbelow(2**31), np.int32))[0])
     mark = directory / f'.meeting-{name}'
@@ -138,17 +138,17 @@ def _gather(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(value))
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several; asked after `start`."""
     return jax.process_count() > 1
 
 
-def agreed(request: Request, due: bool = False) -> tuple[int, bool]:
+def agree_on_stop(request: StopRequest, due: bool = False) -> tuple[int, bool]:
     """(the signal that asks to stop, or 0; `due`), the same in all processes; each of them must ask equally often.
 
     Several processes talk to each other about it now and then only.
     """
-    if not several():
+    if not is_distributed():
         return request.signal, due
     request.asked += 1
     if request.asked % EXCHANGE_EVERY:
@@ -157,6 +157,6 @@ def agreed(request: Request, due: bool = False) -> tuple[int, bool]:
     return signal, bool(due)
 
 
-def anywhere(found: bool) -> bool:
+def any_process(found: bool) -> bool:
     """Whether this holds in any of the processes, which wait for each other."""
-    return bool(_gather(np.array(found, np.int32)).any()) if several() else found
+    return bool(_gather(np.array(found, np.int32)).any()) if is_distributed() else found

@@ -12,7 +12,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Request:
+class StopRequest:
     """Whether this process was asked to stop, and by which signal; 0 where it was not.
 
     Only while it has something unsaved is it waited for: else the first signal ends it at once, and so does a second.
@@ -44,12 +44,12 @@ class Request:
 
 
 @contextlib.contextmanager
-def listening(own: bool = False) -> Iterator[Request]:
+def stop_on_signals(own: bool = False) -> Iterator[StopRequest]:
     """While this lasts, the signals go to a request; before and after, to that of the caller.
 
     `own` says that the process is this program's own, here and within.
     """
-    request = Request(own or getattr(signal.getsignal(SIGNALS[0]), 'own', False))
+    request = StopRequest(own or getattr(signal.getsignal(SIGNALS[0]), 'own', False))
     with handling(request.ask, in_main_thread=request):
         yield request
 

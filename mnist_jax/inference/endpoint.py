@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.restored import RestoredModel
 
-MOST_SIDE = 256  # pixels of an image that is sent
-MOST_MAPS = 16  # of each layer
+MAX_SIDE = 256  # pixels of an image that is sent
+MAX_MAPS = 16  # of each layer
 
 SCHEMA = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema',
@@ -23,11 +23,11 @@ SCHEMA = {
             'centred as the images were that the model was trained on.',
             'type': 'array',
             'minItems': 1,
-            'maxItems': MOST_SIDE,
+            'maxItems': MAX_SIDE,
             'items': {
                 'type': 'array',
                 'minItems': 1,
-                'maxItems': MOST_SIDE,
+                'maxItems': MAX_SIDE,
                 'items': {'type': 'number', 'minimum': 0, 'maximum': 255},
             },
         },
@@ -43,7 +43,7 @@ SCHEMA = {
 }
 
 
-class RefusedError(Exception):
+class RequestError(Exception):
     """A request that is not answered, and why."""
 
     def __init__(self, status: http.HTTPStatus, reason: str):
@@ -51,10 +51,10 @@ class RefusedError(Exception):
         self.status = status
 
 
-class Service:
+class Endpoint:
     """Answers requests with the model of a run, one after the other."""
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: RestoredModel):
         self._trained = trained
         self._lock = threading.Lock()
 
@@ -68,7 +68,7 @@ class Service:
             except ValueError as error:
                 if request.get('allow_blank'):
                     return {'class': None, 'prepared': str(error)}
-                raise RefusedError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+                raise RequestError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
             (row,) = self._trained.predict(framed.image[None])
             maps = self._trained.feature_maps(framed.image) if request.get('feature_maps') else {}
         names = self._trained.class_names
@@ -78,7 +78,7 @@ class Service:
             'prepared': framed.done,
             'image': _encoded(framed.image / self._trained.plan.source.max_pixel),
             'feature_maps': [
-                {'layer': name, 'channels': array.shape[-1], **_encoded(_spread(array[..., :MOST_MAPS]))}
+                {'layer': name, 'channels': array.shape[-1], **_encoded(_spread(array[..., :MAX_MAPS]))}
                 for name, array in maps.items()
                 if array.ndim == 3
             ],
@@ -86,8 +86,8 @@ class Service:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
-    def refuse(reason: str) -> RefusedError:
-        return RefusedError(http.HTTPStatus.BAD_REQUEST, f'{reason}; GET /schema says what is wanted')
+    def refuse(reason: str) -> RequestError:
+        return RequestError(http.HTTPStatus.BAD_REQUEST, f'{reason}; GET /schema says what is wanted')
 
     try:
         request = json.loads(body)
@@ -112,8 +112,8 @@ def _problem(image: Any) -> str | None:
     if not isinstance(image, list) or not all(isinstance(row, list) for row in image):
         return 'is no list of rows'
     widths = set(map(len, image))
-    if len(widths) != 1 or not 1 <= len(image) <= MOST_SIDE or not 1 <= max(widths) <= MOST_SIDE:
-        return f'does not have 1 to {MOST_SIDE} rows of 1 to {MOST_SIDE} numbers, all as long'
+    if len(widths) != 1 or not 1 <= len(image) <= MAX_SIDE or not 1 <= max(widths) <= MAX_SIDE:
+        return f'does not have 1 to {MAX_SIDE} rows of 1 to {MAX_SIDE} numbers, all as long'
     for row in image:
         for value in row:
             if type(value) not in (int, float) or not 0 <= value <= 255:  # Not what is not a number, either.

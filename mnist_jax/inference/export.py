@@ -13,7 +13,7 @@ from jax import export as jax_export
 from mnist_jax import files
 from mnist_jax.config import ROOT
 from mnist_jax.errors import UserError
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels import ops
 from mnist_jax.workdir.snapshot import params_sha256
 
@@ -37,7 +37,7 @@ def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
             '--onnx needs the converter jax2onnx, which is not installed: '
             f'.venv/bin/pip install --no-deps -r {ROOT / "requirements-onnx.txt"}'
         )
-    trained = Trained.load(workdir, step)
+    trained = RestoredModel.load(workdir, step)
     written = {STABLEHLO: stablehlo(trained)}
     if onnx:
         written[ONNX] = to_onnx(trained)
@@ -52,7 +52,7 @@ def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
     return place
 
 
-def stablehlo(trained: Trained) -> bytes:
+def stablehlo(trained: RestoredModel) -> bytes:
     """The model as `jax.export` serialises it, for the `PLATFORMS`; its images are uint8."""
     batch_size, *_ = jax_export.symbolic_shape('B')
     images = jax.ShapeDtypeStruct((batch_size, *trained.image_shape), np.uint8)
@@ -61,7 +61,7 @@ def stablehlo(trained: Trained) -> bytes:
     return bytes(exported.serialize())
 
 
-def to_onnx(trained: Trained) -> bytes:
+def to_onnx(trained: RestoredModel) -> bytes:
     """The model as ONNX; its images are float32."""
     # It tells, with tracebacks, of each library that it could convert models of and that is not here.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack, ops.portable():
@@ -78,7 +78,7 @@ def to_onnx(trained: Trained) -> bytes:
     return model.SerializeToString()
 
 
-def _readme(trained: Trained, onnx: bool) -> str:
+def _readme(trained: RestoredModel, onnx: bool) -> str:
     """Three lines of code for each format, tried by the tests as they stand."""
     shape, names = ' x '.join(map(str, trained.image_shape)), ', '.join(trained.class_names)
     state = trained.snapshot.state

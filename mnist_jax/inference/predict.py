@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
 from mnist_jax.data import idx, images, kaggle
-from mnist_jax.errors import UserError, choose
-from mnist_jax.inference.restored import MOST_AT_ONCE, Trained
+from mnist_jax.errors import UserError
+from mnist_jax.factory import choose
+from mnist_jax.inference.restored import MAX_BATCH, RestoredModel
 
 SHOWN = 3  # classes of each image in the table
 
@@ -55,7 +55,7 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
     output = Path('submission.csv') if submission and output is None else output
     writers = {'.csv': _submission} if submission else WRITERS
     write = _writer(output, paths, writers) if output else None
-    trained = Trained.load(workdir, step)
+    trained = RestoredModel.load(workdir, step)
     predictions = list(_predictions(trained, [(_csv if submission else _input)(path, trained) for path in paths]))
     if write is None:
         print('\n'.join(_table(predictions)), flush=True)
@@ -90,7 +90,7 @@ def _matching(pattern: str) -> list[Path]:
     return paths
 
 
-def _input(path: Path, trained: Trained) -> Input:
+def _input(path: Path, trained: RestoredModel) -> Input:
     """An IDX file or an image, as its first bytes say."""
     with open(path, 'rb') as file:
         start = file.read(4)
@@ -105,7 +105,7 @@ def _input(path: Path, trained: Trained) -> Input:
     )
 
 
-def _csv(path: Path, trained: Trained) -> Input:
+def _csv(path: Path, trained: RestoredModel) -> Input:
     """A CSV as Kaggle's test.csv."""
     if trained.image_shape != (kaggle.SIDE, kaggle.SIDE, 1):
         raise UserError(f'--input={str(path)!r} holds images of 28 x 28, and the model takes {trained.image_shape}')
@@ -114,7 +114,7 @@ def _csv(path: Path, trained: Trained) -> Input:
     return Input(names, lambda part: [images.Framed(image, '') for image in array_NxHxWxC[part]])
 
 
-def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], trained: Trained) -> list[images.Framed]:
+def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], trained: RestoredModel) -> list[images.Framed]:
     if array_NxHxW.shape[1:] == trained.image_shape[:2]:  # As a data set, they are what they are.
         most, wanted = array_NxHxW.max(initial=0), trained.plan.source.max_pixel
         if most > wanted:
@@ -123,14 +123,14 @@ def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], trained: Trained) -
     return [_framed(image.astype(np.float32), name, trained) for name, image in zip(names, array_NxHxW, strict=True)]
 
 
-def _framed(greys_HxW: np.ndarray, what: str, trained: Trained) -> images.Framed:
+def _framed(greys_HxW: np.ndarray, what: str, trained: RestoredModel) -> images.Framed:
     try:
         return trained.frame(greys_HxW)
     except ValueError as error:
         raise UserError(f'{what}: {error}') from None
 
 
-def _predictions(trained: Trained, inputs: Sequence[Input]) -> Iterator[Prediction]:
+def _predictions(trained: RestoredModel, inputs: Sequence[Input]) -> Iterator[Prediction]:
     """Predict group by group: no more images than that are in memory."""
     names = trained.class_names
     with tqdm(total=sum(len(given.names) for given in inputs), unit='image', leave=False, disable=None) as progress:
@@ -145,14 +145,14 @@ def _predictions(trained: Trained, inputs: Sequence[Input]) -> Iterator[Predicti
 
 
 def _groups(inputs: Sequence[Input]) -> Iterator[list[tuple[Input, slice]]]:
-    """Parts of the inputs, about `MOST_AT_ONCE` images together."""
+    """Parts of the inputs, about `MAX_AT_ONCE` images together."""
     group, size = [], 0
     for given in inputs:
-        for start in range(0, len(given.names), MOST_AT_ONCE):
-            part = slice(start, min(start + MOST_AT_ONCE, len(given.names)))
+        for start in range(0, len(given.names), MAX_BATCH):
+            part = slice(start, min(start + MAX_BATCH, len(given.names)))
             group.append((given, part))
             size += part.stop - part.start
-            if size >= MOST_AT_ONCE:
+            if size >= MAX_BATCH:
                 yield group
                 group, size = [], 0
     if group:
@@ -165,7 +165,7 @@ def _table(predictions: Sequence[Prediction]) -> list[str]:
         likely = sorted(each.probabilities, key=each.probabilities.get, reverse=True)[1:SHOWN]
         others = [f'{name} {each.probabilities[name]:.4f}' for name in likely]
         rows.append([each.name, each.label, f'{each.probabilities[each.label]:.4f}', *others, each.done])
-    return tables.titled(rows, left=6)
+    return text_tables.titled(rows, left=6)
 
 
 def _submission(predictions: Sequence[Prediction]) -> str:

@@ -11,23 +11,23 @@ import numpy as np
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.data import batches, images
-from mnist_jax.distributed import devices as parallel
+from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.errors import UserError
-from mnist_jax.learning import step
-from mnist_jax.models import layer_table as summary
+from mnist_jax.learning.step import infer, inference_variables
+from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.experiment import Plan, make_plan
-from mnist_jax.workdir import checkpoints as checkpoint
+from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.snapshot import Snapshot
 
-MOST_AT_ONCE = 256  # images
+MAX_BATCH = 256  # images
 
 
-def open_workdir(workdir: Path) -> tuple[checkpoint.Checkpoints, ConfigDict]:
+def open_workdir(workdir: Path) -> tuple[Checkpoints, ConfigDict]:
     """The checkpoints and the config of the run in `workdir`; UserError where there is none."""
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
         raise UserError(f'--workdir {str(workdir)!r} {problem}; give the workdir of a run')
-    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir)
     config = checkpoints.read_config()
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
@@ -35,7 +35,7 @@ def open_workdir(workdir: Path) -> tuple[checkpoint.Checkpoints, ConfigDict]:
     return checkpoints, config
 
 
-def restore(checkpoints: checkpoint.Checkpoints, plan: Plan, step: str | None = None) -> Snapshot:
+def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = None) -> Snapshot:
     """The snapshot at `step`: a number, 'latest', 'best', or None for the one that the run ends with."""
     latest = checkpoints.restore(checkpoints.steps()[-1], plan.abstract_snapshot)
     chosen = result_step(plan, latest) if step is None else _chosen_step(checkpoints.steps(), latest, step)
@@ -60,21 +60,21 @@ def _chosen_step(kept: Sequence[int], latest: Snapshot, step: str) -> int:
     return choices[step]
 
 
-class Trained:
+class RestoredModel:
     """A model with the parameters of a run, on one device; its data set is not needed."""
 
     def __init__(self, workdir: Path, plan: Plan, snapshot: Snapshot):
         """`snapshot` is of the run that lives in `workdir`, and `plan` is its plan."""
         self.workdir, self.plan = workdir, plan
-        self.snapshot = snapshot._replace(state=parallel.fetch(snapshot.state))
+        self.snapshot = snapshot._replace(state=to_host(snapshot.state))
 
     @classmethod
     def load(cls, workdir: Path, step: str | None = None) -> Self:
         """The run in `workdir`; `step` is as for `restore`."""
         checkpoints, config = open_workdir(workdir)
         plan = make_plan(config)
-        parallel.start(1, config.dtype)
-        return cls(workdir, plan, restore(checkpoints, plan, step))
+        start_backend(1, config.dtype)
+        return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -89,7 +89,7 @@ class Trained:
     @functools.cached_property
     def variables(self) -> Any:
         """What `step.infer` needs beside images."""
-        return step.inference_variables(self.snapshot.state, self.plan.inference['dtype'])
+        return inference_variables(self.snapshot.state, self.plan.inference['dtype'])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The probabilities NxK, float32, of the classes of images of pixels from 0 to the data set's largest value.
@@ -102,8 +102,8 @@ class Trained:
         """
         images_NxHxWxC = self._checked(images)
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
-        for start in range(0, len(images_NxHxWxC), MOST_AT_ONCE):
-            part = images_NxHxWxC[start : start + MOST_AT_ONCE]
+        for start in range(0, len(images_NxHxWxC), MAX_BATCH):
+            part = images_NxHxWxC[start : start + MAX_BATCH]
             # As many as a power of two, so that few programs are compiled.
             padding = (1 << (len(part) - 1).bit_length()) - len(part)
             found = self._compiled(self.variables, batches.padded(part, padding))
@@ -140,7 +140,7 @@ class Trained:
         return lambda image_BxHxWxC: self._of_variables(self.variables, image_BxHxWxC)
 
     def _of_variables(self, variables: Any, image_BxHxWxC: jax.Array) -> jax.Array:
-        return jax.nn.softmax(step.infer(variables, image_BxHxWxC, **self.plan.inference))
+        return jax.nn.softmax(infer(variables, image_BxHxWxC, **self.plan.inference))
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -153,15 +153,15 @@ class Trained:
         return {layer.name: np.asarray(found[layer.name][0], np.float32) for layer in self.layers}
 
     @functools.cached_property
-    def layers(self) -> list[summary.Layer]:
+    def layers(self) -> list[Layer]:
         """The layers in the order of their calls."""
-        return summary.layers(self.plan.model, self.image_shape)
+        return list_layers(self.plan.model, self.image_shape)
 
     @functools.cached_property
     def _outputs(self) -> Any:
         def outputs(variables: Any, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
-            with summary.recorded() as found:
-                step.infer(variables, image_BxHxWxC, **self.plan.inference)
+            with record_outputs() as found:
+                infer(variables, image_BxHxWxC, **self.plan.inference)
             return {'/'.join(path): output for path, (_, output) in found.items()}
 
         return jax.jit(outputs)

@@ -21,23 +21,23 @@ from absl import logging
 
 from mnist_jax import files
 from mnist_jax.errors import UserError
-from mnist_jax.inference.endpoint import SCHEMA, RefusedError, Service
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
+from mnist_jax.inference.restored import RestoredModel
 
 PAGE = Path(__file__).with_name('draw.html')
-MOST_BYTES = 2**19  # of a request
-MOST_DISCARDED = 4 * MOST_BYTES  # of a request that is refused
-MOST_REQUESTS = 32  # at the same time; more are sent away
-SECONDS = 10.0  # to send a request, and to take its answer
-RATE, BURST = 50.0, 100.0  # requests a second of one address, in the long run and at once
-MOST_ADDRESSES = 1024  # whose requests are counted
+MAX_BYTES = 2**19  # of a request
+MAX_DISCARDED = 4 * MAX_BYTES  # of a request that is refused
+MAX_REQUESTS = 32  # at the same time; more are sent away
+TIMEOUT_SECONDS = 10.0  # to send a request, and to take its answer
+REQUESTS_PER_SECOND, BURST = 50.0, 100.0  # requests a second of one address, in the long run and at once
+MAX_ADDRESSES = 1024  # whose requests are counted
 
 
 def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     """Serve the page and the endpoint of a run until a signal ends the process."""
     if not 0 <= port <= 65535:
         raise UserError(f'--port={port} is wrong: a number from 0 (any that is free) to 65535 is wanted')
-    service = Service(Trained.load(workdir, step))
+    service = Endpoint(RestoredModel.load(workdir, step))
     service.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())  # Compiles it.
     try:
         server = Server(service, host, port)
@@ -48,7 +48,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
         server.serve_forever()
 
 
-class Rates:
+class RateLimiter:
     """How often each address may ask: as a bucket that fills with `rate` requests a second up to `burst`."""
 
     def __init__(self, rate: float, burst: float):
@@ -63,21 +63,21 @@ class Rates:
             level = min(self._burst, level + (now - before) * self._rate)
             allowed = level >= 1
             self._buckets[address] = (level - allowed, now)
-            while len(self._buckets) > MOST_ADDRESSES:
+            while len(self._buckets) > MAX_ADDRESSES:
                 self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - level) / self._rate
 
 
 class Server(ThreadingHTTPServer):
-    """Answers at most `MOST_REQUESTS` requests at a time, each in a thread."""
+    """Answers at most `MAX_REQUESTS` requests at a time, each in a thread."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, service: Service, host: str, port: int):
-        self.service, self.rates = service, Rates(RATE, BURST)
+    def __init__(self, service: Endpoint, host: str, port: int):
+        self.service, self.rates = service, RateLimiter(REQUESTS_PER_SECOND, BURST)
         self.page = files.read_bytes(PAGE)
-        self._free = threading.BoundedSemaphore(MOST_REQUESTS)
+        self._free = threading.BoundedSemaphore(MAX_REQUESTS)
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = address[0]
         self.loopback = _is_loopback(address[4][0])
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server: Server
-    timeout = SECONDS
+    timeout = TIMEOUT_SECONDS
     _read = False  # whether the body was
     server_version, sys_version = 'mnist_jax', ''
 
@@ -145,12 +145,12 @@ class Handler(BaseHTTPRequestHandler):
     do_DELETE = do_OPTIONS = do_PATCH = do_PUT  # noqa: N815
 
     def _no_method(self) -> tuple[str, bytes]:
-        raise RefusedError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'{self.command} is not for here; GET and POST are')
+        raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'{self.command} is not for here; GET and POST are')
 
     def setup(self) -> None:
         super().setup()
         # Beside the time limit of each read: however slowly the bytes come, the place is free again after so long.
-        self._deadline = threading.Timer(SECONDS, self._give_up)
+        self._deadline = threading.Timer(TIMEOUT_SECONDS, self._give_up)
         self._deadline.daemon = True
         self._deadline.start()
 
@@ -168,22 +168,22 @@ class Handler(BaseHTTPRequestHandler):
             return 'text/html; charset=utf-8', self.server.page
         if path == '/schema':
             return 'application/schema+json', json.dumps(SCHEMA, indent=2).encode()
-        raise RefusedError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; GET / and GET /schema are')
+        raise RequestError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; GET / and GET /schema are')
 
     def _predicted(self) -> tuple[str, bytes]:
         if self.path.partition('?')[0] != '/predict':
-            raise RefusedError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; POST /predict is')
+            raise RequestError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; POST /predict is')
         if self.headers.get_content_type() != 'application/json':
-            raise RefusedError(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, 'Content-Type: application/json is wanted')
+            raise RequestError(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, 'Content-Type: application/json is wanted')
         length = self.headers.get('Content-Length', '')
         if not (length.isascii() and length.isdigit()) or self.headers.get('Transfer-Encoding'):
-            raise RefusedError(http.HTTPStatus.LENGTH_REQUIRED, 'a Content-Length is wanted')
-        if len(length) > 12 or int(length) > MOST_BYTES:
-            raise RefusedError(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f'more than {MOST_BYTES:,} bytes are too many')
+            raise RequestError(http.HTTPStatus.LENGTH_REQUIRED, 'a Content-Length is wanted')
+        if len(length) > 12 or int(length) > MAX_BYTES:
+            raise RequestError(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f'more than {MAX_BYTES:,} bytes are too many')
         self._read = True
         body = self.rfile.read(int(length))
         if len(body) < int(length):
-            raise RefusedError(http.HTTPStatus.BAD_REQUEST, 'the request ended before its Content-Length')
+            raise RequestError(http.HTTPStatus.BAD_REQUEST, 'the request ended before its Content-Length')
         return 'application/json', json.dumps(self.server.service.answer(body)).encode()
 
     def _respond(self, found: Callable[[], tuple[str, bytes]]) -> None:
@@ -193,9 +193,11 @@ class Handler(BaseHTTPRequestHandler):
             seconds = self.server.rates.wait(self.client_address[0], time.monotonic())
             if seconds:
                 headers['Retry-After'] = str(math.ceil(seconds))
-                raise RefusedError(http.HTTPStatus.TOO_MANY_REQUESTS, f'more than {RATE:.0f} requests a second')
+                raise RequestError(
+                    http.HTTPStatus.TOO_MANY_REQUESTS, f'more than {REQUESTS_PER_SECOND:.0f} requests a second'
+                )
             status, (kind, body) = http.HTTPStatus.OK, found()
-        except RefusedError as error:
+        except RequestError as error:
             status, kind, body = error.status, 'application/json', json.dumps({'error': str(error)}).encode()
         self.send_response(status)
         headers |= {
@@ -218,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
         if self._read or not (length.isascii() and length.isdigit() and len(length) < 12):
             return
         self.wfile.flush()
-        left = min(int(length), MOST_DISCARDED)
+        left = min(int(length), MAX_DISCARDED)
         while left > 0 and (piece := self.rfile.read1(left)):
             left -= len(piece)
 
@@ -227,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get_all('Host', [''])
         host = re.sub(r':\d+$', '', asked[0]).strip('[]').lower()
         if self.server.loopback and (len(asked) > 1 or not (host == 'localhost' or _is_loopback(host))):
-            raise RefusedError(http.HTTPStatus.FORBIDDEN, f'Host: {", ".join(asked)[:60]!r} is not this machine')
+            raise RequestError(http.HTTPStatus.FORBIDDEN, f'Host: {", ".join(asked)[:60]!r} is not this machine')
 
     def log_message(self, *arguments: Any) -> None:
         """Silent."""

@@ -8,14 +8,13 @@ import contextlib
 import contextvars
 import functools
 import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.kernels import build as native
+from mnist_jax.kernels.build import loaded
 
 _portable = contextvars.ContextVar('portable', default=False)
 
@@ -30,33 +29,7 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
-def tree_sum(parts: Sequence[Any]) -> Any:
-    """The sum of pytrees, neighbours first: ((a+b)+(c+d))+... .
-
-    Floating-point sums depend on their order. In this one, where the parts are dealt out to devices in equal runs of
-    2^k neighbours, each device's own sum is a node of the same tree, and so the total has the same bits on any number
-    of devices.
-    """
-    parts = list(parts)
-    while len(parts) > 1:
-        pairs = [jax.tree.map(operator.add, *parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)]
-        parts = pairs + parts[len(parts) // 2 * 2 :]
-    return parts[0]
-
-
-def ordered_sum(x_N: jax.Array) -> jax.Array:
-    """The sum of a vector, its second half added to its first again and again.
-
-    XLA takes the order of its own reductions from the width of the processor's vectors, and from what else it computes
-    beside them.
-    """
-    while len(x_N) > 1:
-        half = (len(x_N) + 1) // 2
-        x_N = x_N[:half] + jnp.pad(x_N[half:], (0, 2 * half - len(x_N)))
-    return x_N[0]
-
-
-def after(earlier: Any, values: Any) -> Any:
+def delay_until(earlier: Any, values: Any) -> Any:
     """`values`, not to be used before `earlier` (a pytree of numbers) is computed.
 
     XLA computes at the same time what does not depend on each other, and several chunks of a batch would push each
@@ -106,7 +79,7 @@ def _computed(target: str, plain: Callable, *arrays: jax.Array) -> Any:
         return plain(*arrays)
     shapes = jax.eval_shape(plain, *arrays)
     everything = jax.tree.leaves((arrays, shapes))
-    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not native.loaded():
+    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not loaded():
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=jax.ffi.ffi_call(f'mnist_jax_{target}', shapes), default=plain)
 

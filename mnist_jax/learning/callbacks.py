@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import flax.struct
 
-from mnist_jax.errors import UserError, check_below_one, check_range, check_whole, choose
+from mnist_jax.errors import UserError, check_fraction, check_integer, check_range
+from mnist_jax.factory import choose
 
 MONITORS = {name: name for name in ('train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy')}
 
@@ -68,7 +69,7 @@ class EarlyStopping:
 
     def __init__(self, monitor: str, mode: str, min_delta: float, patience: int, restore_best: bool):
         self.monitor = Metric('early_stopping', monitor, mode, min_delta)
-        check_whole('early_stopping.patience', patience)
+        check_integer('early_stopping.patience', patience)
         self.patience = patience
         self.restore_best = restore_best
 
@@ -119,9 +120,9 @@ class ReduceLROnPlateau:
         self, monitor: str, mode: str, min_delta: float, patience: int, factor: float, cooldown: int, min_lr: float
     ):
         self.monitor = Metric('reduce_lr', monitor, mode, min_delta)
-        check_whole('reduce_lr.patience', patience)
-        check_below_one('reduce_lr.factor', factor)
-        check_whole('reduce_lr.cooldown', cooldown)
+        check_integer('reduce_lr.patience', patience)
+        check_fraction('reduce_lr.factor', factor)
+        check_integer('reduce_lr.cooldown', cooldown)
         check_range('reduce_lr.min_lr', min_lr, 0.0, LARGEST)
         self.patience, self.factor, self.cooldown, self.min_lr = patience, factor, cooldown, min_lr
 

@@ -3,7 +3,7 @@
 BatchNorm needs, in every layer, sums over the whole batch. Computing the chunks in one piece would take these sums,
 and those of every gradient, in an order that depends on how many chunks lie on a device. So the function is traced
 once, and its operations are applied to one chunk after another, each up to its next `total`; then the sums of the
-chunks are added, in the order of `ops.tree_sum`, and every chunk goes on with the result.
+chunks are added, in the order of `tree_sum`, and every chunk goes on with the result.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -13,19 +13,20 @@ import jax
 from jax.extend.core import Literal, Primitive
 
 from mnist_jax.kernels import ops
+from mnist_jax.kernels.sums import tree_sum
 
 _total = Primitive('total')
 _total.multiple_results = True
 _total.def_abstract_eval(lambda *avals: avals)
 
 
-def total(tree: Any) -> Any:
+def lockstep_sum(tree: Any) -> Any:
     """The sum of `tree` over all chunks, in a function that `run` runs."""
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, _total.bind(*leaves))
 
 
-def run(function: Callable, arguments: Sequence[tuple], all_sum: Callable[[Any], Any]) -> list[Any]:
+def run_in_lockstep(function: Callable, arguments: Sequence[tuple], all_sum: Callable[[Any], Any]) -> list[Any]:
     """`[function(*chunk) for chunk in arguments]`, where `total` is the sum over the chunks and, by `all_sum`, devices.
 
     Its gradient adds what belongs together in the same order.
@@ -35,7 +36,7 @@ def run(function: Callable, arguments: Sequence[tuple], all_sum: Callable[[Any],
 
     @jax.custom_vjp
     def shared(parts: list[Any]) -> list[Any]:
-        whole = jax.lax.optimization_barrier(all_sum(ops.tree_sum(jax.lax.optimization_barrier(parts))))
+        whole = jax.lax.optimization_barrier(all_sum(tree_sum(jax.lax.optimization_barrier(parts))))
         return [whole] * len(parts)
 
     # Every chunk has a part in what all of them get: of such a sum, the gradient is the same sum of the gradients.
@@ -46,7 +47,7 @@ def run(function: Callable, arguments: Sequence[tuple], all_sum: Callable[[Any],
         parts, results = [], []
         for chunk, values in zip(paused, received, strict=True):
             try:
-                parts.append(chunk.send(values and jax.lax.optimization_barrier(ops.after(parts[-1:], values))))
+                parts.append(chunk.send(values and jax.lax.optimization_barrier(ops.delay_until(parts[-1:], values))))
             except StopIteration as end:
                 results.append(jax.tree.unflatten(structure, end.value))
         if results:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from mnist_jax.kernels import ops
-from mnist_jax.learning import lockstep
+from mnist_jax.kernels.sums import ordered_sum, tree_sum
+from mnist_jax.learning.lockstep import lockstep_sum, run_in_lockstep
 from mnist_jax.models.architectures import Training
 
 Batch = dict[str, jax.Array]
@@ -89,7 +90,7 @@ def train_step(
         logits_BxK, updated = model.apply(
             {'params': _cast(params, dtype), 'batch_stats': state.batch_stats},
             _scaled(chunk['image'], max_pixel, dtype),
-            Training(chunk['mask'], chunk['index'], lockstep.total),
+            Training(chunk['mask'], chunk['index'], lockstep_sum),
             rngs={'dropout': key},
             mutable=['batch_stats'],
         )
@@ -102,7 +103,7 @@ def train_step(
     else:
         parts, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
     # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
-    grads, sums = jax.lax.optimization_barrier(all_sum(ops.tree_sum(parts)))
+    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(parts)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
     now = learning_rate(state.step) * state.learning_rate_scale
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
@@ -133,7 +134,9 @@ def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) 
     gradient = jax.jit(jax.value_and_grad(summed_loss, has_aux=True))  # traced once for all chunks
     parts = []
     for chunk in chunks:
-        now, chunk = jax.lax.optimization_barrier((params, {**chunk, 'image': ops.after(parts[-1:], chunk['image'])}))
+        now, chunk = jax.lax.optimization_barrier(
+            (params, {**chunk, 'image': ops.delay_until(parts[-1:], chunk['image'])})
+        )
         (_, (sums, _)), grads = gradient(now, chunk)
         parts.append((grads, sums))
     return parts
@@ -145,7 +148,7 @@ def _gradients_in_lockstep(
     """The gradient and the sums of each chunk, and the new batch_stats, of a model that needs sums over the batch."""
 
     def loss_of_all(copies: list[Any]) -> tuple[jax.Array, Any]:
-        results = lockstep.run(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
+        results = run_in_lockstep(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
         return sum(loss for loss, _ in results), [aux for _, aux in results]
 
     # A copy of the parameters for each chunk keeps their gradients apart.
@@ -183,11 +186,11 @@ def eval_step(
     of_chunk = jax.jit(of_chunk)  # traced once for all chunks
     parts, probabilities = [], []
     for chunk in _chunks(batch, chunk_size):
-        now, image = jax.lax.optimization_barrier((variables, ops.after(parts[-1:], chunk['image'])))
+        now, image = jax.lax.optimization_barrier((variables, ops.delay_until(parts[-1:], chunk['image'])))
         sums, probabilities_BxK = of_chunk(now, {**chunk, 'image': image})
         parts.append(sums)
         probabilities.append(probabilities_BxK)
-    return all_sum(ops.tree_sum(parts)), jnp.concatenate(probabilities)
+    return all_sum(tree_sum(parts)), jnp.concatenate(probabilities)
 
 
 def inference_variables(state: TrainState, dtype: jnp.dtype) -> Any:
@@ -221,7 +224,7 @@ def _sums(logits_BxK: jax.Array, batch: Batch, loss: Callable) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
     return {
-        'loss': ops.ordered_sum(loss(logits_BxK, batch['label']) * mask_B),
+        'loss': ordered_sum(loss(logits_BxK, batch['label']) * mask_B),
         'correct': jnp.sum(correct_B * mask_B),
         'count': jnp.sum(mask_B),
     }

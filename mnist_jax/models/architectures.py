@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.errors import UserError, build
+from mnist_jax.errors import UserError
+from mnist_jax.factory import build
 from mnist_jax.kernels import ops
 
 PADDINGS = ('same', 'valid')
-MOST_WIDTH = 1_000_000
+MAX_WIDTH = 1_000_000
 
 
 class Training(NamedTuple):
@@ -228,8 +229,8 @@ def _sequence(field: str, values: Any) -> Sequence:
 
 def _check_widths(field: str, values: Any) -> None:
     for value in _sequence(field, values):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WIDTH:
-            raise UserError(f'model.{field} must hold whole numbers from 1 to {MOST_WIDTH}; {value!r} is among them')
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WIDTH:
+            raise UserError(f'model.{field} must hold whole numbers from 1 to {MAX_WIDTH}; {value!r} is among them')
 
 
 def _check_rates(field: str, rates: Any, of_field: str, of_layers: Sequence) -> None:

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mnist_jax import text_tables as tables
+from mnist_jax import text_tables
 from mnist_jax.errors import UserError
 
-HEAD = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
+HEADER = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
 
 
 class Layer(NamedTuple):
@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[dict[tuple[str, ...], tuple[str, jax.Array]]]:
+def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, jax.Array]]]:
     """The class and the output of each module that is called meanwhile, by its path, in the order of the calls."""
     found: dict[tuple[str, ...], tuple[str, jax.Array]] = {}
 
@@ -41,12 +41,12 @@ def recorded() -> Iterator[dict[tuple[str, ...], tuple[str, jax.Array]]]:
         yield found
 
 
-def layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     """The layers of `model` in the order of their calls; a nested one has its path as its name."""
     outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
 
     def init(key: jax.Array) -> Any:
-        with recorded() as found:
+        with record_outputs() as found:
             variables = model.init(key, np.zeros((1, *image_shape), np.float32))
         outputs.update({path: (kind, output.shape[1:]) for path, (kind, output) in found.items()})
         return variables
@@ -98,20 +98,20 @@ def _count(arrays: Mapping[str, Any]) -> int:
     return sum(math.prod(array.shape) for array in arrays.values())
 
 
-def row(layer: Layer) -> tuple[str, ...]:
+def table_row(layer: Layer) -> tuple[str, ...]:
     """A layer in the columns of `HEAD`."""
     total = layer.trainable + layer.non_trainable
     numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
     return (layer.name, layer.kind, _shape(layer.output_shape), *numbers)
 
 
-def table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
+def format_table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     """The layer table as text: layer, kind, output shape, parameters, and their totals."""
-    found = layers(model, image_shape)
-    rows = [HEAD, ('input', '', _shape(image_shape), '0', '0', '0'), *map(row, found)]
+    found = list_layers(model, image_shape)
+    rows = [HEADER, ('input', '', _shape(image_shape), '0', '0', '0'), *map(table_row, found)]
     trainable = sum(layer.trainable for layer in found)
     non_trainable = sum(layer.non_trainable for layer in found)
-    lines = tables.titled(rows, left=3)
+    lines = text_tables.titled(rows, left=3)
     lines.append(lines[1])
     lines.append(
         f'parameters: {trainable + non_trainable:,} (trainable {trainable:,}, not trainable {non_trainable:,}); '

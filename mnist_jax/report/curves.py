@@ -8,15 +8,15 @@ from matplotlib.ticker import MaxNLocator
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.report import style
 from mnist_jax.report.style import Picture
-from mnist_jax.workdir.comparison import Run
+from mnist_jax.workdir.comparison import FinishedRun
 
 METRICS = ('loss', 'accuracy')
 KINDS = {'train': (style.BLUE, 'training'), 'validation': (style.ORANGE, 'validation')}
-MOST_POINTS = 200  # with a marker each
+MAX_POINTS = 200  # with a marker each
 
 
 @style.styled
-def learning_curves(run: Run) -> Picture:
+def learning_curves(run: FinishedRun) -> Picture:
     """Loss, accuracy and learning rate by epoch; the best one, an early end and changes of the rate are marked."""
     figure, axes = style.new(11, 3.2, ncols=3)
     tips: dict[str, str] = {}
@@ -45,19 +45,19 @@ def _count_epochs(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _line(axis: Axes, run: Run, name: str, colour: str, title: str, tips: dict[str, str]) -> None:
+def _line(axis: Axes, run: FinishedRun, name: str, colour: str, title: str, tips: dict[str, str]) -> None:
     rows = [row for row in run.epochs if name in row]
     if not rows:
         return
     epochs, values = [row['epoch'] for row in rows], [row[name] for row in rows]
     axis.plot(epochs, values, color=colour, label=title, linewidth=1.8)
-    for row in rows if len(rows) <= MOST_POINTS else []:
+    for row in rows if len(rows) <= MAX_POINTS else []:
         gid = f'point-{name}-{row["epoch"]:.0f}'
         axis.plot([row['epoch']], [row[name]], 'o', color=colour, markersize=4, gid=gid)
         tips[gid] = f'epoch {row["epoch"]:.0f}, {title}: {row[name]:.5g}'
 
 
-def best_epoch(run: Run) -> int | None:
+def best_epoch(run: FinishedRun) -> int | None:
     """The epoch whose checkpoint is kept as the best, or None where its metric was never there."""
     rule = EarlyStopping(**run.config.early_stopping)
     state = rule.init()
@@ -66,7 +66,7 @@ def best_epoch(run: Run) -> int | None:
     return next((int(row['epoch']) for row in run.epochs if row['step'] == state.best_step), None)
 
 
-def changes(run: Run) -> list[int]:
+def changes(run: FinishedRun) -> list[int]:
     """The epochs from which on the learning rate was another, where it is constant but for such steps."""
     if run.config.schedule.name != 'constant':
         return []
@@ -74,12 +74,12 @@ def changes(run: Run) -> list[int]:
     return [number + 1 for number in range(1, len(rates)) if rates[number] != rates[number - 1]]
 
 
-def stopped_early(run: Run) -> bool:
+def stopped_early(run: FinishedRun) -> bool:
     """Whether early stopping ended the run before its last epoch."""
     return bool(run.config.early_stopping.patience) and len(run.epochs) < run.config.epochs
 
 
-def _marks(axis: Axes, run: Run, labelled: bool) -> None:
+def _marks(axis: Axes, run: FinishedRun, labelled: bool) -> None:
     best = best_epoch(run)
     if best is not None:
         axis.axvline(best, color=style.INK, linestyle='--', linewidth=1, label='best epoch' if labelled else None)
@@ -91,7 +91,7 @@ def _marks(axis: Axes, run: Run, labelled: bool) -> None:
         axis.axvline(len(run.epochs), color=style.ORANGE, linestyle='-.', linewidth=1, label=label)
 
 
-def _story(run: Run) -> str:
+def _story(run: FinishedRun) -> str:
     said = []
     best = best_epoch(run)
     if best is not None:
@@ -104,7 +104,7 @@ def _story(run: Run) -> str:
 
 
 @style.styled
-def curves_of(runs: Sequence[Run]) -> Picture:
+def curves_of(runs: Sequence[FinishedRun]) -> Picture:
     """Training loss, and validation accuracy where there is one, of several runs."""
     validated = any('validation_accuracy' in row for run in runs for row in run.epochs)
     names = ('train_loss', 'validation_accuracy' if validated else 'train_accuracy')
@@ -127,7 +127,7 @@ def curves_of(runs: Sequence[Run]) -> Picture:
 
 
 @style.styled
-def accuracies(runs: Sequence[Run]) -> Picture:
+def accuracies(runs: Sequence[FinishedRun]) -> Picture:
     """Test accuracy with its interval, and against the time of training."""
     figure, (left, right) = style.new(11, 1.2 + 0.35 * max(6, len(runs)), ncols=2, sharex=True)
     tips: dict[str, str] = {}

@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mnist_jax import config as configs
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
+from mnist_jax.config import ConfigDict
 from mnist_jax.data.records import Split
-from mnist_jax.data.source import NAMES
+from mnist_jax.data.source import SPLITS
 from mnist_jax.errors import UserError
 from mnist_jax.training.experiment import Experiment, make_experiment
 
@@ -22,13 +21,13 @@ EXAMPLES = 12  # of each class
 STATISTICS = {'mean': np.mean, 'median': np.median, 'standard deviation': np.std}
 
 
-def explore(config: configs.ConfigDict, workdir: Path) -> str:
+def explore(config: ConfigDict, workdir: Path) -> str:
     """Write the pictures and `explore.txt` of the configured data set to `workdir`; prints and returns the text."""
     if not config.dataset.in_memory:
         raise UserError('--mode=explore looks at all examples in memory: it needs --config.dataset.in_memory=True')
     experiment = make_experiment(config)
     source = experiment.source
-    found = {name: source.split(name) for name in NAMES}
+    found = {name: source.split(name) for name in SPLITS}
     splits = {name: split for name, split in found.items() if split is not None}
     files.make_directory(workdir, '--workdir')
     names, most = source.class_names, source.max_pixel
@@ -48,7 +47,9 @@ def explore(config: configs.ConfigDict, workdir: Path) -> str:
         'Shapes and types on the way of a batch': _pipeline_table(experiment, splits['train']),
         'Duplicates: examples whose pixels are those of an earlier one': _duplicate_table(splits),
     }
-    lines = itertools.chain.from_iterable([title, '', *tables.titled(rows), ''] for title, rows in sections.items())
+    lines = itertools.chain.from_iterable(
+        [title, '', *text_tables.titled(rows), ''] for title, rows in sections.items()
+    )
     text = '\n'.join([*lines, f'Pictures: {", ".join(f"{name}.png" for name in pictures)} in {workdir}', ''])
     files.write_text(workdir / 'explore.txt', text)
     print(text, flush=True)

@@ -10,7 +10,7 @@ from mnist_jax.report import style
 from mnist_jax.report.style import Picture
 
 SHOWN, COLUMNS = 18, 6  # examples, and how many of them in a row
-MOST_FILTERS, MOST_MAPS = 64, 16
+MAX_FILTERS, MAX_MAPS = 64, 16
 
 
 class Examples(NamedTuple):
@@ -83,7 +83,7 @@ def _show(axis: Axes, image_HxWxC: np.ndarray, gid: str | None = None) -> None:
 @style.styled
 def filters(kernel_hxwxCxF: np.ndarray) -> Picture:
     """The weights of the first layer, an image for each feature, averaged over the channels."""
-    weights = kernel_hxwxCxF.mean(axis=2)[..., :MOST_FILTERS]
+    weights = kernel_hxwxCxF.mean(axis=2)[..., :MAX_FILTERS]
     count, most = weights.shape[-1], float(np.abs(weights).max())
     columns = min(16, count)
     rows = -(-count // columns)
@@ -108,7 +108,7 @@ def feature_maps(image_HxWxC: np.ndarray, maps: Mapping[str, np.ndarray], name: 
     shown = {layer: array for layer, array in maps.items() if array.ndim == 3 and min(array.shape[:2]) > 1}
     if not shown:
         return None
-    columns = MOST_MAPS + 1
+    columns = MAX_MAPS + 1
     figure, axes = style.new(11, 0.85 * len(shown) + 0.3, nrows=len(shown), ncols=columns, squeeze=False)
     tips: dict[str, str] = {}
     for axis in axes.ravel():
@@ -117,11 +117,11 @@ def feature_maps(image_HxWxC: np.ndarray, maps: Mapping[str, np.ndarray], name: 
     tips['example'] = f'the example, a {name}'
     for row, (layer, array) in zip(axes, shown.items(), strict=True):
         row[1].set_title(f'{layer}, {" x ".join(map(str, array.shape))}', fontsize=8)
-        for channel in range(min(MOST_MAPS, array.shape[-1])):
+        for channel in range(min(MAX_MAPS, array.shape[-1])):
             gid = f'map-{layer.replace("/", "-")}-{channel}'
             row[channel + 1].imshow(array[..., channel], cmap='gray', interpolation='none', gid=gid)
             tips[gid] = (
                 f'{layer}, channel {channel}: {array[..., channel].min():.3g} to {array[..., channel].max():.3g}'
             )
-    about = f'What the layers make of a test example, {name}: the first {MOST_MAPS} channels, each on its own scale.'
+    about = f'What the layers make of a test example, {name}: the first {MAX_MAPS} channels, each on its own scale.'
     return Picture('Feature maps', about, figure, tips)

@@ -4,25 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax import config as configs
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
+from mnist_jax.config import config_fields, default_config
 from mnist_jax.errors import UserError
-from mnist_jax.inference.restored import Trained
-from mnist_jax.models import layer_table as summary
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.models.layer_table import HEADER, table_row
 from mnist_jax.report import calibration, confusion, curves, page, pictures
 from mnist_jax.report.page import Section, Table
 from mnist_jax.report.pictures import Examples
 from mnist_jax.report.style import Picture
-from mnist_jax.workdir import comparison as compare
-from mnist_jax.workdir import provenance, results
-from mnist_jax.workdir.comparison import Run
+from mnist_jax.workdir.comparison import FinishedRun, read_run
+from mnist_jax.workdir.provenance import read_provenance
+from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
 
 
-def report(trained: Trained) -> Path:
+def write_report(trained: RestoredModel) -> Path:
     """Write the report of a finished run to `report/` in its workdir; returns the path of its page."""
     workdir = trained.workdir
-    run = compare.read(workdir, files.printable(workdir.resolve().name))
+    run = read_run(workdir, files.printable(workdir.resolve().name))
     if trained.snapshot.state.step != run.result['step']:
         raise UserError(
             f'{str(workdir / "eval.json")!r} is of step {run.result["step"]:,}, and the run ends with step '
@@ -32,12 +31,12 @@ def report(trained: Trained) -> Path:
         raise UserError(
             f'{str(workdir / "eval.json")!r} is damaged: its classes are others; --mode=eval writes it anew'
         )
-    sections: dict[str, Section] = {**figures(run, trained), **_tables(run, trained)}
+    sections: dict[str, Section] = {**make_figures(run, trained), **_tables(run, trained)}
     title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'
     return page.write(workdir / 'report', title, _facts(run), sections)
 
 
-def figures(run: Run, trained: Trained) -> dict[str, Picture]:
+def make_figures(run: FinishedRun, trained: RestoredModel) -> dict[str, Picture]:
     """All figures of a run, by name."""
     examples = _examples(run, trained)
     matrix = np.array(run.result['confusion_matrix'])
@@ -58,19 +57,19 @@ def figures(run: Run, trained: Trained) -> dict[str, Picture]:
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
-def _examples(run: Run, trained: Trained) -> Examples:
+def _examples(run: FinishedRun, trained: RestoredModel) -> Examples:
     """The test examples and what the run predicted for them."""
     source = trained.plan.source
     source.data.prepare()
     split = source.split('test')
-    label, _ = results.read_predictions(run.workdir, run.result)
+    label, _ = read_predictions(run.workdir, run.result)
     if split.sha256 != run.result['split_sha256']:
         raise UserError(f'the test examples are not those of {str(run.workdir / "eval.json")!r} (sha256)')
-    probabilities = results.read_probabilities(run.workdir, run.result)
+    probabilities = read_probabilities(run.workdir, run.result)
     return Examples(lambda place: split.take(np.array([place])).image[0], label, probabilities, trained.class_names)
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: FinishedRun) -> dict[str, str]:
     overall, result = run.result['statistics']['overall'], run.result
     lower, upper = overall['accuracy_interval']
     speeds = [row['images_per_second'] for row in run.epochs]
@@ -78,13 +77,13 @@ def _facts(run: Run) -> dict[str, str]:
         'accuracy': f'{result["accuracy"]:.4f} (95 % interval {lower:.4f} to {upper:.4f})',
         'errors': f'{result["count"] - result["correct"]:,} of {result["count"]:,} examples',
         'loss': f'{result["loss"]:.4f}',
-        'kappa': tables.number(overall['kappa']),
+        'kappa': text_tables.number(overall['kappa']),
         'data set': f'{result["dataset"]}, split {result["split"]}',
         'parameters': f'{result["parameters"]:,}',
         'training': f'{run.epochs_told} epochs, seed {run.config.seed}; the result is of step {result["step"]:,}',
         'time': run.seconds_told + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
     }
-    starts = provenance.read(run.workdir)
+    starts = read_provenance(run.workdir)
     if starts:
         last = starts[-1]
         versions = ', '.join(f'{name} {version}' for name, version in last['versions'].items())
@@ -98,12 +97,12 @@ def _facts(run: Run) -> dict[str, str]:
     return {**facts, 'params_sha256': result['params_sha256']}
 
 
-def _tables(run: Run, trained: Trained) -> dict[str, Table]:
+def _tables(run: FinishedRun, trained: RestoredModel) -> dict[str, Table]:
     statistics = run.result['statistics']
-    class_head, *classes = results.class_rows(statistics)
-    means = results.mean_rows(statistics)
-    error_head, *errors = results.error_rows(statistics)
-    layers = list(map(summary.row, trained.layers))
+    class_head, *classes = class_rows(statistics)
+    means = mean_rows(statistics)
+    error_head, *errors = error_rows(statistics)
+    layers = list(map(table_row, trained.layers))
     return {
         'statistics': Table(
             'Statistics by class',
@@ -113,14 +112,14 @@ def _tables(run: Run, trained: Trained) -> dict[str, Table]:
             foot=means,
         ),
         'errors': Table('Most frequent errors', '', error_head, errors, 2),
-        'layers': Table('Layers', 'Multiply-adds are those of the inference of one example.', summary.HEAD, layers, 3),
+        'layers': Table('Layers', 'Multiply-adds are those of the inference of one example.', HEADER, layers, 3),
         'config': _config(run),
     }
 
 
-def _config(run: Run) -> Table:
-    usual = dict(configs.fields(configs.default()))
-    rows = [[name, repr(value), repr(usual.get(name, 'none'))] for name, value in configs.fields(run.config)]
+def _config(run: FinishedRun) -> Table:
+    usual = dict(config_fields(default_config()))
+    rows = [[name, repr(value), repr(usual.get(name, 'none'))] for name, value in config_fields(run.config)]
     rows.sort(key=lambda row: row[1] == row[2])
     changed = sum(value != default for _, value, default in rows)
     about = (

@@ -7,28 +7,27 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax import config as configs
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
+from mnist_jax.config import ConfigDict, check_config
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
-from mnist_jax.workdir import checkpoints as checkpoint
-from mnist_jax.workdir import metrics_log as monitor
+from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.metrics_log import read_metrics
 
 NUMBERS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
 
 
-def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
+def cross_validate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train `config.folds` runs, each validated with another part of the training split; or go on with what is there.
 
     Each lives in a directory `fold-N` of the workdir, and `folds.json` holds their results, the mean and the standard
     deviation. Returns what `folds.json` holds.
     """
-    configs.check(config)
+    check_config(config)
     if not config.epochs:
         raise UserError('config.epochs=0 is wrong: cross-validation needs an epoch at least')
-    if checkpoint.Checkpoints(workdir).steps():
+    if Checkpoints(workdir).steps():
         raise UserError(f'--workdir {str(workdir)!r} holds a run without folds; give another --workdir')
     folds = []
     for number in range(1, config.folds + 1):
@@ -50,7 +49,7 @@ def cross_validate(config: configs.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _result(number: int, tested: dict[str, Any], workdir: Path) -> dict[str, Any]:
     """The numbers of a fold: those of the validation are of the epoch whose parameters are the run's result."""
-    rows = [row for row in monitor.read_numbers(workdir) if row['step'] == tested['step']]
+    rows = [row for row in read_metrics(workdir) if row['step'] == tested['step']]
     if not rows or 'validation_accuracy' not in rows[-1]:
         raise UserError(
             f'{str(workdir / "metrics.csv")!r} has no validation of step {tested["step"]}; remove {str(workdir)!r}, '
@@ -70,7 +69,7 @@ def _result(number: int, tested: dict[str, Any], workdir: Path) -> dict[str, Any
 
 def _text(result: dict[str, Any]) -> str:
     rows = [['fold', *(name.replace('_', ' ') for name in NUMBERS)]]
-    rows += [[str(fold['fold']), *(tables.number(fold[name]) for name in NUMBERS)] for fold in result['folds']]
-    rows.append(['mean', *(tables.number(result['mean'][name]) for name in NUMBERS)])
-    rows.append(['deviation', *(tables.number(result['standard_deviation'][name]) for name in NUMBERS)])
-    return '\n'.join(tables.titled(rows))
+    rows += [[str(fold['fold']), *(text_tables.number(fold[name]) for name in NUMBERS)] for fold in result['folds']]
+    rows.append(['mean', *(text_tables.number(result['mean'][name]) for name in NUMBERS)])
+    rows.append(['deviation', *(text_tables.number(result['standard_deviation'][name]) for name in NUMBERS)])
+    return '\n'.join(text_tables.titled(rows))

@@ -11,17 +11,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
 from mnist_jax.config import ROOT
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import SOURCES
-from mnist_jax.distributed import local_launch as launch
+from mnist_jax.distributed.local_launch import SIGNALS, run
 from mnist_jax.errors import Interrupted, UserError
-from mnist_jax.workdir import metrics_log as monitor
-from mnist_jax.workdir import provenance, results
+from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.provenance import processor
+from mnist_jax.workdir.results import read_result
 
-STOPPED = {128 + number: number for number in launch.SIGNALS}  # exit statuses of a run that was asked to
+STOPPED = {128 + number: number for number in SIGNALS}  # exit statuses of a run that was asked to
 TOLERANCE = 0.002  # below the published accuracy; that is of one run
 # Of each class in Kaggle's train.csv of 42,000 rows.
 KAGGLE_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
@@ -116,16 +116,16 @@ def _measure(published: Published, seeds: int, workdir: Path, overrides: Sequenc
         place = workdir / f'{published.config}-{seed}'
         arguments = _arguments(published, seed, place, overrides)
         logging.info('%s', ' '.join(arguments))
-        status = launch.run(arguments, _environment(), output=subprocess.DEVNULL)
+        status = run(arguments, _environment(), output=subprocess.DEVNULL)
         if status in STOPPED:
             raise Interrupted(STOPPED[status], f'in {str(place)!r}')
         if status:
             logging.error('%s ended with status %d', place, status)
             continue
-        result = results.read(place, published.split)
+        result = read_result(place, published.split)
         found.accuracies.append(result['accuracy'])
         found.losses.append(result['loss'])
-        found.seconds.append(sum(row['seconds'] for row in monitor.read_numbers(place)))
+        found.seconds.append(sum(row['seconds'] for row in read_metrics(place)))
     return found._replace(failed=count - len(found.accuracies))
 
 
@@ -171,7 +171,7 @@ def _report(measured: Sequence[Measured], seeds: int, overrides: Sequence[str]) 
         '# The published experiments, reproduced',
         '',
         f'`{" ".join(["./launch.sh reproduce", f"--seeds={seeds}", *overrides])}`',
-        f'on {provenance.processor()}, {jax.default_backend()}, jax {jax.__version__}.',
+        f'on {processor()}, {jax.default_backend()}, jax {jax.__version__}.',
         '',
         'Ours: the mean ± the standard deviation over the seeds, the least and the greatest of them, each after the',
         'last epoch, or after the one that the published recipe chooses by validation. A published figure is one run.',
@@ -179,7 +179,7 @@ def _report(measured: Sequence[Measured], seeds: int, overrides: Sequence[str]) 
         'Training is the median over the seeds of the time of all epochs. `kaggle_mlp` reads a CSV in the format of',
         'Kaggle, written from MNIST.',
         '',
-        *tables.markdown(rows),
+        *text_tables.markdown(rows),
         '',
         f'The mean is above the published accuracy in {above} rows. Missed: {", ".join(missed) or "none"}.',
     ]
@@ -187,7 +187,7 @@ def _report(measured: Sequence[Measured], seeds: int, overrides: Sequence[str]) 
 
 def _row(row: Measured) -> list[str]:
     published = row.published
-    told = [tables.number(published.accuracy), tables.number(published.loss)]
+    told = [text_tables.number(published.accuracy), text_tables.number(published.loss)]
     cells = [published.config, published.split or 'test', *told]
     if not row.accuracies:
         return [*cells, 'failed', '', '', '0', '', row.verdict()[1]]

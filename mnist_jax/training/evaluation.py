@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mnist_jax.data.records import Examples
-from mnist_jax.distributed import devices as parallel
 from mnist_jax.distributed import processes
-from mnist_jax.distributed.signals import Request
+from mnist_jax.distributed.devices import to_host
+from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted
 from mnist_jax.learning import metrics
 from mnist_jax.learning.metrics import Totals
@@ -17,7 +17,7 @@ from mnist_jax.training.experiment import Experiment
 
 
 def evaluate_split(
-    experiment: Experiment, state: TrainState, split: Examples, request: Request | None = None
+    experiment: Experiment, state: TrainState, split: Examples, request: StopRequest | None = None
 ) -> tuple[Totals, np.ndarray]:
     """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes.
 
@@ -27,7 +27,7 @@ def evaluate_split(
     totals: Totals = {}
     probabilities = []
     for sums, probabilities_BxK in batch_results(experiment, state, split):
-        if request is not None and (signal := processes.agreed(request)[0]):
+        if request is not None and (signal := processes.agree_on_stop(request)[0]):
             raise Interrupted(signal, 'in the validation')
         totals = metrics.add(totals, sums)
         probabilities.append(probabilities_BxK[: experiment.eval_batch_size])  # The rest is padding.
@@ -42,6 +42,6 @@ def batch_results(experiment: Experiment, state: TrainState, split: Examples) ->
     computed = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
     waiting = next(computed)
     for now in computed:
-        yield parallel.fetch(waiting)
+        yield to_host(waiting)
         waiting = now
-    yield parallel.fetch(waiting)
+    yield to_host(waiting)

@@ -13,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax import config as configs
+from mnist_jax.config import ConfigDict, check_config
 from mnist_jax.data import batches
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import SOURCES, Source
-from mnist_jax.distributed import devices as parallel
-from mnist_jax.errors import UserError, build, check_range, choose, construct
-from mnist_jax.learning import losses, schedules, step
-from mnist_jax.learning import optimizers as optim
+from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
+from mnist_jax.errors import UserError, check_range
+from mnist_jax.factory import build, choose, construct
+from mnist_jax.learning import losses, schedules
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
-from mnist_jax.models import architectures as models
-from mnist_jax.models import layer_table as summary
-from mnist_jax.workdir.snapshot import EpochSoFar, Snapshot
+from mnist_jax.learning.optimizers import OPTIMIZERS
+from mnist_jax.learning.step import Sums, TrainState, create_state, eval_step, train_step, train_steps
+from mnist_jax.models.architectures import make_model
+from mnist_jax.models.layer_table import format_table, list_layers
+from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -37,7 +39,7 @@ STEPS_PER_CALL, SHORT_STEP = 32, 100e6
 class Plan:
     """What a config alone says of a run: enough to restore and to apply it, without its data set."""
 
-    config: configs.ConfigDict
+    config: ConfigDict
     source: Source
     model: nn.Module
     loss: Callable[[jax.Array, jax.Array], jax.Array]
@@ -51,26 +53,26 @@ class Plan:
         dtype = choose('config.dtype', self.config.dtype, DTYPES)
         return {'model': self.model, 'max_pixel': self.source.max_pixel, 'dtype': dtype}
 
-    def create_state(self) -> step.TrainState:
+    def create_state(self) -> TrainState:
         """The state before the first step."""
         # The seed is an argument, so that runs of several seeds share their compiled programs.
         return self._create_state(np.array(self.config.seed, np.int32))
 
     @functools.cached_property
-    def _create_state(self) -> Callable[[np.ndarray], step.TrainState]:
-        return jax.jit(functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape))
+    def _create_state(self) -> Callable[[np.ndarray], TrainState]:
+        return jax.jit(functools.partial(create_state, self.model, self.optimizer, self.source.image_shape))
 
     def first_snapshot(self) -> Snapshot:
         """What there is before the first step."""
-        return Snapshot(self.create_state(), self.callbacks.init(), EpochSoFar())
+        return Snapshot(self.create_state(), self.callbacks.init(), EpochProgress())
 
     @functools.cached_property
     def abstract_snapshot(self) -> Snapshot:
         """The structure, shapes and types of a snapshot."""
-        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochSoFar())
+        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochProgress())
 
 
-def make_plan(config: configs.ConfigDict) -> Plan:
+def make_plan(config: ConfigDict) -> Plan:
     """Check `config` and build what needs no data; reads none, computes nothing."""
     source, model = _source_and_model(config)
     loss = build('loss', losses.LOSSES, config.loss)
@@ -83,10 +85,10 @@ def make_plan(config: configs.ConfigDict) -> Plan:
 class Experiment(Plan):
     """All parts of a run; what they need of the devices is compiled into its steps."""
 
-    replicas: parallel.Replicas
+    replicas: Replicas
     # One update, or where `steps_per_call` is more than 1 several; gives up the state it is given.
-    train_step: Callable[[step.TrainState, Any], tuple[step.TrainState, step.Sums]]
-    eval_step: Callable[[step.TrainState, Any], tuple[step.Sums, jax.Array]]
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Sums]]
+    eval_step: Callable[[TrainState, Any], tuple[Sums, jax.Array]]
     learning_rate: Callable[[Any], jax.Array]  # of the update that follows a step, unscaled
     steps_per_epoch: int
     steps_per_call: int
@@ -104,23 +106,23 @@ class Experiment(Plan):
         config = self.config
         size = self.train_layout[1]
         order = (self.source.split('train'), config.seed, epoch, config.batch_size, size)
-        sharded = map(self.replicas.shard, batches.train_batches(*order, self.replicas.share(size), first))
+        sharded = map(self.replicas.shard, batches.train_batches(*order, self.replicas.local_rows(size), first))
         return sharded if self.steps_per_call == 1 else _stacked(sharded, self.steps_per_call)
 
     def eval_batches(self, split: Examples) -> Iterator[Any]:
         """The sharded batches of a split, in order."""
         size = self.eval_layout[1]
-        order = (split, self.eval_batch_size, size, self.replicas.share(size))
+        order = (split, self.eval_batch_size, size, self.replicas.local_rows(size))
         return map(self.replicas.shard, batches.eval_batches(*order))
 
 
-def make_experiment(config: configs.ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> Experiment:
     """Check `config` and build its parts; starts the JAX backend and prepares the data set where that is to do."""
     plan = make_plan(config)
     source, model, peak = plan.source, plan.model, plan.peak
     schedule = build('schedule', schedules.SCHEDULES, config.schedule)
-    multiply_adds = config.batch_size * sum(layer.multiply_adds for layer in summary.layers(model, source.image_shape))
-    replicas = parallel.start(config.devices, config.dtype)
+    multiply_adds = config.batch_size * sum(layer.multiply_adds for layer in list_layers(model, source.image_shape))
+    replicas = start_backend(config.devices, config.dtype)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:
@@ -129,7 +131,7 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
             f'dataset.train={config.dataset.train!r}' + (', less those that validate' if source.validated else '')
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
-    layout = functools.partial(parallel.batch_layout, chunks=config.chunks, devices=len(replicas))
+    layout = functools.partial(batch_layout, chunks=config.chunks, devices=len(replicas))
     eval_batch_size = min(config.eval_batch_size, test_size)
     train_layout, eval_layout = layout(config.batch_size), layout(eval_batch_size)
     parts = {**plan.inference, 'loss': plan.loss}
@@ -139,20 +141,20 @@ def make_experiment(config: configs.ConfigDict) -> Experiment:
     def learning_rate(step: Any) -> jax.Array:
         return peak * schedule(jnp.float32(step) / steps_per_epoch, config.epochs)
 
-    train_step = functools.partial(
-        step.train_step if steps_per_call == 1 else step.train_steps,
+    update = functools.partial(
+        train_step if steps_per_call == 1 else train_steps,
         **parts,
         optimizer=plan.optimizer,
         learning_rate=learning_rate,
         skip_nonfinite=choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE),
         chunk_size=train_layout[0],
     )
-    eval_step = functools.partial(step.eval_step, **parts, chunk_size=eval_layout[0])
+    evaluate = functools.partial(eval_step, **parts, chunk_size=eval_layout[0])
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
         replicas=replicas,
-        train_step=replicas.compile(train_step, donate=True, seed=np.array(config.seed, np.int32)),
-        eval_step=replicas.compile(eval_step, by_example=True),
+        train_step=replicas.compile(update, donate=True, seed=np.array(config.seed, np.int32)),
+        eval_step=replicas.compile(evaluate, by_example=True),
         learning_rate=learning_rate,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
@@ -168,23 +170,23 @@ def _stacked(sharded: Iterator[Any], count: int) -> Iterator[Any]:
         yield {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
 
 
-def layer_table(config: configs.ConfigDict) -> str:
+def model_summary(config: ConfigDict) -> str:
     """The layer table of the model that `config` describes, as text; computes and prepares nothing."""
     source, model = _source_and_model(config)
-    return summary.table(model, source.image_shape)
+    return format_table(model, source.image_shape)
 
 
-def _optimizer(config: configs.ConfigDict) -> tuple[optax.GradientTransformationExtraArgs, float]:
+def _optimizer(config: ConfigDict) -> tuple[optax.GradientTransformationExtraArgs, float]:
     """The optimizer, and the learning rate that the schedule multiplies."""
     fields = config.optimizer.to_dict()
     learning_rate = fields.pop('learning_rate', None)
     if not isinstance(learning_rate, float | int):
         raise UserError(f'optimizer.learning_rate={learning_rate!r} is wrong: its type is float')
     check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf)
-    return build('optimizer', optim.OPTIMIZERS, fields), learning_rate
+    return build('optimizer', OPTIMIZERS, fields), learning_rate
 
 
-def _callbacks(config: configs.ConfigDict, source: Source) -> Callbacks:
+def _callbacks(config: ConfigDict, source: Source) -> Callbacks:
     callbacks = Callbacks(
         construct('early_stopping', EarlyStopping, config.early_stopping),
         construct('reduce_lr', ReduceLROnPlateau, config.reduce_lr),
@@ -198,8 +200,8 @@ def _callbacks(config: configs.ConfigDict, source: Source) -> Callbacks:
     return callbacks
 
 
-def _source_and_model(config: configs.ConfigDict) -> tuple[Source, nn.Module]:
-    configs.check(config)
+def _source_and_model(config: ConfigDict) -> tuple[Source, nn.Module]:
+    check_config(config)
     fold = (config.fold, config.folds) if config.folds else None
     source = build('dataset', SOURCES, config.dataset, fold=fold)
-    return source, models.make_model(config.model, len(source.class_names))
+    return source, make_model(config.model, len(source.class_names))

@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from mnist_jax.distributed import devices as parallel
 from mnist_jax.distributed import processes
-from mnist_jax.distributed.signals import Request
+from mnist_jax.distributed.devices import to_host
+from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted
 from mnist_jax.learning import metrics
 from mnist_jax.learning.metrics import Totals
-from mnist_jax.training import evaluation
+from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment
-from mnist_jax.workdir.checkpoint_writer import Writer
-from mnist_jax.workdir.metrics_log import Monitor, Progress
-from mnist_jax.workdir.snapshot import EpochSoFar, Snapshot
+from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
+from mnist_jax.workdir.metrics_log import MetricsLog, ProgressBar
+from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 SUMS = ('loss', 'correct', 'count')
 
@@ -26,7 +26,7 @@ SUMS = ('loss', 'correct', 'count')
 class Loop:
     """Trains the epochs of an experiment, one snapshot after the other."""
 
-    def __init__(self, experiment: Experiment, writer: Writer, monitor: Monitor, request: Request):
+    def __init__(self, experiment: Experiment, writer: CheckpointWriter, monitor: MetricsLog, request: StopRequest):
         self._experiment = experiment
         self._config = experiment.config
         self._writer = writer
@@ -99,14 +99,14 @@ class Loop:
         """(the signal that asks to stop, or 0; whether a checkpoint is due): the same in all processes."""
         every, minutes = self._config.checkpoint_every_steps, self._config.checkpoint_every_minutes
         late = bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
-        signal, late = processes.agreed(self._request, late)
+        signal, late = processes.agree_on_stop(self._request, late)
         return signal, late or bool(every and made - self._saved_step >= every)
 
     def _add(
-        self, so_far: EpochSoFar, sums: Mapping[str, jax.Array], done: int, progress: Progress
-    ) -> tuple[EpochSoFar, int]:
+        self, so_far: EpochProgress, sums: Mapping[str, jax.Array], done: int, progress: ProgressBar
+    ) -> tuple[EpochProgress, int]:
         """The epoch so far with the sums of one call, of a step or several; and how many steps are done with them."""
-        steps = {name: np.atleast_1d(column) for name, column in parallel.fetch(sums).items()}
+        steps = {name: np.atleast_1d(column) for name, column in to_host(sums).items()}
         for number, nonfinite in enumerate(steps['nonfinite']):
             if nonfinite and self._config.on_nonfinite == 'stop':
                 raise FloatingPointError(self._told_nonfinite(so_far.number, done, float(steps['loss'][number])))
@@ -136,13 +136,13 @@ class Loop:
         """Validate, record the epoch's metrics, and decide what follows: the best epoch, an end, the learning rate."""
         experiment, state = self._experiment, snapshot.state
         row = self._row(snapshot)
-        self._monitor.epoch(row)
+        self._monitor.write_epoch(row)
         states, reduced = experiment.callbacks.update(snapshot.callbacks, row, row['learning_rate'])
         if reduced != row['learning_rate']:
             scale = float(state.learning_rate_scale) * reduced / row['learning_rate']
             state = state.replace(learning_rate_scale=np.float32(scale))
             logging.info('learning rate %g from here on', reduced)
-        so_far = EpochSoFar(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
+        so_far = EpochProgress(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
         after = Snapshot(state, states, so_far)
         if self._stops(after):
             best, monitor = states.early_stopping, experiment.callbacks.early_stopping.monitor.name
@@ -160,7 +160,7 @@ class Loop:
         trained, validated = _means(so_far), {'loss': None, 'accuracy': None}
         if experiment.source.validated:
             validation = experiment.source.split('validation')
-            validated = metrics.means(evaluation.evaluate_split(experiment, state, validation, self._request)[0])
+            validated = metrics.means(evaluate_split(experiment, state, validation, self._request)[0])
         step = (so_far.number + 1) * experiment.steps_per_epoch
         learning_rate = experiment.learning_rate(step - 1) * state.learning_rate_scale
         return {
@@ -177,5 +177,5 @@ class Loop:
         }
 
 
-def _means(so_far: EpochSoFar) -> dict[str, float]:
+def _means(so_far: EpochProgress) -> dict[str, float]:
     return metrics.means({name: np.float64(getattr(so_far, name)) for name in SUMS})

@@ -17,11 +17,11 @@ from mnist_jax.distributed import processes
 from mnist_jax.errors import first_line
 from mnist_jax.workdir.snapshot import Snapshot
 
-OVERHEAD = 8192  # bytes that Orbax needs at most beside each array
-KEPT = 2  # latest checkpoints, so that there is one to fall back to
+OVERHEAD_BYTES = 8192  # bytes that Orbax needs at most beside each array
+KEEP_LATEST = 2  # latest checkpoints, so that there is one to fall back to
 
 
-class Writer:
+class CheckpointWriter:
     """Saves snapshots under their steps; keeps the latest ones and the best.
 
     What cannot be written, on a full disk for example, is told, and the run goes on: the next save is another try.
@@ -51,7 +51,7 @@ class Writer:
         host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
         step = int(host.state.step)
         tree = host.with_digest(host.sha256)
-        if not self._has_room(host, sum(np.asarray(leaf).nbytes + OVERHEAD for leaf in jax.tree.leaves(tree))):
+        if not self._has_room(host, sum(np.asarray(leaf).nbytes + OVERHEAD_BYTES for leaf in jax.tree.leaves(tree))):
             return
         try:
             self._orbax = self._orbax or self._open()  # This removes what a failed one left.
@@ -68,7 +68,7 @@ class Writer:
             files.reserve(self._directory, size)
         except OSError as error:
             problem = error
-        if processes.anywhere(problem is not None):
+        if processes.any_process(problem is not None):
             self._tell(host, problem)
             return False
         return True
@@ -86,7 +86,7 @@ class Writer:
 
     def _failed(self, host: Snapshot, error: Exception) -> None:
         """Begin anew after Orbax, which raises what it likes for a disk that fails, and for ever after."""
-        if processes.several():  # They are not at the same place any more.
+        if processes.is_distributed():  # They are not at the same place any more.
             raise error
         self._close()
         self._orbax = None
@@ -103,10 +103,10 @@ class Writer:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Orbax's question: which of the checkpoints, in their order, are to be kept."""
-        latest = [checkpoint.step for checkpoint in checkpoints[-KEPT:]]
+        latest = [checkpoint.step for checkpoint in checkpoints[-KEEP_LATEST:]]
         return [checkpoint.step in (*latest, self._best_step) for checkpoint in checkpoints]
 
-    def __enter__(self) -> 'Writer':
+    def __enter__(self) -> 'CheckpointWriter':
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:

@@ -10,10 +10,18 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from mnist_jax import config as configs
 from mnist_jax import files
+from mnist_jax.config import (
+    ConfigDict,
+    check_config,
+    check_resumable,
+    config_from_json,
+    config_sha256,
+    config_to_json,
+    fill_added_fields,
+)
 from mnist_jax.errors import UserError, first_line
-from mnist_jax.workdir.checkpoint_writer import Writer
+from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.snapshot import Snapshot
 
 
@@ -34,36 +42,36 @@ class Checkpoints:
         self._directory = (workdir / 'checkpoints').absolute()
         self._written: dict[Path, str] = {}
 
-    def read_config(self) -> configs.ConfigDict | None:
+    def read_config(self) -> ConfigDict | None:
         """The config of the run in this workdir, or None where there is none; UserError where it is another's."""
         config, problem = self._read_config()
         if config is None and self._config.exists():
             raise UserError(f'{problem}; the command that trained the run writes it anew')
         return config
 
-    def _read_config(self) -> tuple[configs.ConfigDict | None, str]:
+    def _read_config(self) -> tuple[ConfigDict | None, str]:
         """The config of the run, or else what is wrong with its file."""
         path = str(self._config)
         if not self._config.exists():
             return None, f'{path!r} is missing'
         try:
-            config = configs.with_added_fields(configs.from_json(files.read_json(self._config)))
-            configs.check(config)
+            config = fill_added_fields(config_from_json(files.read_json(self._config)))
+            check_config(config)
         except (OSError, ValueError, UserError, RecursionError) as error:
             return None, f'{path!r} is damaged: {error}'
-        if self._begun('config') not in (None, configs.sha256(config)):
+        if self._begun('config') not in (None, config_sha256(config)):
             return None, f'{path!r} was changed, and is not of the run beside it (sha256)'
         return config, ''
 
-    def check_config(self, config: configs.ConfigDict) -> None:
+    def check_config(self, config: ConfigDict) -> None:
         """Raise a UserError unless the run in this workdir is of `config`, with more epochs perhaps.
 
         Without a config.json that is good, its digest decides.
         """
         saved, problem = self._read_config()
         if saved is not None:
-            configs.check_resumable(saved, config)
-        elif self._begun('config') == configs.sha256(config):
+            check_resumable(saved, config)
+        elif self._begun('config') == config_sha256(config):
             logging.warning('%s; it is written anew', problem)
         else:
             raise UserError(
@@ -71,10 +79,10 @@ class Checkpoints:
                 '--workdir'
             )
 
-    def write_config(self, config: configs.ConfigDict, data: Mapping[str, str]) -> None:
+    def write_config(self, config: ConfigDict, data: Mapping[str, str]) -> None:
         """Write `config.json`, and `digests.json`: the sha256 of what the run computes, and of each prepared split."""
-        digests = {'config': configs.sha256(config), 'data': dict(data)}
-        self._written = {self._digests: json.dumps(digests, indent=2) + '\n', self._config: configs.to_json(config)}
+        digests = {'config': config_sha256(config), 'data': dict(data)}
+        self._written = {self._digests: json.dumps(digests, indent=2) + '\n', self._config: config_to_json(config)}
         for path, text in self._written.items():
             files.write_text(path, text)
 
@@ -109,14 +117,14 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
-    def make_place(self) -> None:
+    def create_directory(self) -> None:
         """Create the directory of the checkpoints."""
         # Orbax looks for what it has written with a pattern, and so finds nothing there.
         if set(str(self._directory)) & set('[]\\'):
             raise UserError(f'{str(self._directory)!r} has a [, ] or \\ in its name; give another --workdir')
         files.make_directory(self._directory, 'the place of the checkpoints')
 
-    def open(self, prepare: Callable[[], None]) -> Writer:
+    def open(self, prepare: Callable[[], None]) -> CheckpointWriter:
         """What saves checkpoints here; a context manager that waits for the last one at its end.
 
         Before each save, `prepare` is called, and what vanished of config.json and the digests is written anew.
@@ -126,7 +134,7 @@ class Checkpoints:
             prepare()
             self._keep_config()
 
-        return Writer(self._directory, prepare_all)
+        return CheckpointWriter(self._directory, prepare_all)
 
     def restore(self, step: int, like: Snapshot) -> Snapshot:
         """What the checkpoint at `step` holds; `like` has its structure, shapes and types.
@@ -165,7 +173,7 @@ class Checkpoints:
             'begin anew'
         )
 
-    def set_aside(self, steps: Sequence[int]) -> None:
+    def move_to_damaged(self, steps: Sequence[int]) -> None:
         """Move damaged checkpoints to `damaged/`, out of the way of those that follow."""
         for step in steps:
             place = self.workdir / 'damaged'

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnist_jax import files
-from mnist_jax import text_tables as tables
+from mnist_jax import files, text_tables
 from mnist_jax.errors import UserError
 from mnist_jax.learning import metrics
-from mnist_jax.workdir import checkpoints as checkpoint
-from mnist_jax.workdir import metrics_log as monitor
-from mnist_jax.workdir import results
+from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.results import read_predictions, read_result
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """What a workdir holds of a finished run."""
 
     name: str
@@ -43,31 +42,31 @@ class Run(NamedTuple):
         return 'NA' if self.seconds is None else f'{self.seconds:,.1f} s'
 
 
-HEAD = (
+HEADER = (
     'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
     'images/s',
 )  # fmt: skip
-PAIR_HEAD = ('run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '')
+PAIR_HEADER = ('run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '')
 
 
-def compare(patterns: Sequence[str]) -> str:
+def comparison_table(patterns: Sequence[str]) -> str:
     """The comparison of the runs whose workdirs are given, by path or by pattern, as text."""
-    runs = read_all(patterns)
-    lines = tables.titled([HEAD, *map(row, runs)], left=3)
-    comparable, apart = pairs(runs)
+    runs = read_runs(patterns)
+    lines = text_tables.titled([HEADER, *map(table_row, runs)], left=3)
+    comparable, apart = pair_rows(runs)
     if comparable:
         lines += ['', "McNemar's exact test of the difference in accuracy, pair by pair", '']
-        lines += tables.titled([PAIR_HEAD, *comparable], left=2)
+        lines += text_tables.titled([PAIR_HEADER, *comparable], left=2)
     return '\n'.join([*lines, '', apart] if apart else lines)
 
 
-def read_all(patterns: Sequence[str]) -> list[Run]:
+def read_runs(patterns: Sequence[str]) -> list[FinishedRun]:
     """The runs whose workdirs the patterns name, each once."""
-    workdirs = find(patterns)
-    return [read(workdir, name) for workdir, name in zip(workdirs, _short_names(workdirs), strict=True)]
+    workdirs = find_runs(patterns)
+    return [read_run(workdir, name) for workdir, name in zip(workdirs, _short_names(workdirs), strict=True)]
 
 
-def pairs(runs: Sequence[Run]) -> tuple[list[list[str]], str]:
+def pair_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
     """A row for each two runs that were evaluated on the same examples, and a line on those that were not."""
     both = list(itertools.combinations(runs, 2))
     rows = [_pair(*pair) for pair in both]
@@ -76,7 +75,7 @@ def pairs(runs: Sequence[Run]) -> tuple[list[list[str]], str]:
     return [row for row in rows if row is not None], told
 
 
-def find(patterns: Sequence[str]) -> list[Path]:
+def find_runs(patterns: Sequence[str]) -> list[Path]:
     """The workdirs that the patterns name, each once, in order."""
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -91,12 +90,12 @@ def find(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def read(workdir: Path, name: str) -> Run:
+def read_run(workdir: Path, name: str) -> FinishedRun:
     """The run in a workdir; UserError where it is not finished."""
-    config = checkpoint.Checkpoints(workdir).read_config()
+    config = Checkpoints(workdir).read_config()
     if config is None:
         raise UserError(f'{str(workdir)!r} holds no config.json; give the workdir of a run')
-    run = Run(name, workdir, config, results.read(workdir), monitor.read_numbers(workdir))
+    run = FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
     numbers = [int(row['epoch']) for row in run.epochs]
     # A run that was stopped within an epoch has no row of that.
     steps = run.epochs[0]['step'] * (len(numbers) + 1) if numbers else math.inf
@@ -118,7 +117,7 @@ def _short_names(workdirs: Sequence[Path]) -> list[str]:
     return names
 
 
-def row(run: Run) -> list[str]:
+def table_row(run: FinishedRun) -> list[str]:
     """The run in the columns of `HEAD`."""
     lower, upper = run.result['statistics']['overall']['accuracy_interval']
     speeds = [row['images_per_second'] for row in run.epochs]
@@ -137,10 +136,10 @@ def row(run: Run) -> list[str]:
     ]
 
 
-def _pair(first: Run, second: Run) -> list[str] | None:
+def _pair(first: FinishedRun, second: FinishedRun) -> list[str] | None:
     if first.result['split_sha256'] != second.result['split_sha256']:
         return None
-    (label, one), (other_label, other) = (results.read_predictions(run.workdir, run.result) for run in (first, second))
+    (label, one), (other_label, other) = (read_predictions(run.workdir, run.result) for run in (first, second))
     if not np.array_equal(label, other_label):
         raise UserError(f'the predictions of {first.name!r} and {second.name!r} are not of the same examples')
     only_first, only_second = (

@@ -59,7 +59,7 @@ def _unraisable(raised: Any) -> None:
         sys.__unraisablehook__(raised)
 
 
-def read_numbers(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """The rows of `metrics.csv` as numbers, without the fields that are empty; none where there is no such file."""
     path = workdir / 'metrics.csv'
     rows, damaged = _read_rows(path)
@@ -92,7 +92,7 @@ def _is_good(row: Mapping[str | None, Any]) -> bool:
         return False
 
 
-class Monitor:
+class MetricsLog:
     """Writes the metrics of a run's epochs to its workdir and to the terminal."""
 
     def __init__(self, workdir: Path, epochs: int, step: int, writes: bool = True):
@@ -112,19 +112,19 @@ class Monitor:
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     @staticmethod
-    def make_place(workdir: Path) -> None:
+    def create_directory(workdir: Path) -> None:
         """Create the place of TensorBoard's files; UserError where they or the metrics cannot be written."""
         path = workdir / 'metrics.csv'
         if path.exists() and not path.is_file():
             raise UserError(f'{str(path)!r} is no plain file, and the metrics are to be there; move it')
         files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
 
-    def progress(self, epoch: int, steps: int) -> 'Progress':
+    def progress(self, epoch: int, steps: int) -> 'ProgressBar':
         """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""
         shown = self._writes and sys.stderr.isatty()
-        return Progress(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, shown)
+        return ProgressBar(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, shown)
 
-    def epoch(self, row: Mapping[str, float | int | None]) -> None:
+    def write_epoch(self, row: Mapping[str, float | int | None]) -> None:
         """Record a finished epoch: a line, a row of `metrics.csv`, and TensorBoard's scalars."""
         if not self._writes:
             return
@@ -163,7 +163,7 @@ def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
     return '  '.join([*parts, f'{row["seconds"]:.1f} s', f'{row["images_per_second"]:,.0f} images/s'])
 
 
-class Progress:
+class ProgressBar:
     """The progress bar of an epoch: loss, accuracy, images/s and the time left."""
 
     def __init__(self, title: str, steps: int, shown: bool):
@@ -184,7 +184,7 @@ class Progress:
             )
             self._bar.update(steps - self._bar.n)
 
-    def __enter__(self) -> 'Progress':
+    def __enter__(self) -> 'ProgressBar':
         return self
 
     def __exit__(self, *exception: object) -> None:

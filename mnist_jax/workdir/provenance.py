@@ -15,7 +15,7 @@ from mnist_jax.config import ROOT
 from mnist_jax.distributed import processes
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
-MOST = 100  # starts that are kept, the latest
+MAX_STARTS = 100  # starts that are kept, the latest
 FIELDS = {
     'began': str,
     'step': int,
@@ -28,7 +28,7 @@ FIELDS = {
 }
 
 
-def record(workdir: Path, step: int, devices: str) -> None:
+def record_start(workdir: Path, step: int, devices: str) -> None:
     """Add this start, at `step` on `devices`, to `provenance.json`."""
     now = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
@@ -43,11 +43,11 @@ def record(workdir: Path, step: int, devices: str) -> None:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    text = json.dumps([*read(workdir)[1 - MOST :], now], indent=2)
+    text = json.dumps([*read_provenance(workdir)[1 - MAX_STARTS :], now], indent=2)
     files.write_text(workdir / 'provenance.json', f'{text}\n')
 
 
-def read(workdir: Path) -> list[dict[str, Any]]:
+def read_provenance(workdir: Path) -> list[dict[str, Any]]:
     """The starts that are on record, the first one first; none where nothing readable is."""
     try:
         found = files.read_json(workdir / 'provenance.json')
@@ -66,7 +66,7 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     name = models[0] if models else platform.processor() or platform.machine()
-    return f'{processes.cores()} cores of {name}'
+    return f'{processes.available_cores()} cores of {name}'
 
 
 def _command() -> str:

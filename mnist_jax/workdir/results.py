@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_jax import files
-from mnist_jax import text_tables as tables
-from mnist_jax.errors import UserError, listed
+from mnist_jax import files, text_tables
+from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.learning import metrics
 
 LINE = 118  # characters of a line of JSON
@@ -32,17 +31,17 @@ FIELDS = {
 }
 
 
-def paths(workdir: Path, part: str | None = None) -> tuple[Path, Path]:
+def result_paths(workdir: Path, part: str | None = None) -> tuple[Path, Path]:
     """Where result and predictions lie: of what training evaluated at its end, or of another `part`, by its name."""
     suffix = f'-{part}' if part else ''
     return workdir / f'eval{suffix}.json', workdir / f'predictions{suffix}.npz'
 
 
-def write(
+def write_result(
     workdir: Path, part: str | None, result: dict[str, Any], labels: np.ndarray, probabilities_NxK: np.ndarray
 ) -> None:
     """Write both files, each whole or not at all."""
-    result_path, predictions_path = paths(workdir, part)
+    result_path, predictions_path = result_paths(workdir, part)
     arrays = io.BytesIO()
     np.savez(arrays, label=labels, prediction=probabilities_NxK.argmax(-1), probabilities=probabilities_NxK)
     files.write_bytes(predictions_path, arrays.getvalue())
@@ -64,9 +63,9 @@ def _json(value: Any, indent: int = 0) -> str:
     return f'{begin}\n{inner}' + f',\n{inner}'.join(items) + f'\n{" " * indent}{end}'
 
 
-def read(workdir: Path, part: str | None = None) -> dict[str, Any]:
+def read_result(workdir: Path, part: str | None = None) -> dict[str, Any]:
     """The result that `write` wrote; UserError where it is missing or is no such result."""
-    path, _ = paths(workdir, part)
+    path, _ = result_paths(workdir, part)
     if not path.is_file():
         raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
     try:
@@ -83,7 +82,7 @@ def _checked(found: Any) -> dict[str, Any]:
         name for name, kind in FIELDS.items() if not isinstance(found[name], kind) or isinstance(found[name], bool)
     ]
     if wrong:
-        raise ValueError(f'{listed(wrong)} is wrong')
+        raise ValueError(f'{comma_separated(wrong)} is wrong')
     names = [str(name) for name in found['statistics']['by_class']]
     rows = found['confusion_matrix']
     if [len(row) for row in rows] != [len(names)] * len(names) or not names:
@@ -101,7 +100,7 @@ def _checked(found: Any) -> dict[str, Any]:
 def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
     label, prediction = _read_arrays(workdir, result, 'label', 'prediction')
-    path = paths(workdir)[1]
+    path = result_paths(workdir)[1]
     classes = len(result['confusion_matrix'])
     fits = all(_are_classes(array, classes, result['count']) for array in (label, prediction))
     if not fits or (label == prediction).sum() != result['correct']:
@@ -120,13 +119,13 @@ def read_probabilities(workdir: Path, result: Mapping[str, Any]) -> np.ndarray:
     fits = found.shape == (result['count'], len(result['confusion_matrix'])) and found.dtype == np.float32
     # What is not a number is not close to 1 either.
     if not fits or not (found >= 0).all() or not np.allclose(found.sum(-1), 1, atol=1e-3):
-        path = str(paths(workdir)[1])
+        path = str(result_paths(workdir)[1])
         raise UserError(f'{path!r} does not fit eval.json beside it; --mode=eval writes both anew')
     return found
 
 
 def _read_arrays(workdir: Path, result: Mapping[str, Any], *names: str) -> list[np.ndarray]:
-    _, path = paths(workdir)
+    _, path = result_paths(workdir)
     most = result['count'] * max(8, 4 * len(result['confusion_matrix']))  # bytes: an int64, or float32s, an example
     try:
         if not path.is_file():
@@ -141,7 +140,7 @@ def _read_arrays(workdir: Path, result: Mapping[str, Any], *names: str) -> list[
         raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
 
 
-def text(result: dict[str, Any]) -> str:
+def format_result(result: dict[str, Any]) -> str:
     """The result for people: overall, by class, the confusion matrix, the most frequent errors."""
     found = result['statistics']
     overall = found['overall']
@@ -152,19 +151,19 @@ def text(result: dict[str, Any]) -> str:
         '',
         f'accuracy   {result["accuracy"]:.4f} (95 % interval {lower:.4f} to {upper:.4f})',
         f'loss       {result["loss"]:.4f}',
-        f'kappa      {tables.number(overall["kappa"])}',
+        f'kappa      {text_tables.number(overall["kappa"])}',
         f'chance     {overall["no_information_rate"]:.4f}, the share of the largest class; P-value of the accuracy '
         f'over it: {_p_value(overall["p_value"])}',
         f"symmetry   P-value {_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
         '',
     ]
-    lines += tables.titled([*class_rows(found), *mean_rows(found)])
+    lines += text_tables.titled([*class_rows(found), *mean_rows(found)])
     lines += ['', 'confusion matrix: a row for each truth, a column for each prediction', '']
     matrix = [[name, *map(str, row)] for name, row in zip(names, result['confusion_matrix'], strict=True)]
-    lines += tables.titled([['', *names], *matrix])
+    lines += text_tables.titled([['', *names], *matrix])
     errors = error_rows(found)
     if errors[1:]:
-        lines += ['', 'most frequent errors', '', *tables.titled(errors, left=2)]
+        lines += ['', 'most frequent errors', '', *text_tables.titled(errors, left=2)]
     return '\n'.join(lines)
 
 
@@ -179,7 +178,7 @@ def mean_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _rows(by_name: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    return [[name, *(tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in by_name.items()]
+    return [[name, *(text_tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in by_name.items()]
 
 
 def error_rows(statistics: Mapping[str, Any]) -> list[list[str]]:

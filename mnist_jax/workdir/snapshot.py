@@ -25,7 +25,7 @@ def _sha256(tree: Any) -> Any:
 
 
 @flax.struct.dataclass
-class EpochSoFar:
+class EpochProgress:
     """The epoch that is under way."""
 
     number: int = 0  # of epochs that are complete
@@ -41,7 +41,7 @@ class Snapshot(NamedTuple):
 
     state: TrainState
     callbacks: CallbackStates
-    epoch: EpochSoFar
+    epoch: EpochProgress
 
     @property
     def sha256(self) -> bytes:

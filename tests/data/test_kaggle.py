@@ -109,7 +109,7 @@ def test_rows_of_several_blocks_and_blank_lines_at_the_end_are_read(tmp_path, ro
         file.write('5\n')
     with pytest.raises(UserError, match='line 302, has 0 columns'):
         kaggle.read(path)
-    monkeypatch.setattr(kaggle, 'MOST_ROWS', 200)
+    monkeypatch.setattr(kaggle, 'MAX_ROWS', 200)
     with pytest.raises(UserError, match='is too large: it has more than 200 lines'):
         kaggle.read(path)
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mnist_jax.distributed import devices as parallel
+from mnist_jax.distributed.devices import Replicas, batch_layout, native, preserves_bits, start_backend
 from mnist_jax.errors import UserError
-from mnist_jax.kernels import ops
+from mnist_jax.kernels.sums import tree_sum
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.training.experiment import make_experiment
-from mnist_jax.workdir import snapshot
+from mnist_jax.workdir.snapshot import params_sha256
 
 
 def train_some(config, steps=5):
@@ -20,7 +20,7 @@ def train_some(config, steps=5):
     for batch, _ in zip(experiment.train_batches(0), range(steps), strict=False):
         state, sums = experiment.train_step(state, batch)
         losses.append(float(sums['loss'] / sums['count']))
-    return snapshot.params_sha256(state), losses
+    return params_sha256(state), losses
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_no_loss_depends_on_devices(small, loss, chunks):
 def test_empty_chunks_do_not_change_the_bits(small):
     # Five devices have two chunks each, of which the last two are empty.
     expected, found = (train_some(small(devices=devices, chunks=8)) for devices in (1, 5))
-    assert parallel.same_bits(8, 5) and found == expected
+    assert preserves_bits(8, 5) and found == expected
 
 
 def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small):
@@ -64,7 +64,7 @@ def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small
     ],
 )
 def test_batch_layout(batch_size, chunks, devices, layout):
-    assert parallel.batch_layout(batch_size, chunks, devices) == layout
+    assert batch_layout(batch_size, chunks, devices) == layout
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_batch_layout(batch_size, chunks, devices, layout):
     [(8, 1, True), (8, 2, True), (8, 3, False), (8, 5, True), (8, 8, True), (8, 16, True), (6, 1, True), (6, 2, False)],
 )
 def test_same_bits(chunks, devices, same):
-    assert parallel.same_bits(chunks, devices) == same
+    assert preserves_bits(chunks, devices) == same
     rows = np.random.default_rng(0).normal(size=(chunks, 1000)).astype(np.float32)
     each = -(-chunks // devices)
     padded = np.concatenate([rows, np.zeros((each * devices - chunks, 1000), np.float32)])
-    on_devices = [ops.tree_sum(padded[start : start + each]) for start in range(0, len(padded), each)]
-    assert (ops.tree_sum(on_devices) == ops.tree_sum(rows)).all() == same
+    on_devices = [tree_sum(padded[start : start + each]) for start in range(0, len(padded), each)]
+    assert (tree_sum(on_devices) == tree_sum(rows)).all() == same
 
 
 def test_several_steps_in_one_call_give_the_same_bits(small):
@@ -88,7 +88,7 @@ def test_several_steps_in_one_call_give_the_same_bits(small):
         for batch in experiment.train_batches(0):
             state, sums = experiment.train_step(state, batch)
             losses += np.atleast_1d(sums['loss']).tolist()
-        found.append((snapshot.params_sha256(state), losses))
+        found.append((params_sha256(state), losses))
     assert len(found[0][1]) == experiment.steps_per_epoch == 5
     assert found[1:] == found[:1] * 2
 
@@ -119,13 +119,13 @@ def test_a_process_loads_the_rows_of_its_devices():
         def __init__(self, process_index):
             self.process_index = process_index
 
-    replicas = parallel.Replicas([Device(process) for process in (1, 1, 0, 0, 2, 2)])
+    replicas = Replicas([Device(process) for process in (1, 1, 0, 0, 2, 2)])
     assert len(replicas.local) == 2 and replicas.share(24) == slice(8, 16)
-    assert parallel.Replicas(jax.local_devices()[:4]).share(24) == slice(0, 24)
+    assert Replicas(jax.local_devices()[:4]).share(24) == slice(0, 24)
 
 
 def test_all_sum_is_one_collective():
-    replicas = parallel.Replicas(jax.local_devices()[:4])
+    replicas = Replicas(jax.local_devices()[:4])
 
     def summed(state, batch, offset, all_sum):
         return state, all_sum({'a': batch['x'] * state + offset, 'b': batch['x'].sum()})
@@ -140,13 +140,13 @@ def test_all_sum_is_one_collective():
 
 def test_the_cpu_is_one_device_whose_cores_share_each_operation(monkeypatch):
     threads = []
-    monkeypatch.setattr(parallel.native, 'set_threads', threads.append)
+    monkeypatch.setattr(native, 'set_threads', threads.append)
     monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(6)))
-    assert len(parallel.start(0)) == 1
-    assert len(parallel.start(4)) == 4
+    assert len(start_backend(0)) == 1
+    assert len(start_backend(4)) == 4
     assert threads == [6, 1]
 
 
 def test_more_devices_than_there_are_is_told():
     with pytest.raises(UserError, match='devices=9 is more than there are: 1 to 8'):
-        parallel.start(9)
+        start_backend(9)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import ROOT, environment
 
-from mnist_jax.distributed import local_launch as launch
+from mnist_jax.distributed import local_launch
 
 CONFIG = (
     f'--config={ROOT}/configs/cnn.py',
@@ -181,5 +181,5 @@ def test_a_second_signal_kills(stand_ins, tmp_path):
 
 def test_cores_are_shared(monkeypatch):
     monkeypatch.setattr('os.sched_getaffinity', lambda process: {3, 4, 5, 6, 8}, raising=False)
-    assert [launch._share_of_cores(number, 2) for number in (0, 1)] == [[3, 4], [5, 6]]
-    assert [launch._share_of_cores(number, 7) for number in (0, 4, 5, 6)] == [[3], [8], [3], [4]]
+    assert [local_launch._share_of_cores(number, 2) for number in (0, 1)] == [[3, 4], [5, 6]]
+    assert [local_launch._share_of_cores(number, 7) for number in (0, 4, 5, 6)] == [[3], [8], [3], [4]]

@@ -6,20 +6,20 @@ import time
 
 import pytest
 
-from mnist_jax.distributed import signals as interruption
+from mnist_jax.distributed.signals import SIGNALS, handling, stop_on_signals
 
 
-@pytest.mark.parametrize('number', interruption.SIGNALS)
+@pytest.mark.parametrize('number', SIGNALS)
 def test_a_notebook_is_interrupted_and_not_ended(number):
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), interruption.listening():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
         os.kill(os.getpid(), number)
         time.sleep(10)
     assert signal.getsignal(number) is before
 
 
 def test_what_is_unsaved_is_waited_for(capsys):
-    with interruption.listening() as request:
+    with stop_on_signals() as request:
         request.unsaved = True
         os.kill(os.getpid(), signal.SIGTERM)
         until = time.monotonic() + 10
@@ -33,8 +33,8 @@ def test_what_is_unsaved_is_waited_for(capsys):
 
 def test_the_inner_listener_hears_and_then_the_outer_one():
     heard = []
-    with interruption.handling(heard.append, (signal.SIGUSR1,)):
-        with interruption.handling(lambda number: heard.append(-number), (signal.SIGUSR1,)):
+    with handling(heard.append, (signal.SIGUSR1,)):
+        with handling(lambda number: heard.append(-number), (signal.SIGUSR1,)):
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR1)
     assert heard == [-signal.SIGUSR1, signal.SIGUSR1]

@@ -12,7 +12,7 @@ from mnist_jax import train
 from mnist_jax.data import idx
 from mnist_jax.errors import UserError
 from mnist_jax.inference.export import STABLEHLO, export
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.restored import RestoredModel
 
 CALL = """
 import sys
@@ -52,7 +52,7 @@ def code_of(place):
 def test_exported_models_predict_the_same(small, images, tmp_path, model):
     fields = {'model__batch_norm': True, 'model__padding': 'valid'} if model == 'batch_norm' else {}
     train.train(small('mlp' if model == 'mlp' else 'cnn', **fields), tmp_path)
-    expected = Trained.load(tmp_path).predict(images)
+    expected = RestoredModel.load(tmp_path).predict(images)
     place = export(tmp_path, onnx=True)
     assert b'mnist_jax_layer' not in (place / STABLEHLO).read_bytes()
     for code in code_of(place):

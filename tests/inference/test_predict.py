@@ -11,8 +11,8 @@ from test_images import MNIST, drawn, fonts, on_canvas
 from mnist_jax.data import idx, kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.inference.predict import predict
-from mnist_jax.inference.restored import Trained
-from mnist_jax.workdir import results
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.workdir.results import result_paths
 
 IMAGES = idx.find(MNIST, 't10k-images-idx3-ubyte')
 
@@ -29,8 +29,8 @@ def lines_of(path):
 
 def test_predictions_are_those_of_the_evaluation(trained, test_set):
     images, _ = test_set
-    run = Trained.load(trained)
-    stored = np.load(results.paths(trained)[1])['probabilities']
+    run = RestoredModel.load(trained)
+    stored = np.load(result_paths(trained)[1])['probabilities']
     np.testing.assert_allclose(run.predict(images), stored, atol=1e-6)
     np.testing.assert_allclose(run.predict(images[:3, ..., None].astype(float)), stored[:3], atol=1e-6)
     assert run.predict(images[:0]).shape == (0, 10)
@@ -40,7 +40,7 @@ def test_predictions_are_those_of_the_evaluation(trained, test_set):
 
 
 def test_feature_maps_and_filters(trained, test_set):
-    run = Trained.load(trained)
+    run = RestoredModel.load(trained)
     maps = run.feature_maps(test_set[0][0][..., None])
     assert {name: array.shape for name, array in maps.items()} == {
         'Conv_0': (28, 28, 8),
@@ -70,7 +70,7 @@ def forms(digit, number):
 def test_the_form_of_mnists_digits_matters_little(trained, test_set, tmp_path):
     images, labels = test_set
     images, labels = images[:120], labels[:120]
-    expected = (Trained.load(trained).predict(images).argmax(-1) == labels).mean()
+    expected = (RestoredModel.load(trained).predict(images).argmax(-1) == labels).mean()
     assert expected > 0.9
     for number, digit in enumerate(images):
         for form, picture in forms(digit, number).items():
@@ -98,7 +98,7 @@ def test_the_table_and_the_files(trained, test_set, tmp_path, capsys):
     ImageOps.invert(Image.fromarray(test_set[0][0])).save(image)
     predict(trained, [image])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if 'seven' in line]
-    probabilities = Trained.load(trained).predict(test_set[0][:1])[0]
+    probabilities = RestoredModel.load(trained).predict(test_set[0][:1])[0]
     assert f'7      {probabilities[7]:.4f}' in row and row.endswith('inverted (it was dark on light)')
     predict(trained, [image, str(IMAGES)], tmp_path / 'new' / 'all.csv')
     with open(tmp_path / 'new' / 'all.csv', newline='') as file:
@@ -119,7 +119,7 @@ def test_a_submission_to_kaggle(trained, test_set, tmp_path, monkeypatch):
     assert lines[0] == 'ImageId,Label' and len(lines) == 28_001
     found = np.array([line.split(',') for line in lines[1:]], int)
     np.testing.assert_array_equal(found[:, 0], np.arange(1, 28_001))
-    np.testing.assert_array_equal(found[:, 1], Trained.load(trained).predict(images).argmax(-1))
+    np.testing.assert_array_equal(found[:, 1], RestoredModel.load(trained).predict(images).argmax(-1))
     for number, wrong, told in (
         (1, labelled[0], "line 1, has the column 'label' too; the header of 784 columns is pixel0,...,pixel783"),
         (17, unlabelled[16] + ',0', 'line 17, has 785 columns; its header has 784'),

@@ -19,15 +19,15 @@ from conftest import ROOT, environment, opened
 from playwright.sync_api import expect
 from test_images import drawn, fonts
 
-from mnist_jax.inference import server as serve
-from mnist_jax.inference.endpoint import Service
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.endpoint import Endpoint
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.inference.server import MAX_ADDRESSES, MAX_BYTES, MAX_REQUESTS, RateLimiter, Server
 
 
 @pytest.fixture(scope='module')
 def server(trained):
-    with serve.Server(Service(Trained.load(trained)), '127.0.0.1', 0) as found:
-        found.rates = serve.Rates(1e9, 1e9)
+    with Server(Endpoint(RestoredModel.load(trained)), '127.0.0.1', 0) as found:
+        found.rates = RateLimiter(1e9, 1e9)
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
         yield found
@@ -53,7 +53,7 @@ def test_a_drawn_digit(server, trained):
     status, found = ask(server, body=body(picture.tolist(), feature_maps=True))
     assert status == 200 and found['class'] == '7'
     image = np.frombuffer(base64.b64decode(found['image']['pixels']), np.uint8).reshape(28, 28, 1)
-    probabilities = Trained.load(trained).predict(image[None])[0]
+    probabilities = RestoredModel.load(trained).predict(image[None])[0]
     np.testing.assert_allclose(list(found['probabilities'].values()), probabilities, atol=1e-6)
     assert [layer['layer'] for layer in found['feature_maps']] == ['Conv_0', 'MaxPool_0', 'Conv_1', 'MaxPool_1']
     layer = found['feature_maps'][2]
@@ -83,7 +83,7 @@ WRONG = [
     (body([ROW], feature_maps=1), 400, "'feature_maps' must be true or false, got 1"),
     (body([ROW], allow_blank='yes'), 400, "'allow_blank' must be true or false, got yes"),
     (body([ROW] * 10), 422, 'it shows nothing'),
-    (b' ' * (serve.MOST_BYTES + 1), 413, 'more than 524,288 bytes are too many'),
+    (b' ' * (MAX_BYTES + 1), 413, 'more than 524,288 bytes are too many'),
 ]
 
 
@@ -113,18 +113,18 @@ def test_wrong_paths_types_and_hosts(server):
 
 
 def test_an_address_asks_so_often_and_no_more():
-    rates = serve.Rates(rate=2, burst=3)
+    rates = RateLimiter(rate=2, burst=3)
     assert [rates.wait('a', 0.0) for _ in range(4)] == [0, 0, 0, 0.5]
     assert rates.wait('b', 0.0) == 0
     assert [rates.wait('a', 1.0) for _ in range(3)] == [0, 0, 0.5]
     assert [rates.wait('a', 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
-    for number in range(2 * serve.MOST_ADDRESSES):
+    for number in range(2 * MAX_ADDRESSES):
         rates.wait(str(number), 100.0)
-    assert len(rates._buckets) == serve.MOST_ADDRESSES
+    assert len(rates._buckets) == MAX_ADDRESSES
 
 
 def test_too_many_requests_are_refused(server):
-    before, server.rates = server.rates, serve.Rates(0.001, 2)
+    before, server.rates = server.rates, RateLimiter(0.001, 2)
     try:
         assert [ask(server, body=b'{}')[0] for _ in range(3)] == [400, 400, 429]
     finally:
@@ -176,7 +176,7 @@ def test_ten_thousand_hostile_requests_leave_it_serving(trained, data_dir):
                 before = psutil.Process(process.pid).memory_info().rss
                 list(threads.map(lambda number: hostile(port, number), range(1000, 10_000)))
             used = psutil.Process(process.pid)
-            assert used.memory_info().rss < before + 50e6 and used.num_threads() < 2 * serve.MOST_REQUESTS
+            assert used.memory_info().rss < before + 50e6 and used.num_threads() < 2 * MAX_REQUESTS
             picture = np.asarray(drawn(fonts()[0], 7, 60, dark=True)).tolist()
             connection = http.client.HTTPConnection('127.0.0.1', port, timeout=20)
             connection.request('POST', '/predict', body(picture), {'Content-Type': 'application/json'})

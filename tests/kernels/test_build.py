@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mnist_jax import files
-from mnist_jax.kernels import build as native
-from mnist_jax.kernels import ops
+from mnist_jax.kernels import build, ops
+from mnist_jax.kernels.build import loaded, set_threads
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_that_they_cannot_be_compiled_is_told_in_one_line(monkeypatch, caplog, e
     def fail():
         raise error
 
-    monkeypatch.setattr(native, '_compiled', fail)
-    assert native._library.__wrapped__() is None
+    monkeypatch.setattr(build, '_compiled', fail)
+    assert build._library.__wrapped__() is None
     (message,) = [record.getMessage() for record in caplog.records]
     assert told in message and 'and more' not in message
 
@@ -36,9 +36,9 @@ def test_that_they_cannot_be_compiled_is_told_in_one_line(monkeypatch, caplog, e
 def test_without_them_xla_computes_the_same(monkeypatch):
     x, kernel, bias = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
     with_kernels = ops.dense(x, kernel, bias[0], True)
-    monkeypatch.setattr(native, '_library', lambda: None)
-    assert not native.loaded()
-    native.set_threads(2)
+    monkeypatch.setattr(build, '_library', lambda: None)
+    assert not loaded()
+    set_threads(2)
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.asarray(bias[0]), True), with_kernels, rtol=1e-5, atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_the_number_of_threads_changes_no_bit(channels, features, kernel):
     gradient = jax.random.normal(keys[3], (11, 28, 28, features))
 
     def computed(threads):
-        native.set_threads(threads)
+        set_threads(threads)
         output, vjp = jax.vjp(lambda *given: ops.conv(*given, 'SAME', True), image, weights, bias)
         return jax.tree.leaves((output, vjp(gradient)))
 
@@ -59,19 +59,19 @@ def test_the_number_of_threads_changes_no_bit(channels, features, kernel):
             for one, other in zip(computed(1), computed(threads), strict=True):
                 np.testing.assert_array_equal(one, other)
     finally:
-        native.set_threads(1)
+        set_threads(1)
 
 
 def test_they_are_compiled_once(monkeypatch):
-    found = native._compiled()
+    found = build._compiled()
     monkeypatch.setattr(subprocess, 'run', lambda *command, **given: pytest.fail('compiled again'))
-    assert native._compiled() == found and found.is_file()
+    assert build._compiled() == found and found.is_file()
 
 
 def test_a_damaged_one_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
-    found = native._compiled()
+    found = build._compiled()
     assert found.parent == tmp_path
     whole = found.read_bytes()
     found.write_bytes(whole[:20_000])
-    assert native._compiled() == found and found.read_bytes() == whole
+    assert build._compiled() == found and found.read_bytes() == whole

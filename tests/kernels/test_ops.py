@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.kernels import build as native
 from mnist_jax.kernels import ops
+from mnist_jax.kernels.build import loaded
+from mnist_jax.kernels.sums import ordered_sum, tree_sum
 
 
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
@@ -41,7 +42,7 @@ def test_tied_values_share_the_gradient():
     [([7.0], 7), ([1e8, 1, -1e8, 1], 2), ([1e8, 1, 1, -1e8, 1], 3), ([1.0] * 37, 37)],
 )
 def test_ordered_sum_adds_the_second_half_to_the_first(values, expected):
-    total, gradient = jax.jit(jax.value_and_grad(ops.ordered_sum))(jnp.array(values))
+    total, gradient = jax.jit(jax.value_and_grad(ordered_sum))(jnp.array(values))
     assert float(total) == expected
     np.testing.assert_array_equal(gradient, np.ones(len(values)))
 
@@ -50,17 +51,15 @@ def test_ordered_sum_adds_the_second_half_to_the_first(values, expected):
 def test_tree_sum_adds_neighbours_first(count):
     names = [{'x': Symbol(chr(97 + i))} for i in range(count)]
     expected = {1: 'a', 2: '(a+b)', 3: '((a+b)+c)', 5: '(((a+b)+(c+d))+e)', 8: '(((a+b)+(c+d))+((e+f)+(g+h)))'}
-    assert ops.tree_sum(names)['x'].name == expected[count]
+    assert tree_sum(names)['x'].name == expected[count]
 
 
 def test_tree_sum_of_parts_is_the_tree_sum_of_all():
     parts = list(np.random.default_rng(0).normal(size=(8, 50)).astype(np.float32) * 1e3)
-    whole = ops.tree_sum(parts)
+    whole = tree_sum(parts)
     for devices in (2, 4, 8):
         each = 8 // devices
-        np.testing.assert_array_equal(
-            ops.tree_sum([ops.tree_sum(parts[i : i + each]) for i in range(0, 8, each)]), whole
-        )
+        np.testing.assert_array_equal(tree_sum([tree_sum(parts[i : i + each]) for i in range(0, 8, each)]), whole)
 
 
 class Symbol:
@@ -121,7 +120,7 @@ def test_dense_is_the_plain_product(relu, batch, features, units):
 
 def test_the_kernels_are_compiled_and_used():
     x, kernel, bias = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.ones(4)
-    assert native.loaded()
+    assert loaded()
     assert 'mnist_jax_layer_relu' in jax.jit(lambda *given: ops.dense(*given, True)).lower(x, kernel, bias).as_text()
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.learning import lockstep
+from mnist_jax.learning.lockstep import lockstep_sum, run_in_lockstep
 
 
 def identity(tree):
@@ -13,20 +13,20 @@ def identity(tree):
 
 def standardised(weight, rows):
     """Rows less their mean, times `weight`, divided by the root of the sum of squares of what that gives."""
-    total, count = lockstep.total((rows.sum(), jnp.float32(rows.size)))
+    total, count = lockstep_sum((rows.sum(), jnp.float32(rows.size)))
     scaled = (rows - total / count) * weight
-    (squares,) = lockstep.total([jnp.square(scaled).sum()])
+    (squares,) = lockstep_sum([jnp.square(scaled).sum()])
     return {'rows': scaled / jnp.sqrt(squares + weight), 'count': count}
 
 
 def test_each_chunk_gets_the_sums_over_all_of_them():
     # The mean of 1 2 6 7 is 4; less that, and times 2: -6 -4 4 6, whose squares add up to 104; 104 + 2 is 106.
     chunks = [(jnp.float32(2), jnp.array(rows, jnp.float32)) for rows in ([1, 2], [6, 7])]
-    found = lockstep.run(standardised, chunks, identity)
+    found = run_in_lockstep(standardised, chunks, identity)
     np.testing.assert_allclose(np.stack([part['rows'] for part in found]) * np.sqrt(106), [[-6, -4], [4, 6]], rtol=1e-6)
     assert [float(part['count']) for part in found] == [4, 4]
     # `all_sum` adds up what comes from elsewhere: here, another device with the same chunks.
-    doubled = lockstep.run(standardised, chunks, lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree))
+    doubled = run_in_lockstep(standardised, chunks, lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree))
     np.testing.assert_allclose(doubled[0]['rows'] * np.sqrt(210), [-6, -4], rtol=1e-6)
     assert float(doubled[1]['count']) == 8
 
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_whole_batch():
 
     def chunked(weight, rows, chunks):
         arguments = [(weight, part) for part in jnp.split(rows, chunks)]
-        parts = lockstep.run(standardised, arguments, identity)
+        parts = run_in_lockstep(standardised, arguments, identity)
         return jnp.vdot(jnp.concatenate([part['rows'] for part in parts]), target)
 
     expected = jax.grad(whole, (0, 1))(jnp.float32(1.5), rows)
@@ -51,4 +51,4 @@ def test_the_gradient_is_that_of_the_whole_batch():
 
 
 def test_a_function_without_a_total_runs_chunk_by_chunk():
-    assert [int(found) for found in lockstep.run(lambda number: number + 1, [(1,), (2,)], identity)] == [2, 3]
+    assert [int(found) for found in run_in_lockstep(lambda number: number + 1, [(1,), (2,)], identity)] == [2, 3]

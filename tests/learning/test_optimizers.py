@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mnist_jax.errors import UserError
-from mnist_jax.learning import optimizers as optim
+from mnist_jax.learning.optimizers import OPTIMIZERS, rmsprop
 
 # Four updates of the weights (1, -0.5) with the gradients and learning rates below, as Keras 3.15 prints them.
 GRADIENTS = ((0.5, -2.0), (0.1, 1.0), (-0.3, 0.0), (1e-4, 0.7))
@@ -72,21 +72,21 @@ def weights_after_each(optimizer, gradients, rates, weight):
 
 @pytest.mark.parametrize(('name', 'fields', 'expected'), KERAS, ids=lambda value: str(value)[:40])
 def test_updates_are_those_of_keras(name, fields, expected):
-    found = weights_after_each(optim.OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
+    found = weights_after_each(OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7)
 
 
 def test_every_optimizer_is_compared():
-    assert {name for name, *_ in KERAS} == set(optim.OPTIMIZERS)
+    assert {name for name, *_ in KERAS} == set(OPTIMIZERS)
 
 
 def test_rmsprop_by_hand():
     # w = 1, g = 0.5 and then -2; v = 0.1 * 0.25 = 0.025, then 0.9 * 0.025 + 0.1 * 4 = 0.4225, whose root is 0.65.
     first = 1 - 0.01 * 0.5 / 0.025**0.5
-    found = weights_after_each(optim.rmsprop(), (0.5, -2.0), (0.01, 0.01), jnp.array(1.0))
+    found = weights_after_each(rmsprop(), (0.5, -2.0), (0.01, 0.01), jnp.array(1.0))
     np.testing.assert_allclose(found, [first, first + 0.02 / 0.65], rtol=1e-5)
     # The epsilon stands under the root: a gradient of 1e-4 moves by 0.01 * 1e-4 / sqrt(1e-9 + 1e-7).
-    found = weights_after_each(optim.rmsprop(), (1e-4,), (0.01,), jnp.array(0.0))
+    found = weights_after_each(rmsprop(), (1e-4,), (0.01,), jnp.array(0.0))
     np.testing.assert_allclose(found, [-0.01 * 1e-4 / (1.01e-7) ** 0.5], rtol=1e-5)
 
 
@@ -101,5 +101,5 @@ def test_rmsprop_by_hand():
 )
 def test_values_out_of_range_are_told(name, fields, told):
     with pytest.raises(UserError) as error:
-        optim.OPTIMIZERS[name](**fields)
+        OPTIMIZERS[name](**fields)
     assert str(error.value) == told

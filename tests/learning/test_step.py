@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.learning import losses, metrics, step
-from mnist_jax.learning import optimizers as optim
-from mnist_jax.models import architectures as models
+from mnist_jax.learning import losses, metrics
+from mnist_jax.learning.optimizers import sgd
+from mnist_jax.learning.step import create_state, eval_step, train_step
+from mnist_jax.models.architectures import MLP
 
 
 class ConstantLogits(nn.Module):
@@ -31,17 +32,17 @@ def batch_of(labels, mask=None):
 
 
 def steps(model, chunk_size, rate=0.1, dtype=jnp.float32):
-    optimizer = optim.sgd()
+    optimizer = sgd()
     parts = {'model': model, 'loss': losses.cross_entropy(), 'max_pixel': 255, 'dtype': dtype, 'chunk_size': chunk_size}
-    state = step.create_state(model, optimizer, (28, 28, 1), seed=3)
+    state = create_state(model, optimizer, (28, 28, 1), seed=3)
 
     def train(state, batch):
         given = {'optimizer': optimizer, 'learning_rate': lambda step: rate, 'seed': 3, 'all_sum': lambda tree: tree}
         given['skip_nonfinite'] = False
-        return step.train_step(state, batch, **parts, **given)
+        return train_step(state, batch, **parts, **given)
 
     def evaluate(state, batch):
-        return step.eval_step(state, batch, **parts, all_sum=lambda tree: tree)
+        return eval_step(state, batch, **parts, all_sum=lambda tree: tree)
 
     return state, jax.jit(train), jax.jit(evaluate)
 
@@ -68,7 +69,7 @@ def test_constant_logits_have_the_loss_worked_out_by_hand(chunk_size):
 
 
 def test_chunks_and_padding_do_not_change_the_gradient():
-    model = models.MLP(10, hidden=(8,))
+    model = MLP(10, hidden=(8,))
     batch = batch_of(np.arange(12) % 10)
     padded = {name: np.concatenate([rows, rows[:4]]) for name, rows in batch.items()}
     padded['mask'][12:] = 0
@@ -87,7 +88,7 @@ def test_chunks_and_padding_do_not_change_the_gradient():
 
 
 def test_dropout_changes_from_step_to_step_and_is_the_same_again():
-    model = models.MLP(10, hidden=(8,), dropout=(0.5,))
+    model = MLP(10, hidden=(8,), dropout=(0.5,))
     state, train, _ = steps(model, 4, rate=0.0)
     batch = batch_of(np.arange(8))
     first = train(state, batch)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mnist_jax import config as configs
+from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
-from mnist_jax.models import architectures as models
-from mnist_jax.models import layer_table as summary
-from mnist_jax.models.architectures import Training
+from mnist_jax.models.architectures import MLP, MODELS, BatchNorm, Dropout, Flatten, Training, make_model
+from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training import experiment
 
 # The published experiments: parameters in all, and those that are not trainable.
@@ -28,7 +27,7 @@ PUBLISHED = {
 
 
 def load(name):
-    return configs.load(str(ROOT / 'configs' / f'{name}.py'))
+    return load_config(str(ROOT / 'configs' / f'{name}.py'))
 
 
 def training(size, index=None, mask=None):
@@ -40,18 +39,18 @@ def training(size, index=None, mask=None):
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_parameter_counts(name):
     total, fixed = PUBLISHED[name]
-    table = experiment.layer_table(load(name))
+    table = experiment.model_summary(load(name))
     assert table.splitlines()[-1].startswith(
         f'parameters: {total:,} (trainable {total - fixed:,}, not trainable {fixed})'
     )
 
 
 def test_every_model_has_a_pinned_count():
-    assert {load(name).model.name for name in PUBLISHED} == set(models.MODELS)
+    assert {load(name).model.name for name in PUBLISHED} == set(MODELS)
 
 
 def test_layer_table_of_the_cnn():
-    layers = summary.layers(models.make_model(load('convnet_valid').model, 10), (28, 28, 1))
+    layers = list_layers(make_model(load('convnet_valid').model, 10), (28, 28, 1))
     # 1 + (W - K + 2P)/S: 28 - 3 + 1 = 26, halved, and so on.
     assert [layer.output_shape for layer in layers] == [
         (26, 26, 32), (13, 13, 32), (11, 11, 64), (5, 5, 64), (3, 3, 64), (576,), (64,), (10,),
@@ -62,7 +61,7 @@ def test_layer_table_of_the_cnn():
 class Block(nn.Module):
     @nn.compact
     def __call__(self, image):
-        return nn.Dense(3)(models.Flatten()(image))
+        return nn.Dense(3)(Flatten()(image))
 
 
 class Nested(nn.Module):
@@ -74,14 +73,14 @@ class Nested(nn.Module):
 
 
 def test_layer_table_of_a_nested_model():
-    found = [(layer.name, layer.trainable, layer.multiply_adds) for layer in summary.layers(Nested(), (4, 4, 1))]
+    found = [(layer.name, layer.trainable, layer.multiply_adds) for layer in list_layers(Nested(), (4, 4, 1))]
     assert found == [
         ('Block_0/Flatten_0', 0, 0), ('Block_0/Dense_0', 51, 48), ('Dense_0', 8, 6), ('Nested', 2, 0),
     ]  # fmt: skip
 
 
 def test_initialisers_are_keras():
-    variables = models.MLP(10, hidden=(512,)).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    variables = MLP(10, hidden=(512,)).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     kernel, bias = variables['params']['Dense_0']['kernel'], variables['params']['Dense_0']['bias']
     limit = np.sqrt(6 / (784 + 512))  # Glorot and Bengio 2010, equation 16
     assert not bias.any()
@@ -94,20 +93,20 @@ def test_dropout_depends_on_the_example_and_the_step_alone():
     order = np.array([5, 2, 7, 0, 1, 6, 3, 4])
 
     def dropped(key, index):
-        return models.Dropout(0.3).apply({}, x, training(8, index), rngs={'dropout': jax.random.key(key)})
+        return Dropout(0.3).apply({}, x, training(8, index), rngs={'dropout': jax.random.key(key)})
 
     straight, permuted = dropped(0, np.arange(8)), dropped(0, order)
     np.testing.assert_array_equal(np.asarray(straight)[order], permuted)
     assert (straight != dropped(1, np.arange(8))).any()
     assert set(np.unique(straight)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
     assert abs((np.asarray(straight) == 0).mean() - 0.3) < 0.06
-    np.testing.assert_array_equal(models.Dropout(0.3).apply({}, x, None), x)
+    np.testing.assert_array_equal(Dropout(0.3).apply({}, x, None), x)
 
 
 def test_batch_norm_equals_linens_and_leaves_padding_out():
     x = jax.random.normal(jax.random.key(1), (12, 5, 5, 3)) * 3 + 2
     mask = np.array([1] * 9 + [0] * 3, np.float32)
-    ours, theirs = models.BatchNorm(), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
+    ours, theirs = BatchNorm(), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
     ours_variables = ours.init(jax.random.key(0), x, None)
     theirs_variables = theirs.init(jax.random.key(0), x)
     y, updated = ours.apply(ours_variables, x, training(12, mask=mask), mutable=['batch_stats'])
@@ -139,11 +138,11 @@ def test_batch_norm_equals_linens_and_leaves_padding_out():
 )
 def test_wrong_models_are_told(config, told):
     with pytest.raises(UserError) as error:
-        models.make_model(config, 10)
+        make_model(config, 10)
     assert str(error.value).startswith(told)
 
 
 def test_a_model_that_uses_up_its_image_is_told():
-    model = models.make_model({'name': 'cnn', 'stages': ((4,),) * 4, 'pool': (2,) * 4, 'padding': 'valid'}, 10)
+    model = make_model({'name': 'cnn', 'stages': ((4,),) * 4, 'pool': (2,) * 4, 'padding': 'valid'}, 10)
     with pytest.raises(UserError, match='does not fit images'):
-        summary.layers(model, (28, 28, 1))
+        list_layers(model, (28, 28, 1))

@@ -13,16 +13,16 @@ from playwright.sync_api import expect
 
 from mnist_jax import train
 from mnist_jax.errors import UserError
-from mnist_jax.inference.restored import Trained
+from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning import metrics
 from mnist_jax.report import calibration, confusion, curves, style
-from mnist_jax.report import run as reports
 from mnist_jax.report.comparison import compare_runs
-from mnist_jax.workdir import comparison as compare
+from mnist_jax.report.run import make_figures, write_report
+from mnist_jax.workdir.comparison import FinishedRun, read_run
 
 
 def report(workdir):
-    return reports.report(Trained.load(workdir))
+    return write_report(RestoredModel.load(workdir))
 
 
 FIGURES = (
@@ -146,7 +146,7 @@ def made_up(config, values, rates, epochs=None):
         | {'validation_accuracy': v, 'validation_loss': 1 - v, 'seconds': 1.0, 'images_per_second': 100.0}
         for n, (v, r) in enumerate(zip(values, rates, strict=True))
     ]
-    return compare.Run('made up', None, config, {}, rows)
+    return FinishedRun('made up', None, config, {}, rows)
 
 
 def test_marks_in_the_learning_curves(small):
@@ -170,7 +170,7 @@ def test_marks_in_the_learning_curves(small):
 
 def test_a_run_without_epochs_or_pictures_of_layers(small, tmp_path):
     train.train(small(epochs=0), tmp_path)
-    found = reports.figures(compare.read(tmp_path, 'new'), Trained.load(tmp_path))
+    found = make_figures(read_run(tmp_path, 'new'), RestoredModel.load(tmp_path))
     assert set(FIGURES) - set(found) == {'learning_curves', 'feature_maps'}
 
 

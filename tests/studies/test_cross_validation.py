@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from mnist_jax import evaluate
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.cross_validation import cross_validate
 from mnist_jax.train import train
 
@@ -21,7 +21,7 @@ def test_each_fold_is_a_run_and_the_mean_is_theirs(small, tmp_path):
     assert found['mean']['validation_accuracy'] == statistics.mean(accuracies)
     assert found['standard_deviation']['validation_accuracy'] == statistics.stdev(accuracies)
     assert len({fold['params_sha256'] for fold in found['folds']}) == 3
-    again = evaluate.evaluate_workdir(tmp_path / 'a' / 'fold-2')
+    again = evaluate_workdir(tmp_path / 'a' / 'fold-2')
     assert again['params_sha256'] == found['folds'][1]['params_sha256']
     alone = train(small(folds=3, fold=2, epochs=1), tmp_path / 'b')
     assert alone['params_sha256'] == again['params_sha256']

@@ -7,8 +7,15 @@ import pytest
 
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
-from mnist_jax.studies import reproduction as reproduce
-from mnist_jax.studies.reproduction import Measured, Published
+from mnist_jax.studies.reproduction import (
+    EXPERIMENTS,
+    KAGGLE_COUNTS,
+    ROOT,
+    Measured,
+    Published,
+    reproduce,
+    write_kaggle_csv,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +43,8 @@ def test_what_nobody_published_cannot_be_missed():
 
 
 def test_every_published_experiment_has_its_config():
-    names = {path.stem for path in (reproduce.ROOT / 'configs').glob('*.py')}
-    assert {published.config for published in reproduce.EXPERIMENTS} == names - {'default', 'fast'}
+    names = {path.stem for path in (ROOT / 'configs').glob('*.py')}
+    assert {published.config for published in EXPERIMENTS} == names - {'default', 'fast'}
 
 
 def test_a_run_of_it_goes_on_with_what_is_there_and_tells_what_is_missed(tmp_path, data_dir, monkeypatch, capsys):
@@ -49,7 +56,7 @@ def test_a_run_of_it_goes_on_with_what_is_there_and_tells_what_is_missed(tmp_pat
     )  # fmt: skip
     for seeds in (1, 2):
         with pytest.raises(SystemExit) as ended:
-            reproduce.reproduce(['mlp'], seeds, tmp_path, overrides)
+            reproduce(['mlp'], seeds, tmp_path, overrides)
         assert ended.value.code == 1
     text = (tmp_path / 'RESULTS.md').read_text()
     assert capsys.readouterr().out.endswith(text + '\n')
@@ -62,14 +69,14 @@ def test_a_run_of_it_goes_on_with_what_is_there_and_tells_what_is_missed(tmp_pat
 
 def test_wrong_input_is_told(tmp_path):
     with pytest.raises(UserError, match=r'--experiments=mpl is none of the published ones: mlp, cnn,'):
-        reproduce.reproduce(['mpl'], 1, tmp_path)
+        reproduce(['mpl'], 1, tmp_path)
     with pytest.raises(UserError, match='--seeds=0 is wrong: at least 1 is wanted'):
-        reproduce.reproduce([], 0, tmp_path)
+        reproduce([], 0, tmp_path)
 
 
 def test_the_csv_has_the_classes_of_kaggles(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', data_dir)
-    reproduce.write_kaggle_csv(tmp_path / 'train.csv')
+    write_kaggle_csv(tmp_path / 'train.csv')
     images, labels = kaggle.read(tmp_path / 'train.csv')
-    assert tuple(np.bincount(labels)) == reproduce.KAGGLE_COUNTS and len(images) == 42_000
+    assert tuple(np.bincount(labels)) == KAGGLE_COUNTS and len(images) == 42_000
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 42_000

@@ -10,7 +10,7 @@ from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.train import train
 from mnist_jax.training import loop
 from mnist_jax.training.experiment import make_experiment
-from mnist_jax.workdir import checkpoints as checkpoint
+from mnist_jax.workdir.checkpoints import Checkpoints
 
 
 def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
     told = r'loss of step 2 is \S+, at the learning rate 1e\+38, for the batch of the training examples (\d+, ){63}\d+;'
     with pytest.raises(FloatingPointError, match=told):
         train(small(optimizer__learning_rate=1e38), tmp_path)
-    assert checkpoint.Checkpoints(tmp_path).steps() == [0]
+    assert Checkpoints(tmp_path).steps() == [0]
 
 
 def test_the_examples_of_a_bad_batch_are_named(small):
@@ -83,7 +83,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, m
         interrupt_at(patched, step)
         train(small(**STOPPED), tmp_path / 'run')
     assert told.value.status == 143
-    assert checkpoint.Checkpoints(tmp_path / 'run').steps()[-1] == saved
+    assert Checkpoints(tmp_path / 'run').steps()[-1] == saved
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     train(small(**STOPPED, devices=1), tmp_path / 'run')
     assert results(tmp_path / 'run') == uninterrupted
@@ -107,6 +107,6 @@ def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
         fail_at(patched, 9)
         train(small(checkpoint_every_steps=2), tmp_path / 'run')
-    assert checkpoint.Checkpoints(tmp_path / 'run').steps() == [7, 9]
+    assert Checkpoints(tmp_path / 'run').steps() == [7, 9]
     train(small(checkpoint_every_minutes=1e-9), tmp_path / 'run')
     assert results(tmp_path / 'run') == results(tmp_path / 'plain')

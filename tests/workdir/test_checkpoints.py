@@ -9,11 +9,12 @@ import shutil
 import pytest
 from conftest import contents, flip, make_small, results
 
-from mnist_jax import evaluate, files
+from mnist_jax import files
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
-from mnist_jax.workdir import snapshot
+from mnist_jax.workdir.snapshot import params_sha256
 
 
 def test_the_digest_is_that_of_the_leaves_in_order(small):
@@ -21,7 +22,7 @@ def test_the_digest_is_that_of_the_leaves_in_order(small):
     layers = state.params
     leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
     by_hand = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    assert snapshot.params_sha256(state) == by_hand
+    assert params_sha256(state) == by_hand
 
 
 def test_a_damaged_checkpoint_is_told(small, tmp_path):
@@ -30,7 +31,7 @@ def test_a_damaged_checkpoint_is_told(small, tmp_path):
         if path.parent.name == 'd':
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match=r"the checkpoint '.*checkpoints/0' is damaged, or not of this config"):
-        evaluate.evaluate_workdir(tmp_path)
+        evaluate_workdir(tmp_path)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +44,7 @@ def trained(tmp_path_factory, data_dir):
 
 
 @pytest.mark.parametrize('how', ['flip', 'truncate', 'remove', 'empty'])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, caplog, trained, how):
+def test_a_damaged_checkpoint_is_move_to_damaged_for_the_one_before(small, tmp_path, caplog, trained, how):
     shutil.copytree(trained[0], tmp_path / 'run')
     newest = tmp_path / 'run' / 'checkpoints' / '10'
     if how == 'flip':
@@ -54,7 +55,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(small, tmp_path, c
         elif how == 'empty' or (how == 'remove' and path.parent.name == 'd'):
             path.unlink()
     with pytest.raises(UserError, match=r"the checkpoint '.*/checkpoints/10' is damaged"):
-        evaluate.evaluate_workdir(tmp_path / 'run')
+        evaluate_workdir(tmp_path / 'run')
     train(small(epochs=3), tmp_path / 'run')
     assert "checkpoints/10' is damaged" in caplog.text
     assert results(tmp_path / 'run') == trained[1]
@@ -84,7 +85,7 @@ def test_a_config_of_an_older_version_gets_the_fields_that_are_new(small, tmp_pa
         ('{}', 'is damaged: config.'),
         ('{"seed": NaN}', 'is damaged: config.'),
         ('[' * 100_000, 'is damaged: it is nested too deeply'),
-        (' ' * (files.MOST + 1), 'is damaged: it is larger than 16,777,216 bytes'),
+        (' ' * (files.MAX_BYTES + 1), 'is damaged: it is larger than 16,777,216 bytes'),
         ('changed', 'was changed, and is not of the run beside it (sha256)'),
     ],
 )
@@ -97,7 +98,7 @@ def test_a_run_goes_on_without_config_json_where_its_config_is_given(small, tmp_
         path.unlink()
     damaged = path.read_text() if path.exists() else None
     with pytest.raises(UserError) as refused:
-        evaluate.evaluate_workdir(tmp_path / 'run')
+        evaluate_workdir(tmp_path / 'run')
     assert told.removeprefix('is missing') in str(refused.value) and 'config.json' in str(refused.value)
     with pytest.raises(UserError) as refused:
         train(small(seed=7), tmp_path / 'run')
@@ -116,7 +117,7 @@ def test_a_directory_has_one_writer(small, tmp_path, trained):
     held = f"--workdir '{run}' is in use by process {os.getpid()} on {platform.node()}, since 2"
     leftover, own = run / '.mnist_jax-abc', run / '.own.tmp'
     own.touch()
-    with files.Hold(run, '--workdir'):
+    with files.DirectoryLock(run, '--workdir'):
         leftover.touch()
         with pytest.raises(UserError) as refused:
             train(small(), run)
@@ -133,7 +134,7 @@ def test_what_stands_in_place_of_the_lock_is_left_as_it_is(tmp_path):
         directory.mkdir()
         make(directory / 'lock')
         with pytest.raises(UserError, match=r"cannot be used: 'lock' in it is no plain file; remove that"):
-            files.Hold(directory, '--workdir').__enter__()
+            files.DirectoryLock(directory, '--workdir').__enter__()
         shutil.rmtree(directory)
     assert (tmp_path / 'precious').read_text() == 'precious'
 
@@ -141,13 +142,13 @@ def test_what_stands_in_place_of_the_lock_is_left_as_it_is(tmp_path):
 def test_a_directory_that_was_moved_is_held_anew(tmp_path):
     directory = tmp_path / 'run'
     directory.mkdir()
-    with files.Hold(directory, '--workdir') as hold:
+    with files.DirectoryLock(directory, '--workdir') as hold:
         hold.renew()
         directory.rename(tmp_path / 'elsewhere')
         hold.renew()
         with pytest.raises(UserError, match='is in use by process'):
-            files.Hold(directory, '--workdir').__enter__()
+            files.DirectoryLock(directory, '--workdir').__enter__()
         directory.rename(tmp_path / 'again')
         directory.mkdir()
-        with files.Hold(directory, '--workdir'), pytest.raises(UserError, match='is in use by process'):
+        with files.DirectoryLock(directory, '--workdir'), pytest.raises(UserError, match='is in use by process'):
             hold.renew()

@@ -9,8 +9,8 @@ from conftest import make_small
 
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
-from mnist_jax.workdir import comparison as compare
-from mnist_jax.workdir import results
+from mnist_jax.workdir.comparison import HEADER, comparison_table, read_run, table_row
+from mnist_jax.workdir.results import read_predictions, result_paths
 
 
 @pytest.fixture(scope='module')
@@ -30,9 +30,9 @@ def runs(trained, tmp_path):
 
 def predict(workdir, right):
     """Make the stored predictions of a run right for the examples `right` and wrong for the others."""
-    path, predictions_path = results.paths(workdir)
+    path, predictions_path = result_paths(workdir)
     result = json.loads(path.read_text())
-    label, _ = results.read_predictions(workdir, result)
+    label, _ = read_predictions(workdir, result)
     prediction = np.where(np.isin(np.arange(len(label)), right), label, (label + 1) % 10)
     np.savez(predictions_path, label=label, prediction=prediction)
     matrix = np.zeros((10, 10), int)
@@ -45,7 +45,7 @@ def test_the_table_and_the_test_of_every_comparable_pair(runs):
     # 20 examples that only the first has right, 5 that only the second has.
     predict(runs / 'one', range(0, 120))
     predict(runs / 'two', range(20, 125))
-    text = compare.compare([f'{runs}/*'])
+    text = comparison_table([f'{runs}/*'])
     lines = text.splitlines()
     read = json.loads((runs / 'one' / 'eval.json').read_text())
     (row,) = [line.split() for line in lines if line.split()[:2] == ['one', 'mnist']]
@@ -59,7 +59,7 @@ def test_the_table_and_the_test_of_every_comparable_pair(runs):
 def test_few_differences_may_be_chance(runs):
     predict(runs / 'one', range(0, 100))
     predict(runs / 'two', range(2, 101))
-    text = compare.compare([str(runs / 'one'), str(runs / 'two'), str(runs / 'one')])
+    text = comparison_table([str(runs / 'one'), str(runs / 'two'), str(runs / 'one')])
     (pair,) = [line.split() for line in text.splitlines() if line.split()[:2] == ['one', 'two']]
     # 1 out of 3: P(X <= 1) = 4 / 8, twice.
     assert pair[3:] == ['2', '1', '1', 'may', 'be', 'chance']
@@ -71,16 +71,16 @@ def test_metrics_that_are_missing_or_lack_epochs(runs):
     for left in (head + second, head + second + first):
         path.write_text(left)
         with pytest.raises(UserError, match=r"metrics.csv' is damaged: it has rows of . epochs, the last of them"):
-            compare.read(runs / 'one', 'one')
+            read_run(runs / 'one', 'one')
     path.write_text(head + first)  # 5 steps of 10, and no epoch was stopped within
     with pytest.raises(UserError, match='it has rows of 1 epochs, the last of them 1, and the result is of step 10;'):
-        compare.read(runs / 'one', 'one')
+        read_run(runs / 'one', 'one')
     path.write_text(head + first + 'x')
     with pytest.raises(UserError, match=r"metrics.csv' is damaged: 1 of its lines are rows of metrics, others are not"):
-        compare.read(runs / 'one', 'one')
+        read_run(runs / 'one', 'one')
     path.unlink()
-    row = compare.row(compare.read(runs / 'one', 'one'))
-    assert [row[compare.HEAD.index(name)] for name in ('epochs', 'training', 'images/s')] == ['NA'] * 3
+    row = table_row(read_run(runs / 'one', 'one'))
+    assert [row[HEADER.index(name)] for name in ('epochs', 'training', 'images/s')] == ['NA'] * 3
 
 
 def changed(text, **fields):
@@ -89,15 +89,15 @@ def changed(text, **fields):
 
 def test_what_is_no_finished_run_is_told(runs, tmp_path):
     with pytest.raises(UserError, match=r"--run='.*/nothing-\*' is no workdir, nor a pattern of workdirs"):
-        compare.compare([f'{runs}/nothing-*'])
+        comparison_table([f'{runs}/nothing-*'])
     with pytest.raises(UserError, match=r"'.*/runs' holds no config.json"):
-        compare.compare([str(runs)])
+        comparison_table([str(runs)])
     np.savez(runs / 'two' / 'predictions.npz', label=np.zeros(200), prediction=np.zeros(200))
     with pytest.raises(UserError, match=r"predictions.npz' does not fit eval.json beside it"):
-        compare.compare([f'{runs}/*'])
+        comparison_table([f'{runs}/*'])
     (runs / 'two' / 'predictions.npz').write_bytes(b'PK')
     with pytest.raises(UserError, match=r"predictions.npz' is missing or damaged"):
-        compare.compare([f'{runs}/*'])
+        comparison_table([f'{runs}/*'])
     good = (runs / 'one' / 'eval.json').read_text()
     accuracy = f'"accuracy": {json.loads(good)["accuracy"]}'
     for text, told in (
@@ -115,7 +115,7 @@ def test_what_is_no_finished_run_is_told(runs, tmp_path):
     ):
         (runs / 'one' / 'eval.json').write_text(text)
         with pytest.raises(UserError, match=rf"eval.json' is damaged: .*{told}"):
-            compare.compare([f'{runs}/*'])
+            comparison_table([f'{runs}/*'])
     (runs / 'one' / 'eval.json').unlink()
     with pytest.raises(UserError, match=r'holds no eval.json; it is written when a training ends'):
-        compare.compare([f'{runs}/*'])
+        comparison_table([f'{runs}/*'])
