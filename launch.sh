@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# One entry for people: sets up .venv on first use, then trains, evaluates or tests.
+# Sets up .venv on first use, then runs the program, the tests or the documentation tools.
 #
-#   ./launch.sh --config=configs/cnn.py     train (every argument goes to python -m mnist_jax.main)
-#   ./launch.sh --mode=eval --help          all flags of that
+#   ./launch.sh --config=configs/cnn.py     train (all arguments go to mnist-jax)
+#   ./launch.sh --mode=eval --help          show all modes and flags
 #   ./launch.sh test                        run the tests (further arguments go to pytest)
-#   ./launch.sh reproduce --seeds=3         every published experiment: python -m mnist_jax.main --mode=reproduce
+#   ./launch.sh docs serve                  preview the documentation (further arguments go to mkdocs)
+#   ./launch.sh reproduce --seeds=3         reproduce all published experiments (--mode=reproduce)
 #   ./launch.sh setup                       only install
 #
-# PYTHON names the interpreter that makes .venv, if it is not to be the newest suitable python3 on the PATH.
+# PYTHON sets the interpreter that creates .venv; by default, it is the first suitable python3 on the PATH.
 set -euo pipefail
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -24,22 +25,26 @@ find_python() {
             return
         fi
     done
-    echo "error: Python 3.11 or newer is wanted, and ${PYTHON:-python3} is not; set PYTHON=/path/to/python3.11" >&2
+    echo "error: Python must be 3.11 or newer, got ${PYTHON:-python3}; set PYTHON=/path/to/python3.11" >&2
     exit 2
 }
 
-# A set of requirements, with further arguments for pip, is installed once its stamp holds their digest. While something
-# is being installed, a mark says so: an installation that was interrupted is done again, from nothing.
+# install FILE ARGUMENTS: runs 'pip install ARGUMENTS' once, and again when FILE changes or the checkout is moved. The
+# file .venv/installing marks an installation in progress: one that was interrupted starts over with a new .venv.
 install() {
-    local file=$root/$1 stamp=$venv/$1.stamp digest
-    digest=$(cksum <"$file")
-    if [[ ! -f $stamp || $(<"$stamp") != "$digest" ]]; then
+    local file=$root/$1 stamp=$venv/$1.stamp current
+    current="$(cksum <"$file") $root"
+    if [[ ! -f $stamp || $(<"$stamp") != "$current" ]]; then
         echo "Installing $1 into $venv (once)" >&2
         touch "$venv/installing"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" --requirement "$file"
-        echo "$digest" >"$stamp"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
+        echo "$current" >"$stamp"
         rm "$venv/installing"
     fi
+}
+
+install_lock() {
+    install "$1" "${@:2}" --requirement "$root/$1"
 }
 
 setup() {
@@ -53,11 +58,17 @@ setup() {
         rm -rf "$venv"
         "$python" -m venv "$venv"
     fi
-    install requirements.txt
-    if [[ ${1:-} == test ]]; then
-        install requirements-test.txt
-        install requirements-onnx.txt --no-deps
-    fi
+    install_lock requirements.txt
+    install pyproject.toml --no-build-isolation --no-deps --editable "$root"
+    case ${1:-} in
+    test)
+        install_lock requirements-test.txt
+        install_lock requirements-onnx.txt --no-deps
+        ;;
+    docs)
+        install_lock requirements-docs.txt
+        ;;
+    esac
     exec 9>&-
 }
 
@@ -73,20 +84,17 @@ test)
     cd "$root"
     exec "$venv/bin/python" -m pytest "${@:2}"
     ;;
+docs)
+    setup docs
+    cd "$root"
+    NO_MKDOCS_2_WARNING=1 exec "$venv/bin/python" -m mkdocs "${@:2}"
+    ;;
+reproduce)
+    setup
+    exec "$venv/bin/python" -m mnist_jax.main --mode=reproduce "${@:2}"
+    ;;
 *)
     setup
-    if [[ ${1:-} == reproduce ]]; then
-        set -- --mode=reproduce "${@:2}"
-    fi
-    # configs/ lies beside this script, wherever it is called from.
-    args=()
-    for arg in "$@"; do
-        path=${arg#--config=}
-        if [[ $path == configs/*.py && ! -e $path ]]; then
-            arg=${arg%"$path"}$root/$path
-        fi
-        args+=("$arg")
-    done
-    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$venv/bin/python" -m mnist_jax.main ${args[@]+"${args[@]}"}
+    exec "$venv/bin/python" -m mnist_jax.main "$@"
     ;;
 esac

@@ -1,9 +1,12 @@
-"""Where the time of a training step goes on a CPU: each kernel with its shapes and GFLOP/s, and what XLA does beside.
+"""Profiles a training step on a CPU: the time and the GFLOP/s of each kernel, and the time of XLA's own operations.
 
     .venv/bin/python benchmarks/profile_step.py --config=configs/fashion_cnn.py
 
-Traces some steps with JAX's profiler and prints milliseconds a step, the longest first. Kernels that do not depend on
-each other run at the same time and share the cores, so the sum can be more than a step takes.
+Trains some steps under JAX's profiler, in a separate process. Kernels that do not depend on each other run at the
+same time and share the cores, so their sum can exceed the time of a step.
+
+Prints the milliseconds of a step without the profiler, and then a Markdown table with one row per operation and shape,
+the longest first: calls and milliseconds per step, and GFLOP/s. Rows below 0.05 ms are left out.
 """
 
 import argparse
@@ -18,18 +21,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-LAYERS = ('layer', 'layer_relu', 'input_gradient', 'kernel_gradient')
-CALL = re.compile(
+# The kernels that compute a product or a convolution; see kernels/ops.py.
+LAYER_KERNELS = ('layer', 'layer_relu', 'input_gradient', 'kernel_gradient')
+CUSTOM_CALL = re.compile(
     r'%(ffi_call[.\d]*) = (.*?) custom-call.*target="mnist_jax_(\w+)", operand_layout_constraints=\{(.*?)\}, api'
 )
 SHAPE = re.compile(r'[a-z]\w*\[([\d,]*)\]')
+MIN_MILLISECONDS = 0.05
+
+
+class KernelCall(NamedTuple):
+    """A call of a kernel in the compiled step."""
+
+    kernel: str
+    shapes: str  # for the table: 128x28x28x32, 3x3x32x32
+    multiply_adds: int  # 0 for a kernel that is not in `LAYER_KERNELS`
 
 
 def trace(config_path: str, steps: int, directory: Path) -> float:
-    """Train some steps, one a call, and trace them into the directory; the milliseconds of one, not traced."""
+    """Writes a trace of training steps to `directory`; returns the milliseconds of a step that is not traced."""
     import jax
 
     from mnist_jax.config import load_config
@@ -47,69 +59,83 @@ def trace(config_path: str, steps: int, directory: Path) -> float:
             float(sums['loss'])
 
     train()
-    began = time.perf_counter()
+    start = time.perf_counter()
     train()
-    taken = 1e3 * (time.perf_counter() - began) / steps
+    milliseconds = 1e3 * (time.perf_counter() - start) / steps
     with jax.profiler.trace(str(directory)):
         train()
-    return taken
+    return milliseconds
 
 
-def kernels(directory: Path) -> dict[str, tuple[str, str, int]]:
-    """Of each call of a kernel in the program of the step: its target, its shapes and its multiply-adds."""
+def kernel_calls(directory: Path) -> dict[str, KernelCall]:
+    """Returns the calls of kernels in the compiled step, by the name of XLA's operation."""
     programs = [path.read_text() for path in directory.glob('*after_optimizations.txt')]
     program = next(text for text in programs if 'mnist_jax_kernel_gradient' in text)
-    found = {}
-    for name, results, target, operands in CALL.findall(program):
+    calls = {}
+    for operation, results, kernel, operands in CUSTOM_CALL.findall(program):
         shapes = [[int(size) for size in shape.split(',') if size] for shape in SHAPE.findall(f'{results} {operands}')]
         multiply_adds = 0
-        if target in LAYERS:
+        if kernel in LAYER_KERNELS:
             # Results and operands: (output, x, kernel, ...), (x, output, kernel, ...), (kernel, bias, x, output, ...).
-            output, kernel = {'input_gradient': (1, 2), 'kernel_gradient': (3, 0)}.get(target, (0, 2))
-            multiply_adds = math.prod(shapes[output]) * math.prod(shapes[kernel][:-1])
-        told = ', '.join('x'.join(map(str, shape)) for shape in shapes[: 4 if target == 'kernel_gradient' else 3])
-        found[name] = (target, told, multiply_adds)
-    return found
+            output_index, kernel_index = {'input_gradient': (1, 2), 'kernel_gradient': (3, 0)}.get(kernel, (0, 2))
+            multiply_adds = math.prod(shapes[output_index]) * math.prod(shapes[kernel_index][:-1])
+        table_shapes = shapes[: 4 if kernel == 'kernel_gradient' else 3]
+        text = ', '.join('x'.join(map(str, shape)) for shape in table_shapes)
+        calls[operation] = KernelCall(kernel, text, multiply_adds)
+    return calls
 
 
-def durations(directory: Path) -> tuple[dict[str, float], dict[str, int]]:
-    """Of each traced operation of XLA's: milliseconds in all, and how many there were."""
+def traced_operations(directory: Path) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the total milliseconds and the number of runs of each of XLA's operations in the trace."""
     path = next(directory.glob('**/*.trace.json.gz'))
-    total, count = collections.Counter(), collections.Counter()
+    milliseconds: dict[str, float] = collections.defaultdict(float)
+    count: dict[str, int] = collections.Counter()
     for event in json.loads(gzip.decompress(path.read_bytes()))['traceEvents']:
         if event.get('ph') == 'X' and 'hlo_op' in event.get('args', {}):
-            total[event['name']] += event['dur'] / 1e3
+            milliseconds[event['name']] += event['dur'] / 1e3
             count[event['name']] += 1
-    return total, count
+    return milliseconds, count
+
+
+def format_table(directory: Path, steps: int) -> str:
+    """Returns the time per step of each operation and shape, in Markdown; `directory` has the trace and the program."""
+    calls, (total, count) = kernel_calls(directory), traced_operations(directory)
+    milliseconds: dict[tuple[str, str], float] = collections.defaultdict(float)
+    runs: dict[tuple[str, str], float] = collections.defaultdict(float)
+    multiply_adds: dict[tuple[str, str], float] = collections.defaultdict(float)
+    for operation in total:
+        # XLA numbers its operations: fusion.12 is a fusion.
+        call = calls.get(operation, KernelCall(re.sub(r'[.\d]+$', '', operation), '', 0))
+        key = call.kernel, call.shapes
+        milliseconds[key] += total[operation] / steps
+        runs[key] += count[operation] / steps
+        multiply_adds[key] += call.multiply_adds * count[operation] / steps
+    lines = ['| operation | shapes | calls | ms | GFLOP/s |', '|---|---|---|---|---|']
+    for key in sorted(milliseconds, key=milliseconds.__getitem__, reverse=True):
+        if milliseconds[key] >= MIN_MILLISECONDS:
+            speed = f'{2 * multiply_adds[key] / milliseconds[key] / 1e6:.0f}' if multiply_adds[key] else ''
+            lines.append(f'| {key[0]} | {key[1]} | {runs[key]:.0f} | {milliseconds[key]:.2f} | {speed} |')
+    return '\n'.join(lines)
 
 
 def main() -> None:
-    """Print the table, in Markdown."""
+    """Profiles in a separate process, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=str(ROOT / 'configs' / 'cnn.py'))
-    parser.add_argument('--steps', type=int, default=10)
+    parser.add_argument('--config', default='configs/cnn.py')
+    parser.add_argument('--steps', type=int, default=10, help='the number of steps to trace')
     parser.add_argument('--directory', type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.directory:
-        print(trace(arguments.config, arguments.steps, arguments.directory))
+    options = parser.parse_args()
+    if options.directory:
+        print(trace(options.config, options.steps, options.directory))
         return
     with tempfile.TemporaryDirectory() as directory:
+        # XLA dumps the program of the step only when it compiles it.
         environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
         environment['XLA_FLAGS'] = f'--xla_dump_to={directory} --xla_dump_hlo_as_text'
         command = [sys.executable, *sys.argv, f'--directory={directory}']
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        calls, (total, count) = kernels(Path(directory)), durations(Path(directory))
-    rows = collections.defaultdict(lambda: [0.0, 0.0, 0])
-    for name, milliseconds in total.items():
-        target, shapes, multiply_adds = calls.get(name, (re.sub(r'[.\d]+$', '', name), '', 0))
-        for i, value in enumerate((milliseconds, count[name], multiply_adds * count[name])):
-            rows[target, shapes][i] += value / arguments.steps
-    print(f'{float(done.stdout.split()[-1]):.1f} ms a step (not traced)\n')
-    print('| operation | shapes | calls | ms | GFLOP/s |\n|---|---|---|---|---|')
-    for (target, shapes), (milliseconds, each, multiply_adds) in sorted(rows.items(), key=lambda row: -row[1][0]):
-        speed = f'{2 * multiply_adds / milliseconds / 1e6:.0f}' if multiply_adds else ''
-        if milliseconds >= 0.05:
-            print(f'| {target} | {shapes} | {each:.0f} | {milliseconds:.2f} | {speed} |')
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        print(f'{float(process.stdout.split()[-1]):.1f} ms per step (without the profiler)\n')
+        print(format_table(Path(directory), options.steps))
 
 
 if __name__ == '__main__':

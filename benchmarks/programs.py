@@ -1,261 +1,308 @@
-"""The same training in this project, in Keras on TensorFlow and in PyTorch, each in a process that waits for orders.
+"""The same model and recipe in mnist_jax, Keras and PyTorch, each as a process that trains and evaluates on request.
 
-    python benchmarks/programs.py PROGRAM TASK.json     # throughput.py starts it, and tells it when to do what
+    python benchmarks/programs.py PROGRAM TASK.json
 
-TASK.json holds {name, config, model, optimizer, loss, batch_size, eval_batch_size, data}; `data` is an .npz file with
-`image`, uint8 NxHxWxC, and `label`. An order is a line on standard input, `train COUNT` or `eval COUNT`: so many steps
-are made, and the seconds that they took are printed as a line of JSON.
+PROGRAM is ours, keras, torch or torch.compile. `throughput.py` starts this script, once per program; there is no need
+to run it by hand. TASK.json holds the fields of `Task`.
+
+Prints one line of JSON with the versions of the libraries after the first training step. Then reads requests from
+standard input, one per line, `train COUNT` or `eval COUNT`: runs that many steps, and prints one line of JSON with the
+seconds that they took and the peak memory of the process so far.
 """
 
+import argparse
 import itertools
 import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+
+class Task(TypedDict):
+    """What a program trains and evaluates; `model`, `optimizer` and `loss` are sections of the config."""
+
+    config: str  # the config file of mnist_jax
+    dataset: str  # its name in mnist_jax
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    loss: dict[str, Any]
+    batch_size: int
+    eval_batch_size: int
+    data: str  # path of an .npz file with `image`, uint8 NxHxWxC, and `label`, both of the training split
 
 
-class Ours:
-    """This project, by the steps and batches that its training loop runs."""
+class Program(Protocol):
+    """One of `PROGRAMS`."""
 
-    def __init__(self, task):
-        sys.path.insert(0, str(ROOT))
+    version: str
+
+    def __init__(self, task: Task): ...
+
+    def train(self, count: int) -> float:
+        """Runs `count` training steps; returns the seconds that they took."""
+
+    def evaluate(self, count: int) -> float:
+        """Evaluates `count` batches; returns the seconds that they took."""
+
+
+class MnistJax:
+    """mnist_jax, with the compiled steps and the batches of its own training loop."""
+
+    def __init__(self, task: Task):
         import jax
 
         from mnist_jax.config import load_config
         from mnist_jax.training.evaluation import batch_results
         from mnist_jax.training.experiment import make_experiment
 
-        self.batch_results = batch_results
-        config = load_config(str(ROOT / task['config']))
+        self._batch_results = batch_results
+        config = load_config(task['config'])
         config.dataset.name = task['dataset']
         config.dataset.validation_fraction = 0.0
         config.dataset.train, config.dataset.validation, config.dataset.test = 'train', '', 'test'
         config.early_stopping.patience = config.reduce_lr.patience = 0
         config.early_stopping.restore_best = False
-        self.experiment = make_experiment(config)
-        self.state = self.experiment.replicas.replicate(self.experiment.create_state())
-        self.version = f'jax {jax.__version__}, {self.experiment.replicas}'
-        self.epoch, self.batches = 0, iter(())
+        self._experiment = make_experiment(config)
+        self._state = self._experiment.replicas.replicate(self._experiment.create_state())
+        self.version = f'jax {jax.__version__}, {self._experiment.replicas}'
+        epochs = map(self._experiment.train_calls, itertools.count())
+        self._groups = itertools.chain.from_iterable(epochs)
 
-    def _batch(self):
-        batch = next(self.batches, None)
-        if batch is None:
-            self.batches = iter(self.experiment.train_batches(self.epoch))
-            self.epoch += 1
-            batch = next(self.batches)
-        return batch
-
-    def train(self, count):
-        """As loop.py does it: the sums of a step are fetched when the next one is on its way."""
-        pending, done, began = None, 0, time.perf_counter()
+    def train(self, count: int) -> float:
+        """Trains as `training/loop.py` does: fetches the sums of a call after the next call has been dispatched."""
+        previous, done, start = None, 0, time.perf_counter()
         while done < count:
-            self.state, sums = self.experiment.train_step(self.state, self._batch())
-            if pending is not None:
-                np.asarray(pending['loss'])
-            pending = sums
-            done += sums['loss'].size  # A call makes one step or several.
-        np.asarray(pending['loss'])
-        return (time.perf_counter() - began) * count / done
+            group = next(self._groups)
+            self._state, sums = self._experiment.train_steps(self._state, group)
+            if previous is not None:
+                np.asarray(previous['loss'])
+            previous = sums
+            done += len(group)  # one step, or several
+        if previous is not None:
+            np.asarray(previous['loss'])
+        return (time.perf_counter() - start) * count / done
 
-    def eval(self, count):
-        """As evaluate.py does it."""
-        split = self.experiment.source.split('test')
+    def evaluate(self, count: int) -> float:
+        """Evaluates as `training/evaluation.py` does, repeating the test split as often as needed."""
+        start = time.perf_counter()
+        split = self._experiment.source.split('test')
         while count > 0:
-            for _ in itertools.islice(self.batch_results(self.experiment, self.state, split), count):
+            for _ in itertools.islice(self._batch_results(self._experiment, self._state, split), count):
                 count -= 1
+        return time.perf_counter() - start
 
 
 class Keras:
-    """Keras's own loop, `fit` and `evaluate`, on arrays in memory."""
+    """Keras's own loops, `fit` and `evaluate`, on arrays in memory."""
 
-    def __init__(self, task):
+    def __init__(self, task: Task):
         import keras
         import tensorflow
 
         self.version = f'Keras {keras.__version__} on TensorFlow {tensorflow.__version__}'
+        self._task = task
         data = np.load(task['data'])
         self.image = data['image'].astype(np.float32) / data['image'].max()
         self.label = data['label'].astype(np.int64)
-        self.task = task
-        fields = dict(task['optimizer'])
-        kind = {'rmsprop': keras.optimizers.RMSprop, 'adam': keras.optimizers.Adam}
-        optimizer = {**kind, 'adadelta': keras.optimizers.Adadelta}[fields.pop('name')](**fields)
+        options = dict(task['optimizer'])
+        optimizers = {
+            'rmsprop': keras.optimizers.RMSprop,
+            'adam': keras.optimizers.Adam,
+            'adadelta': keras.optimizers.Adadelta,
+        }
+        optimizer = optimizers[options.pop('name')](**options)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if task['loss']['name'] == 'mean_squared_error':
             self.label, loss = np.eye(10, dtype=np.float32)[self.label], 'mean_squared_error'
-        self.model = self._model(keras, task)
+        self.model = self._make_model(keras)
         self.model.compile(optimizer=optimizer, loss=loss, metrics=['accuracy'])
 
-    def _model(self, keras, task):
+    def _make_model(self, keras: Any) -> Any:
         model = keras.Sequential([keras.layers.Input(self.image.shape[1:])])
-        spec = task['model']
-        for stage, pool, rate in zip_stages(spec):
-            for features in stage:
+        spec = self._task['model']
+        for features_by_layer, pool, dropout in stages(spec):
+            for features in features_by_layer:
                 model.add(keras.layers.Conv2D(features, spec['kernel'], padding=spec['padding']))
                 if spec['batch_norm']:
                     model.add(keras.layers.BatchNormalization())
                 model.add(keras.layers.ReLU())
             if pool > 1:
                 model.add(keras.layers.MaxPooling2D(pool, padding=spec['padding']))
-            if rate:
-                model.add(keras.layers.Dropout(rate))
+            if dropout:
+                model.add(keras.layers.Dropout(dropout))
         model.add(keras.layers.Flatten())
-        for width, rate in zip_hidden(spec):
+        for width, dropout in hidden_layers(spec):
             model.add(keras.layers.Dense(width, activation='relu'))
-            if rate:
-                model.add(keras.layers.Dropout(rate))
-        softmax = task['loss']['name'] == 'mean_squared_error'
+            if dropout:
+                model.add(keras.layers.Dropout(dropout))
+        softmax = self._task['loss']['name'] == 'mean_squared_error'
         model.add(keras.layers.Dense(10, activation='softmax' if softmax else None))
         return model
 
-    def _arrays(self, count, batch_size):
-        rows = np.arange(count * batch_size) % len(self.image)
-        return self.image[rows], self.label[rows]
+    def _examples(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.arange(count) % len(self.image)
+        return self.image[indices], self.label[indices]
 
-    def train(self, count):
-        """One call of `fit` over so many batches; the arrays are made before the clock starts."""
-        size = self.task['batch_size']
-        image, label = self._arrays(count, size)
-        began = time.perf_counter()
+    def train(self, count: int) -> float:
+        """Calls `fit` once, on `count` batches; creates the arrays before starting the clock."""
+        size = self._task['batch_size']
+        image, label = self._examples(count * size)
+        start = time.perf_counter()
         self.model.fit(image, label, batch_size=size, epochs=1, verbose=0)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    def eval(self, count):
-        """One call of `evaluate`."""
-        size = self.task['eval_batch_size']
-        image, label = self._arrays(count, size)
-        began = time.perf_counter()
+    def evaluate(self, count: int) -> float:
+        """Calls `evaluate` once, on `count` batches; creates the arrays before starting the clock."""
+        size = self._task['eval_batch_size']
+        image, label = self._examples(count * size)
+        start = time.perf_counter()
         self.model.evaluate(image, label, batch_size=size, verbose=0)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 class Torch:
-    """PyTorch as its documentation recommends it for the CPU: channels-last, a plain loop over shuffled tensors."""
+    """PyTorch as its documentation recommends for CPUs: channels-last, in a plain loop over shuffled tensors."""
 
     compiled = False
 
-    def __init__(self, task):
+    def __init__(self, task: Task):
         import torch
 
-        self.torch = torch
+        self._torch = torch
+        self._task = task
         self.version = f'PyTorch {torch.__version__}' + ', torch.compile' * self.compiled
         data = np.load(task['data'])
         image = data['image'].astype(np.float32) / data['image'].max()
-        self.image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        self.label = torch.from_numpy(data['label'].astype(np.int64))
-        self.task = task
-        self.model = self._model(torch, task).to(memory_format=torch.channels_last)
-        fields = dict(task['optimizer'])
-        if 'beta_1' in fields:
-            fields['betas'] = (fields.pop('beta_1'), fields.pop('beta_2'))
-        names = {'learning_rate': 'lr', 'epsilon': 'eps'}
-        kind = {'rmsprop': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adadelta': torch.optim.Adadelta}
-        optimizer = kind[fields.pop('name')]
+        self._image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        self._label = torch.from_numpy(data['label'].astype(np.int64))
+        self._model = self._make_model().to(memory_format=torch.channels_last)
+        options = dict(task['optimizer'])
+        optimizers = {'rmsprop': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adadelta': torch.optim.Adadelta}
+        optimizer = optimizers[options.pop('name')]
+        if 'beta_1' in options:
+            options['betas'] = (options.pop('beta_1'), options.pop('beta_2'))
+        torch_names = {'learning_rate': 'lr', 'epsilon': 'eps'}
         if optimizer is torch.optim.RMSprop:
-            names['rho'] = 'alpha'
-        self.optimizer = optimizer(
-            self.model.parameters(), **{names.get(name, name): value for name, value in fields.items()}
+            torch_names['rho'] = 'alpha'
+        self._optimizer = optimizer(
+            self._model.parameters(), **{torch_names.get(name, name): value for name, value in options.items()}
         )
-        self.loss = self._mse if task['loss']['name'] == 'mean_squared_error' else torch.nn.functional.cross_entropy
-        self.forward = torch.compile(self.model) if self.compiled else self.model
+        is_mse = task['loss']['name'] == 'mean_squared_error'
+        self._loss = self._mean_squared_error if is_mse else torch.nn.functional.cross_entropy
+        self._forward = torch.compile(self._model) if self.compiled else self._model
 
-    def _mse(self, logits, label):
-        functional = self.torch.nn.functional
+    def _mean_squared_error(self, logits: Any, label: Any) -> Any:
+        functional = self._torch.nn.functional
         return functional.mse_loss(logits.softmax(-1), functional.one_hot(label, 10).float())
 
-    def _model(self, torch, task):
-        spec, layers = task['model'], []
-        for stage, pool, rate in zip_stages(spec):
-            for features in stage:
-                layers.append(torch.nn.LazyConv2d(features, spec['kernel'], padding=spec['padding']))
+    def _make_model(self) -> Any:
+        nn, spec = self._torch.nn, self._task['model']
+        layers: list[Any] = []
+        for features_by_layer, pool, dropout in stages(spec):
+            for features in features_by_layer:
+                layers.append(nn.LazyConv2d(features, spec['kernel'], padding=spec['padding']))
                 if spec['batch_norm']:
-                    layers.append(torch.nn.LazyBatchNorm2d(eps=1e-3, momentum=0.01))
-                layers.append(torch.nn.ReLU())
+                    layers.append(nn.LazyBatchNorm2d(eps=1e-3, momentum=0.01))
+                layers.append(nn.ReLU())
             if pool > 1:
-                layers.append(torch.nn.MaxPool2d(pool, ceil_mode=spec['padding'] == 'same'))
-            if rate:
-                layers.append(torch.nn.Dropout(rate))
-        layers.append(torch.nn.Flatten())
-        for width, rate in zip_hidden(spec):
-            layers += [torch.nn.LazyLinear(width), torch.nn.ReLU()]
-            if rate:
-                layers.append(torch.nn.Dropout(rate))
-        model = torch.nn.Sequential(*layers, torch.nn.LazyLinear(10))
-        model(self.image[:2])
+                layers.append(nn.MaxPool2d(pool, ceil_mode=spec['padding'] == 'same'))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Flatten())
+        for width, dropout in hidden_layers(spec):
+            layers += [nn.LazyLinear(width), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        model = nn.Sequential(*layers, nn.LazyLinear(10))
+        model(self._image[:2])  # fixes the shapes of the lazy layers
         return model
 
-    def _rows(self, count, size):
-        """Shuffled, as many epochs as it takes."""
+    def _shuffled_indices(self, count: int, size: int) -> Iterator[Any]:
+        """Yields the indices of `count` batches, from as many shuffled epochs as necessary."""
         done = 0
         while True:
-            order = self.torch.randperm(len(self.image))
-            for start in range(0, len(order) - size + 1, size):
+            order = self._torch.randperm(len(self._image))
+            for first in range(0, len(order) - size + 1, size):
                 if done == count:
                     return
                 done += 1
-                yield order[start : start + size]
+                yield order[first : first + size]
 
-    def train(self, count):
-        """A plain loop; loss and accuracy are added up without leaving the tensors, as Keras and this project do."""
-        self.model.train()
-        total = correct = 0
-        for rows in self._rows(count, self.task['batch_size']):
-            image, label = self.image[rows], self.label[rows]
-            self.optimizer.zero_grad()
-            logits = self.forward(image)
-            loss = self.loss(logits, label)
+    def train(self, count: int) -> float:
+        """Accumulates the loss and the accuracy in tensors, as Keras and mnist_jax do."""
+        start = time.perf_counter()
+        self._model.train()
+        total_loss = correct = 0
+        for indices in self._shuffled_indices(count, self._task['batch_size']):
+            image, label = self._image[indices], self._label[indices]
+            self._optimizer.zero_grad()
+            logits = self._forward(image)
+            loss = self._loss(logits, label)
             loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
+            self._optimizer.step()
+            total_loss += loss.detach()
             correct += (logits.argmax(-1) == label).sum()
+        return time.perf_counter() - start
 
-    def eval(self, count):
-        """Inference without gradients."""
-        self.model.eval()
-        total = correct = 0
-        with self.torch.inference_mode():
-            for rows in self._rows(count, self.task['eval_batch_size']):
-                logits = self.forward(self.image[rows])
-                total += self.loss(logits, self.label[rows])
-                correct += (logits.argmax(-1) == self.label[rows]).sum()
+    def evaluate(self, count: int) -> float:
+        """Evaluates without gradients."""
+        start = time.perf_counter()
+        self._model.eval()
+        total_loss = correct = 0
+        with self._torch.inference_mode():
+            for indices in self._shuffled_indices(count, self._task['eval_batch_size']):
+                logits = self._forward(self._image[indices])
+                total_loss += self._loss(logits, self._label[indices])
+                correct += (logits.argmax(-1) == self._label[indices]).sum()
+        return time.perf_counter() - start
 
 
 class TorchCompiled(Torch):
-    """The same, compiled."""
+    """PyTorch with `torch.compile`."""
 
     compiled = True
 
 
-def zip_stages(spec):
-    """(features of the convolutions, pool, dropout rate) of each stage; none for an MLP."""
-    stages = spec.get('stages', ())
-    return list(zip(stages, spec.get('pool', ()), spec.get('stage_dropout') or [0] * len(stages), strict=True))
+def stages(spec: dict[str, Any]) -> list[tuple[list[int], int, float]]:
+    """Returns the features of the convolutions, the pool and the dropout rate of each stage; no stages for an MLP."""
+    features = spec.get('stages', ())
+    dropout = spec.get('stage_dropout') or [0] * len(features)
+    return list(zip(features, spec.get('pool', ()), dropout, strict=True))
 
 
-def zip_hidden(spec):
-    """(width, dropout rate) of each hidden dense layer."""
+def hidden_layers(spec: dict[str, Any]) -> list[tuple[int, float]]:
+    """Returns the width and the dropout rate of each hidden dense layer."""
     return list(zip(spec['hidden'], spec['dropout'] or [0] * len(spec['hidden']), strict=True))
 
 
-PROGRAMS = {'ours': Ours, 'keras': Keras, 'torch': Torch, 'torch.compile': TorchCompiled}
+PROGRAMS: dict[str, type[Program]] = {
+    'ours': MnistJax,
+    'keras': Keras,
+    'torch': Torch,
+    'torch.compile': TorchCompiled,
+}
 
 
-def main():
-    """Build, make a first step, and follow orders."""
-    program = PROGRAMS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
+def main() -> None:
+    """Builds the program, runs a first training step, and answers requests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('program', choices=PROGRAMS)
+    parser.add_argument('task', type=Path, help='a JSON file with the fields of Task')
+    options = parser.parse_args()
+    program = PROGRAMS[options.program](json.loads(options.task.read_text()))
     program.train(1)
     print(json.dumps({'version': program.version}), flush=True)
+    run: dict[str, Callable[[int], float]] = {'train': program.train, 'eval': program.evaluate}
     for line in sys.stdin:
-        what, count = line.split()
-        began = time.perf_counter()
-        seconds = getattr(program, what)(int(count)) or time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({'seconds': seconds, 'peak_bytes': peak}), flush=True)
+        phase, count = line.split()
+        seconds = run[phase](int(count))
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({'seconds': seconds, 'peak_bytes': peak_bytes}), flush=True)
 
 
 if __name__ == '__main__':

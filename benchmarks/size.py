@@ -1,38 +1,58 @@
-"""What size costs: images/s and peak memory of training for 1, 4 and 16 times the width, the batch and the data set,
-and on 1, 2 and 4 devices.
+"""Measures how throughput and peak memory of training scale with the width, the batch, the dataset and the devices.
 
     .venv/bin/python benchmarks/size.py --config=configs/cnn.py
 
-Each in a process of its own, one after the other; the data set is repeated in memory. Sixteen times the width is 256
-times the work: `--seconds` bounds each row, beside its first steps.
+Trains with 1, 4 and 16 times the width, the batch and the dataset, and on 1, 2 and 4 devices, one process after the
+other; a larger dataset is the training split repeated in memory. Sixteen times the width is 256 times the work, so
+`--seconds` limits every measurement, but each makes at least three calls.
+
+Prints a Markdown table: images/s and peak memory for every size.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-ROWS = [
-    ('as it is', {}),
-    ('4 x width', {'width': 4}),
-    ('16 x width', {'width': 16}),
-    ('4 x batch', {'batch': 4}),
-    ('16 x batch', {'batch': 16}),
-    ('4 x data', {'data': 4}),
-    ('16 x data', {'data': 16}),
-    ('2 devices', {'devices': 2}),
-    ('4 devices', {'devices': 4}),
-]
+SIZES: dict[str, dict[str, int]] = {
+    'baseline': {},
+    '4 x width': {'width': 4},
+    '16 x width': {'width': 16},
+    '4 x batch': {'batch': 4},
+    '16 x batch': {'batch': 16},
+    '4 x data': {'data': 4},
+    '16 x data': {'data': 16},
+    '2 devices': {'devices': 2},
+    '4 devices': {'devices': 4},
+}
+
+MIN_CALLS = 2  # after the first call
 
 
-def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, data: int = 1, devices: int = 1) -> dict:
-    """Train for about so many seconds, at least two calls after the first."""
-    import numpy as np
+class Result(TypedDict):
+    """The measurements of one size."""
+
+    images_per_second: float
+    peak_bytes: int
+
+
+def measure(
+    config_path: str, seconds: float, width: int = 1, batch: int = 1, data: int = 1, devices: int = 1
+) -> Result:
+    """Trains for about this many seconds after the first call, but for at least two calls.
+
+    Args:
+      config_path: The config that is scaled.
+      seconds: How long to train.
+      width, batch, data: Factors of the width of every layer, the batch size and the number of training examples.
+      devices: The number of devices.
+    """
+    import jax
 
     from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
@@ -40,44 +60,49 @@ def measure(config_path: str, seconds: float, width: int = 1, batch: int = 1, da
     config = load_config(config_path)
     for name in ('hidden', 'stages'):
         if name in config.model:
-            config.model[name] = wider(config.model[name], width)
+            config.model[name] = widened(config.model[name], width)
     config.batch_size *= batch
     config.devices = devices
     config.dataset.train = '+'.join([config.dataset.train] * data)
     experiment = make_experiment(config)
-    state, done, began = experiment.replicas.replicate(experiment.create_state()), 0, 0.0
-    for number, one in enumerate(experiment.train_batches(0)):
-        state, sums = experiment.train_step(state, one)
-        done += np.asarray(sums['loss']).size
-        if number == 0:
-            done, began = 0, time.perf_counter()
-        elif number >= 2 and time.perf_counter() - began > seconds:
-            break
-    taken = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    return {'images_per_second': config.batch_size * done / taken, 'peak_bytes': peak}
+    state = experiment.replicas.replicate(experiment.create_state())
+    groups = itertools.chain.from_iterable(map(experiment.train_calls, itertools.count()))
+    first_group = next(groups)
+    state, sums = experiment.train_steps(state, first_group)  # Compiles.
+    jax.block_until_ready(sums)
+    calls, steps, start = 0, 0, time.perf_counter()
+    while calls < MIN_CALLS or time.perf_counter() - start <= seconds:
+        group = next(groups)
+        if len(group) == len(first_group):  # A shorter group at the end of an epoch would be compiled separately.
+            state, sums = experiment.train_steps(state, group)
+            jax.block_until_ready(sums)
+            calls += 1
+            steps += len(group)
+    elapsed = time.perf_counter() - start
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    return {'images_per_second': config.batch_size * steps / elapsed, 'peak_bytes': peak_bytes}
 
 
-def wider(widths: tuple, factor: int) -> tuple:
-    """Widths, of layers or of stages of layers, times the factor."""
-    return tuple(wider(each, factor) if isinstance(each, tuple) else each * factor for each in widths)
+def widened(widths: tuple, factor: int) -> tuple:
+    """Returns the widths of layers, or of stages of layers, times `factor`."""
+    return tuple(widened(width, factor) if isinstance(width, tuple) else width * factor for width in widths)
 
 
 def main() -> None:
-    """Print a row for each size, in Markdown."""
+    """Measures every size, and prints one row of the table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=str(ROOT / 'configs' / 'cnn.py'))
-    parser.add_argument('--seconds', type=float, default=10.0)
+    parser.add_argument('--config', default='configs/cnn.py')
+    parser.add_argument('--seconds', type=float, default=10.0, help='per size')
     parser.add_argument('--only', type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.only is not None:
-        print(json.dumps(measure(arguments.config, arguments.seconds, **arguments.only)))
+    options = parser.parse_args()
+    if options.only is not None:
+        print(json.dumps(measure(options.config, options.seconds, **options.only)))
         return
-    print(f'| `{Path(arguments.config).stem}` | images/s | peak memory |\n|---|---|---|')
-    for name, fields in ROWS:
-        command = [sys.executable, *sys.argv, f'--only={json.dumps(fields)}']
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        print(f'| {name} | {found["images_per_second"]:,.0f} | {found["peak_bytes"] / 1e6:,.0f} MB |', flush=True)
+    print(f'| `{Path(options.config).stem}` | images/s | peak memory |\n|---|---|---|')
+    for name, factors in SIZES.items():
+        command = [sys.executable, *sys.argv, f'--only={json.dumps(factors)}']
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        print(f'| {name} | {result["images_per_second"]:,.0f} | {result["peak_bytes"] / 1e6:,.0f} MB |', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,12 @@
-"""Time from the command to the first training step, imports, data and compilation included.
+"""Measures the time from the command to the end of the first training step, imports and compilation included.
 
     .venv/bin/python benchmarks/startup.py --config=configs/cnn.py --runs=3
 
-Starts the program as a process with one step of training, on prepared data. The first start compiles into an empty
-cache; the others find the cache, as every start but a machine's first does. Prints seconds, and writes nothing.
+Starts the program in a new process each time, and stops it after one step. The first start compiles into an empty
+cache; the others find the compiled step there, as does every start on a machine except the first. The data should
+already be prepared; otherwise, the first start prepares it, and its time includes that.
+
+Prints the processor, the seconds of the start with the empty cache, and the seconds of the others with their median.
 """
 
 import argparse
@@ -16,51 +19,46 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-# Runs the program and prints how long after its start the first step was done.
+# Runs the command line, prints the time from the start of the process to the end of the first step, and exits.
 PROGRAM = """
-import os, runpy, sys, time
-from mnist_jax.training import loop
-add = loop.Loop._add
-def stop(*arguments):
-    add(*arguments)
-    print(time.time() - float(os.environ['STARTED']), flush=True)
+import functools, os, sys, time
+from mnist_jax import train
+
+def stop(step, request):
+    print(time.time() - float(os.environ['START_TIME']), flush=True)
     os._exit(0)
-loop.Loop._add = stop
+
+train.train = functools.partial(train.train, on_step=stop)
+from mnist_jax.main import main
 sys.argv[0] = 'mnist_jax.main'
-runpy.run_module('mnist_jax.main', run_name='__main__')
+main()
 """
 
 
 def first_step_seconds(config: str, cache: Path, workdir: Path) -> float:
-    """Seconds from the start of a process to its first finished step."""
-    environment = {
-        **os.environ,
-        'PYTHONPATH': str(ROOT),
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'STARTED': str(time.time()),
-    }
+    """Returns the seconds from the start of a process to the end of its first step."""
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'START_TIME': str(time.time())}
     command = [sys.executable, '-c', PROGRAM, f'--config={config}', f'--workdir={workdir}']
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(process.stdout.split()[-1])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures the starts, and prints their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=str(ROOT / 'configs' / 'cnn.py'))
-    parser.add_argument('--runs', type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument('--config', default='configs/cnn.py')
+    parser.add_argument('--runs', type=int, default=3, help='the number of starts with a filled cache')
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory) / 'cache'
-        seconds = [
-            first_step_seconds(arguments.config, cache, Path(directory) / f'run{run}')
-            for run in range(arguments.runs + 1)
-        ]
-    print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {Path(arguments.config).stem}')
-    print(f'empty compilation cache: {seconds[0]:.1f} s')
+        cold, *warm = (
+            first_step_seconds(options.config, cache, Path(directory) / f'run{run}') for run in range(options.runs + 1)
+        )
+    print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {Path(options.config).stem}')
+    print(f'empty compilation cache: {cold:.1f} s')
     print(
-        f'later starts: {", ".join(f"{s:.1f}" for s in seconds[1:])} s; median {statistics.median(seconds[1:]):.1f} s'
+        f'filled compilation cache: {", ".join(f"{seconds:.1f}" for seconds in warm)} s; '
+        f'median {statistics.median(warm):.1f} s'
     )
 
 

@@ -1,18 +1,21 @@
-"""Images/s of this project beside Keras on TensorFlow and PyTorch: the same models, recipes and batches.
+"""Compares training and evaluation throughput with Keras on TensorFlow and PyTorch: same models, recipes, batches.
 
     .venv/bin/python benchmarks/throughput.py                                # all eight models, about 40 minutes
     .venv/bin/python benchmarks/throughput.py --models=cnn,mlp --rounds=5    # some of them
 
-Installs the others into benchmarks/.venv on first use. For each model, the programs run at the same time but wait for
-each other: in every round each of them trains, and then evaluates, for some seconds, in an order that rotates. What
-counts is the median over the rounds of the ratio of this project to the faster of the others in the same round. The
-table is Markdown; a line of JSON a model is appended to benchmarks/history.jsonl.
+The first run installs the other programs into benchmarks/.venv. For each model, all programs stay alive, but only one
+works at a time: in every round, each program trains for some seconds, in an order that rotates from round to round;
+rounds of evaluation follow. The result is the median, over the rounds, of the ratio of mnist_jax to the fastest other
+program in the same round. (Rounds matter because the speed of a shared machine varies over time.)
+
+Prints, in Markdown, the images/s of each program and the ratios with their range, for training and for evaluation, and
+then the geometric means of the training ratios, the time to the first step and the peak memory of training. Appends one
+line of JSON per model to benchmarks/history.jsonl.
 """
 
 import argparse
 import datetime
 import json
-import math
 import os
 import re
 import statistics
@@ -21,74 +24,105 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
+from programs import Task
+
+from mnist_jax.config import load_config
+from mnist_jax.data.source import SOURCES
+from mnist_jax.factory import build
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
 MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
-PROGRAMS = ('ours', 'keras', 'torch', 'torch.compile')
-CALIBRATION = 8  # steps, of which the seconds of a round are extrapolated
+# The programs of programs.py, and their titles in the tables.
+PROGRAMS = {'ours': 'mnist_jax', 'keras': 'Keras', 'torch': 'PyTorch', 'torch.compile': 'PyTorch compiled'}
+CALIBRATION_STEPS = 8  # initial number of steps when measuring how many fit into a round
 
 
-class Program:
-    """One of PROGRAMS in a process of its own."""
+class Measurement(TypedDict):
+    """The measurements of one program on one model; `train` and `eval` are images/s, one number per round."""
 
-    def __init__(self, name: str, task: Path):
+    train: list[float]
+    eval: list[float]
+    version: str
+    first_step_seconds: float
+    peak_bytes: int
+
+
+Measurements = dict[str, Measurement]
+"""The measurements of a model, by the name of the program."""
+
+
+class ProgramProcess:
+    """A process that runs one of `PROGRAMS`; see `programs.py`.
+
+    Attributes:
+      name: The name in `PROGRAMS`.
+      version: The versions of its libraries; None if the program failed to start.
+      first_step_seconds: The time from the start of the process to the end of the first training step.
+      peak_bytes: Its peak memory, as of the last request.
+    """
+
+    def __init__(self, name: str, task_path: Path):
         self.name = name
+        self.version: str | None = None
+        self.peak_bytes = 0
         python = sys.executable if name == 'ours' else other_python()
-        began = time.perf_counter()
-        with (task.parent / f'{name}.log').open('w') as log:
+        log_path = task_path.parent / f'{name}.log'
+        start = time.perf_counter()
+        with log_path.open('w') as log:
             self._process = subprocess.Popen(
-                [python, str(HERE / 'programs.py'), name, str(task)],
+                [python, str(HERE / 'programs.py'), name, str(task_path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', 'CUDA_VISIBLE_DEVICES': ''},
             )
-        answer = self._answer()
-        self.failed = answer is None
-        if self.failed:
-            last = (task.parent / f'{name}.log').read_text().strip().splitlines()[-1:]
-            print(f'{name} cannot run this model: {" ".join(last)[:300]}', file=sys.stderr)
+        reply = self._read_reply()
+        self.first_step_seconds = time.perf_counter() - start
+        if reply is None:
+            last_line = log_path.read_text().strip().splitlines()[-1:]
+            print(f'{name} cannot run this model: {" ".join(last_line)[:300]}', file=sys.stderr)
         else:
-            self.first_step_seconds = time.perf_counter() - began
-            self.version = answer['version']
-            self.peak_bytes = 0
+            self.version = reply['version']
 
-    def _answer(self) -> dict | None:
+    def _read_reply(self) -> dict | None:
+        """Returns the next line of JSON that the process prints; None if it ends first."""
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith('{'):
                 return json.loads(line)
         return None
 
-    def seconds(self, what: str, count: int) -> float:
-        """How long it takes for `count` steps of 'train' or 'eval'."""
-        self._process.stdin.write(f'{what} {count}\n')
+    def seconds(self, phase: str, count: int) -> float:
+        """Returns how long `count` steps of `phase`, 'train' or 'eval', take."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f'{phase} {count}\n')
         self._process.stdin.flush()
-        answer = self._answer()
-        if answer is None:
-            raise SystemExit(f'{self.name} ended')
-        self.peak_bytes = answer['peak_bytes']
-        return answer['seconds']
+        reply = self._read_reply()
+        if reply is None:
+            raise SystemExit(f'error: {self.name} ended unexpectedly')
+        self.peak_bytes = reply['peak_bytes']
+        return reply['seconds']
 
-    def calibrated(self, what: str, seconds: float) -> int:
-        """About how many steps take so many seconds."""
-        count = CALIBRATION
-        while (took := self.seconds(what, count)) < seconds / 8:
+    def steps_for(self, phase: str, seconds: float) -> int:
+        """Measures about how many steps of `phase` take `seconds`."""
+        count = CALIBRATION_STEPS
+        while (elapsed := self.seconds(phase, count)) < seconds / 8:
             count *= 2
-        return max(1, round(count * seconds / took))
+        return max(1, round(count * seconds / elapsed))
 
-    def end(self) -> None:
-        """End the process."""
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def other_python() -> str:
-    """The interpreter of an environment with Keras and PyTorch; makes it where it is missing."""
+    """Returns the interpreter of an environment with Keras and PyTorch; creates the environment if it is missing."""
     venv = Path(os.environ.get('BENCHMARK_VENV', HERE / '.venv'))
     python = venv / 'bin' / 'python'
     if not (venv / 'installed').exists():
@@ -100,21 +134,21 @@ def other_python() -> str:
     return str(python)
 
 
-def write_task(model: str, directory: Path) -> tuple[Path, dict]:
-    """What `programs.py` needs to know of a model, and its images; all of 28x28 pixels are MNIST's."""
-    from mnist_jax.config import load_config
-    from mnist_jax.data.source import SOURCES
-    from mnist_jax.factory import build
+def write_task(model: str, directory: Path) -> tuple[Path, Task]:
+    """Writes the task of a model and its images for `programs.py`; returns the path of the task, and the task.
 
-    config = load_config(str(ROOT / 'configs' / f'{model}.py'))
+    All models for 28x28 images get the images of MNIST.
+    """
+    config = load_config(f'configs/{model}.py')
     config.dataset.name = 'digits' if config.dataset.name == 'digits' else 'mnist'
     config.dataset.validation_fraction = 0.0
     source = build('dataset', SOURCES, config.dataset, fold=None)
     source.data.prepare()
-    split = source.other('train')
-    rows = np.arange(split.size)
-    np.savez(directory / 'data.npz', image=split.take(rows).image, label=split.take(rows).label)
-    task = {
+    split = source.read_slice('train')
+    examples = split.take(np.arange(split.size))
+    data_path = directory / 'data.npz'
+    np.savez(data_path, image=examples.image, label=examples.label)
+    task: Task = {
         'config': f'configs/{model}.py',
         'dataset': config.dataset.name,
         'model': config.model.to_dict(),
@@ -122,101 +156,137 @@ def write_task(model: str, directory: Path) -> tuple[Path, dict]:
         'loss': config.loss.to_dict(),
         'batch_size': config.batch_size,
         'eval_batch_size': config.eval_batch_size,
-        'data': str(directory / 'data.npz'),
+        'data': str(data_path),
     }
     path = directory / 'task.json'
     path.write_text(json.dumps(task))
     return path, task
 
 
-def measure(model: str, names: list[str], rounds: int, seconds: float, warm_up: float) -> dict:
-    """Images/s of each program in each round, its peak memory and the seconds to its first step."""
+def measure(model: str, names: list[str], rounds: int, seconds: float, warm_up: float) -> Measurements:
+    """Measures the programs of these names on a model; leaves out those that cannot run it."""
+    results: Measurements = {}
     with tempfile.TemporaryDirectory() as directory:
-        path, task = write_task(model, Path(directory))
-        programs = [program for name in names if not (program := Program(name, path)).failed]
-        found = {program.name: {'train': [], 'eval': []} for program in programs}
-        for what, size in (('train', task['batch_size']), ('eval', task['eval_batch_size'])):
-            counts = {}
-            for program in programs:
-                program.seconds(what, max(1, program.calibrated(what, warm_up)))
-                counts[program.name] = program.calibrated(what, seconds)
-            for number in range(rounds):
-                turn = number % len(programs)
-                for program in programs[turn:] + programs[:turn]:
-                    count = counts[program.name]
-                    found[program.name][what].append(size * count / program.seconds(what, count))
-            if what == 'train':
-                for program in programs:
-                    found[program.name]['peak_bytes'] = program.peak_bytes
+        task_path, task = write_task(model, Path(directory))
+        programs = []
+        for name in names:
+            program = ProgramProcess(name, task_path)
+            if program.version is not None:
+                programs.append(program)
+                results[name] = {
+                    'train': [],
+                    'eval': [],
+                    'peak_bytes': 0,
+                    'version': program.version,
+                    'first_step_seconds': program.first_step_seconds,
+                }
+        train_speeds = measure_rounds('train', task['batch_size'], programs, rounds, seconds, warm_up)
+        for program in programs:  # Read before evaluation, which may need more memory.
+            results[program.name]['train'] = train_speeds[program.name]
+            results[program.name]['peak_bytes'] = program.peak_bytes
+        eval_speeds = measure_rounds('eval', task['eval_batch_size'], programs, rounds, seconds, warm_up)
         for program in programs:
-            found[program.name].update(version=program.version, first_step_seconds=program.first_step_seconds)
-            program.end()
-    return found
+            results[program.name]['eval'] = eval_speeds[program.name]
+            program.close()
+    return results
 
 
-def ratios(found: dict, what: str) -> list[float]:
-    """In each round, this project's images/s by those of the fastest other program."""
-    others = [each[what] for name, each in found.items() if name != 'ours']
-    return [ours / max(rest) for ours, *rest in zip(found['ours'][what], *others, strict=True)]
+def measure_rounds(
+    phase: str, batch_size: int, programs: list[ProgramProcess], rounds: int, seconds: float, warm_up: float
+) -> dict[str, list[float]]:
+    """Returns the images/s of each program in each round of `phase`, 'train' or 'eval'."""
+    counts = {}
+    for program in programs:
+        program.seconds(phase, program.steps_for(phase, warm_up))
+        counts[program.name] = program.steps_for(phase, seconds)
+    speeds: dict[str, list[float]] = {program.name: [] for program in programs}
+    for index in range(rounds):
+        first = index % len(programs)
+        for program in programs[first:] + programs[:first]:
+            count = counts[program.name]
+            speeds[program.name].append(batch_size * count / program.seconds(phase, count))
+    return speeds
 
 
-def geometric_mean(values: list[float]) -> float:
-    """Of positive numbers."""
-    return math.exp(statistics.fmean(map(math.log, values)))
+def speeds_of(measurement: Measurement, phase: str) -> list[float]:
+    """Returns the images/s of a program in each round of `phase`, 'train' or 'eval'."""
+    return measurement['train'] if phase == 'train' else measurement['eval']
 
 
-def table(results: dict[str, dict], what: str) -> str:
-    """The medians and ratios of all models, in Markdown."""
-    names = [name for name in PROGRAMS if any(name in found for found in results.values())]
-    lines = [f'| {what}: images/s | ' + ' | '.join(names) + ' | ratio (range) |', '|---' * (len(names) + 2) + '|']
-    for model, found in results.items():
-        speeds = [f'{statistics.median(found[name][what]):,.0f}' if name in found else '-' for name in names]
-        by_round = ratios(found, what) if len(found) > 1 and 'ours' in found else []
-        told = f'{statistics.median(by_round):.2f} ({min(by_round):.2f} to {max(by_round):.2f})' if by_round else '-'
-        lines.append(f'| `{model}` | ' + ' | '.join(speeds) + f' | {told} |')
+def ratios(measurements: Measurements, phase: str) -> list[float]:
+    """Returns, for each round, the images/s of mnist_jax divided by those of the fastest other program."""
+    ours = speeds_of(measurements['ours'], phase)
+    others = [speeds_of(measurement, phase) for name, measurement in measurements.items() if name != 'ours']
+    return [speed / max(rest) for speed, *rest in zip(ours, *others, strict=True)]
+
+
+def has_ratios(measurements: Measurements) -> bool:
+    """Returns whether mnist_jax and at least one other program were measured."""
+    return 'ours' in measurements and len(measurements) > 1
+
+
+def format_table(results: dict[str, Measurements], phase: str) -> str:
+    """Returns the medians and the ratios of all models, in Markdown."""
+    names = [name for name in PROGRAMS if any(name in measurements for measurements in results.values())]
+    title = {'train': 'training', 'eval': 'evaluation'}[phase]
+    programs = ' | '.join(PROGRAMS[name] for name in names)
+    lines = [f'| {title}: images/s | {programs} | ratio (range) |', '|---' * (len(names) + 2) + '|']
+    for model, measurements in results.items():
+        medians = [
+            f'{statistics.median(speeds_of(measurements[name], phase)):,.0f}' if name in measurements else '-'
+            for name in names
+        ]
+        ratio = '-'
+        if has_ratios(measurements):
+            by_round = ratios(measurements, phase)
+            ratio = f'{statistics.median(by_round):.2f} ({min(by_round):.2f} to {max(by_round):.2f})'
+        lines.append(f'| `{model}` | ' + ' | '.join(medians) + f' | {ratio} |')
     return '\n'.join(lines)
 
 
-def summary(results: dict[str, dict]) -> str:
-    """The geometric means of the training ratios, memory and first steps."""
+def format_summary(results: dict[str, Measurements]) -> str:
+    """Returns the geometric means of the training ratios, and the first steps and the memory of all programs."""
     lines = []
     convolutional = [m for m in results if m.endswith(('cnn', 'convnet_valid', 'convnet_same')) and m != 'digits_cnn']
-    for what, models in (('convolutional', convolutional), ('other', [m for m in results if m not in convolutional])):
-        medians = [statistics.median(ratios(results[m], 'train')) for m in models if len(results[m]) > 1]
+    other = [m for m in results if m not in convolutional]
+    for kind, models in (('convolutional', convolutional), ('other', other)):
+        medians = [statistics.median(ratios(results[m], 'train')) for m in models if has_ratios(results[m])]
         if medians:
-            lines.append(
-                f'geometric mean of the training ratio, {len(medians)} {what} models: {geometric_mean(medians):.2f}'
-            )
-    for model, found in results.items():
-        told = (f'{n} {f["first_step_seconds"]:.1f} s, {f["peak_bytes"] / 1e6:,.0f} MB' for n, f in found.items())
-        lines.append(f'{model}: first step, peak memory of training: ' + '; '.join(told))
+            mean = statistics.geometric_mean(medians)
+            lines.append(f'geometric mean of the training ratio, {len(medians)} {kind} models: {mean:.2f}')
+    for model, measurements in results.items():
+        by_program = (
+            f'{PROGRAMS[name]} {measurement["first_step_seconds"]:.1f} s, {measurement["peak_bytes"] / 1e6:,.0f} MB'
+            for name, measurement in measurements.items()
+        )
+        lines.append(f'{model}: time to the first step, peak memory of training: {"; ".join(by_program)}')
     return '\n'.join(lines)
 
 
 def processor() -> str:
-    """The processor's name and the number of cores."""
+    """Returns the name of the processor, the width of its vectors and the number of cores."""
     path = Path('/proc/cpuinfo')
-    found = re.search(r'model name\s*:\s*(.*)', path.read_text()) if path.exists() else None
-    flags = path.read_text() if path.exists() else ''
-    width = 'AVX-512' if 'avx512f' in flags else 'AVX2' if 'avx2' in flags else 'no AVX2'
-    return f'{found[1] if found else "unknown processor"} ({width}), {os.cpu_count()} cores'
+    text = path.read_text() if path.exists() else ''
+    name = re.search(r'model name\s*:\s*(.*)', text)
+    width = 'AVX-512' if 'avx512f' in text else 'AVX2' if 'avx2' in text else 'no AVX2'
+    return f'{name[1] if name else "unknown processor"} ({width}), {os.cpu_count()} cores'
 
 
 def main() -> None:
-    """Measure, print the tables and append to the history."""
+    """Measures, prints the tables and appends to the history."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', default=','.join(MODELS))
-    parser.add_argument('--programs', default=','.join(PROGRAMS))
+    parser.add_argument('--models', default=','.join(MODELS), help='comma-separated names of configs')
+    parser.add_argument('--programs', default=','.join(PROGRAMS), help='comma-separated; ours is mnist_jax')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--seconds', type=float, default=3.0, help='of each program in each round')
-    parser.add_argument('--warm-up', type=float, default=3.0, help='seconds of each program before the rounds')
-    parser.add_argument('--history', type=Path, default=HERE / 'history.jsonl')
-    arguments = parser.parse_args()
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+    parser.add_argument('--seconds', type=float, default=3.0, help='per program in each round')
+    parser.add_argument('--warm-up', type=float, default=3.0, help='seconds per program before the rounds')
+    parser.add_argument('--history', type=Path, default=HERE / 'history.jsonl', help='the JSON lines file to append to')
+    options = parser.parse_args()
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, capture_output=True, text=True)
     results = {}
-    for model in arguments.models.split(','):
-        names = arguments.programs.split(',')
-        results[model] = measure(model, names, arguments.rounds, arguments.seconds, arguments.warm_up)
+    for model in options.models.split(','):
+        names = options.programs.split(',')
+        results[model] = measure(model, names, options.rounds, options.seconds, options.warm_up)
         row = {
             'when': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'commit': commit.stdout.strip(),
@@ -224,13 +294,14 @@ def main() -> None:
             'model': model,
             'programs': results[model],
         }
-        with arguments.history.open('a') as file:
+        with options.history.open('a') as file:
             file.write(json.dumps(row) + '\n')
-        print(table({model: results[model]}, 'train'), flush=True)
-    print(f'\n{processor()}; ' + '; '.join(each['version'] for each in next(iter(results.values())).values()))
-    for what in ('train', 'eval'):
-        print(f'\n{table(results, what)}')
-    print(f'\n{summary(results)}')
+        print(format_table({model: results[model]}, 'train'), flush=True)
+    versions = [measurement['version'] for measurement in next(iter(results.values())).values()]
+    print(f'\n{processor()}; {"; ".join(versions)}')
+    for phase in ('train', 'eval'):
+        print(f'\n{format_table(results, phase)}')
+    print(f'\n{format_summary(results)}')
 
 
 if __name__ == '__main__':

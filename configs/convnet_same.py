@@ -1,19 +1,19 @@
-"""configs/convnet_valid.py with padded convolutions and pools; 257,162 parameters.
+"""configs/convnet_valid.py with padded convolutions and pooling; 257,162 parameters.
 
     python -m mnist_jax.main --config=configs/convnet_same.py
 
-Its source builds and shows this model and does not train it.
+The published tutorial builds this model but does not train it.
 Here, over 3 seeds on 2 CPU cores: test accuracy 0.9915 ± 0.0009 (0.9905 to 0.9921), loss 0.0299 ± 0.0036; 143 s of
 training.
 """
 
 from ml_collections import ConfigDict
 
-from configs import convnet_valid
+from mnist_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-    """`convnet_valid` with another padding."""
-    config = convnet_valid.get_config()
+    """Returns the config of convnet_valid with padding."""
+    config = load_config('configs/convnet_valid.py')
     config.model.padding = 'same'
     return config

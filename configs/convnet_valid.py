@@ -1,4 +1,4 @@
-"""A CNN on MNIST with unpadded convolutions, three of them; 93,322 parameters.
+"""A CNN on MNIST with three unpadded convolutions; 93,322 parameters.
 
     python -m mnist_jax.main --config=configs/convnet_valid.py
 
@@ -9,13 +9,13 @@ training.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The default config with another CNN, smaller batches and fewer epochs."""
-    config = default.get_config()
-    config.chunks = 2  # fewer and larger ones are faster on one CPU; more let more devices share the work
+    """Returns the default config with a different CNN, smaller batches and fewer epochs."""
+    config = default_config()
+    config.chunks = 2  # fewer, larger chunks are faster on one CPU; more chunks let more devices share the work
     config.epochs = 5
     config.batch_size = 64
     config.model.stages = ((32,), (64,), (64,))

@@ -1,20 +1,20 @@
-"""A small CNN that reaches the accuracy of a published one on MNIST as early as it can; 44,066 parameters.
+"""A small CNN that reaches the accuracy of a published one on MNIST as quickly as possible; 44,066 parameters.
 
     python -m mnist_jax.main --config=configs/fast.py
 
-AdamW with one cycle of the learning rate over 2 epochs, and a little label smoothing. The recipe was chosen by its
-accuracy on the last 10 % of the training split. Here, over 5 seeds on 2 CPU cores: test accuracy 0.9928 (0.9915 to
+AdamW with a one-cycle learning rate over 2 epochs, and a little label smoothing. The recipe was chosen by its accuracy
+on the last 10% of the training split. Here, over 5 seeds on 2 CPU cores: mean test accuracy 0.9928 (0.9915 to
 0.9936), 16 to 19 s from the command to eval.json.
 """
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mnist_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The default config with a smaller CNN, another optimizer and a schedule."""
-    config = default.get_config()
+    """Returns the default config with a smaller CNN, AdamW and a one-cycle schedule."""
+    config = default_config()
     config.epochs = 2
     config.batch_size = 64
     config.chunks = 1

@@ -1,36 +1,26 @@
-"""The config of a run: read from a file, checked, written to JSON and back, compared."""
+"""The config of a run: loading it from a file, JSON in and out, its digest, and whether a run may resume with it.
+
+`configs/default.py` declares every field; `config_checks` checks the values.
+"""
 
 import hashlib
 import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from mnist_jax.errors import UserError, check_range, comma_separated, did_you_mean
+from mnist_jax.errors import UserError, comma_separated, did_you_mean
 
-ConfigDict = ml_collections.ConfigDict
 ROOT = Path(__file__).parent.parent
-# The least and the greatest value of each whole number in the config.
-MAX_INT = 2**31 - 1
-MINUTES_PER_YEAR = 525_600  # minutes
-INTEGER_RANGES = {
-    'seed': (0, MAX_INT),
-    'epochs': (0, MAX_INT),
-    'batch_size': (1, MAX_INT),
-    'eval_batch_size': (1, MAX_INT),
-    'devices': (0, MAX_INT),
-    'steps_per_call': (0, 10_000),
-    'checkpoint_every_steps': (0, MAX_INT),
-    'chunks': (1, 64),  # each is a part of the compiled program
-    'folds': (0, 100),
-    'fold': (0, 100),
-}
-# Fields that runs of older versions have not, and the values that they were trained with.
+# In a checkout, configs/ is next to the package; an installed package has a bundled copy.
+CHECKOUT = ROOT if (ROOT / 'configs' / 'default.py').exists() else None
+CONFIGS = (CHECKOUT or Path(__file__).parent) / 'configs'
+# Fields that runs of older versions lack, with the values that those runs were trained with.
 ADDED_FIELDS = {
     'steps_per_call': 0,
     'dtype': 'float32',
@@ -39,8 +29,8 @@ ADDED_FIELDS = {
     'on_nonfinite': 'stop',
     'dataset.in_memory': True,
 }
-# What says where a run is computed, when it is saved, and how far it goes, and not what it is: a resumed run may have
-# others.
+# Fields that a resumed run may change: they set where it runs, where its data is, when it saves and how long it trains,
+# but not what a step computes.
 CHANGEABLE_FIELDS = (
     'devices',
     'checkpoint_every_steps',
@@ -51,51 +41,60 @@ CHANGEABLE_FIELDS = (
 )
 
 
-def load_config(path: str) -> ConfigDict:
-    """The config that `get_config()` in the Python file `path` returns, locked."""
+def find_config(path: str) -> Path:
+    """Returns the config file that `path` names.
+
+    A path such as 'configs/cnn.py' that does not exist in the current directory names a config of this project.
+    """
     file = Path(path)
+    if not file.exists() and file.parent == Path('configs'):
+        file = CONFIGS / file.name
     if not file.is_file():
         problem = 'is a directory' if file.is_dir() else 'does not exist'
         raise UserError(f'config file {path!r} {problem}; configs/cnn.py is an example')
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # Where 'from configs import default' finds the default config.
+    return file
+
+
+def load_config(path: str) -> ConfigDict:
+    """Returns the locked config that `get_config()` in the Python file `path` returns; see `find_config`."""
+    file = find_config(path)
     try:
-        spec = importlib.util.spec_from_file_location('experiment_config', path)
+        spec = importlib.util.spec_from_file_location('experiment_config', file)
         if spec is None or spec.loader is None:
-            raise ImportError('its name does not end in .py')
+            raise ImportError('its name must end in .py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # The file is the user's: whatever it raises is for them to mend.
-        raise UserError(f'config file {path!r} cannot be read: {_told(error)}') from None
+    except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
+        raise UserError(f'config file {path!r} cannot be loaded: {_describe(error)}') from None
     if not callable(getattr(module, 'get_config', None)):
-        raise UserError(f'config file {path!r} has no function get_config(); it must return the ConfigDict of the run')
+        raise UserError(f'config file {path!r} must define a function get_config() that returns a ConfigDict')
     try:
         config = module.get_config()
     except Exception as error:
-        raise UserError(f'get_config() in {path!r} failed: {_told(error)}') from None
+        raise UserError(f'get_config() in {path!r} failed: {_describe(error)}') from None
     if not isinstance(config, ConfigDict):
-        raise UserError(f'get_config() in {path!r} returned a {type(config).__name__}; a ConfigDict is wanted')
-    config.unlock()  # A dict put into a locked config is not locked; locking anew locks it too.
+        raise UserError(f'get_config() in {path!r} must return a ConfigDict, got {type(config).__name__}')
+    config.unlock()  # A dict put into a locked config is not locked; locking the config again locks it too.
     return config.lock()
 
 
 def default_config() -> ConfigDict:
-    """The config that has every field."""
-    return load_config(str(ROOT / 'configs' / 'default.py'))
+    """Returns the default config, which has every field. Every experiment's config starts from it."""
+    return load_config(str(CONFIGS / 'default.py'))
 
 
-def _told(error: Exception) -> str:
-    """What an exception out of a config file says, in a line, with the number of that file's line."""
+def _describe(error: Exception) -> str:
+    """Describes an exception raised by a config file in one line, with the line number in that file."""
     if isinstance(error, SyntaxError):
         return f'SyntaxError: {error.msg} (line {error.lineno})'
-    line = None
-    traceback = error.__traceback__
+    line: int | None = None
+    traceback: TracebackType | None = error.__traceback__
     while traceback:
         name = traceback.tb_frame.f_code.co_filename
         if 'site-packages' not in name and not name.startswith('<') and name != __file__:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
-    # ConfigDict raises AttributeError(KeyError(text)), and prints the whole config in the middle of that text.
+    # ConfigDict raises AttributeError(KeyError(text)), with the whole config printed in the middle of the text.
     inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
     text = str(inner.args[0]) if isinstance(inner, KeyError) and inner.args else str(inner)
     text = re.sub(r'Other fields present:.*?(?=Did you mean|$)', '', text, flags=re.DOTALL)
@@ -103,7 +102,7 @@ def _told(error: Exception) -> str:
 
 
 def config_fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """The dotted name and the value of each field."""
+    """Yields the dotted name and the value of each field."""
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
             yield from config_fields(value, f'{prefix}{name}.')
@@ -112,117 +111,85 @@ def config_fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple
 
 
 def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
-    """The values of all fields by dotted name; a name among `names` that is no field is an error."""
+    """Returns the values of all fields by dotted name; raises a UserError if one of `names` is not a field."""
     values = dict(config_fields(config))
     for name in names:
         if name not in values:
             section = name.rpartition('.')[0]
-            beside = [field for field in values if field.rpartition('.')[0] == section] or list(values)
+            siblings = [field for field in values if field.rpartition('.')[0] == section] or list(values)
             raise UserError(
-                f'config.{name} is no field{did_you_mean(name, values)}; the fields are: {comma_separated(beside)}'
+                f'config.{name} is not a field{did_you_mean(name, values)}; the fields are: {comma_separated(siblings)}'
             )
     return values
 
 
 def check_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """The fields that `--config.FIELD=VALUE` among the arguments of the program overrides, with the file's values.
+    """Checks the `--config...` arguments before they are parsed.
+
+    Args:
+      arguments: The command line.
+
+    Returns:
+      The fields that `--config.FIELD=VALUE` overrides, with their values in the config file.
 
     Raises:
-      UserError: a config file that cannot be read, a field that it has not, or fields without a file.
+      UserError: the config file is missing, cannot be loaded, or lacks an overridden field.
     """
     joined = '\n'.join(arguments)
     paths = re.findall(r'^--?config[=\n](.*)$', joined, re.MULTILINE)
     overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', joined, re.MULTILINE)
     if overrides and not paths:
-        raise UserError(f'--config.{overrides[0]} overrides a field of a config; give --config=FILE too')
+        raise UserError(f'--config.{overrides[0]} overrides a config field and needs --config=FILE')
     values = check_fields(load_config(paths[-1]), overrides) if paths else {}
     return {name: values[name] for name in overrides}
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raise a UserError unless `config` has the fields of the default, of their types, and numbers in their range.
-
-    Which fields `model`, `optimizer` and `dataset` have beside `name` is checked where these are built.
-    """
-    every = default_config()
-    for name, value in every.items():
-        if name not in config:
-            raise UserError(f'config.{name} is missing; configs/default.py says what it is')
-        if not isinstance(config[name], type(value)):
-            raise UserError(f'config.{name}={config[name]!r} is wrong: its type is {type(value).__name__}')
-        if isinstance(value, ConfigDict) and 'name' in value and 'name' not in config[name]:
-            raise UserError(f'config.{name}.name is missing; configs/default.py says what it is')
-    for name in config:
-        if name not in every:
-            raise UserError(
-                f'config.{name} is no field{did_you_mean(name, every)}; the fields are: {comma_separated(every)}'
-            )
-    _check_values(config)
-
-
-def _check_values(config: ConfigDict) -> None:
-    for name, value in config_fields(config):
-        if isinstance(value, str) and '\0' in value:
-            raise UserError(f'config.{name}={value!r} is wrong: it has a NUL character')
-    for name, (least, greatest) in INTEGER_RANGES.items():
-        if not least <= config[name] <= greatest or isinstance(config[name], bool):
-            raise UserError(
-                f'config.{name}={config[name]} is wrong: a whole number from {least} to {greatest} is wanted'
-            )
-    check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
-    if config.folds == 1 or config.fold > config.folds:
-        raise UserError(
-            f'config.folds={config.folds} and config.fold={config.fold} are wrong: folds is 0, or from 2 on; '
-            'fold is at most that'
-        )
-
-
 def config_to_json(config: ConfigDict) -> str:
-    """The config as JSON; a value that JSON does not know is an error."""
+    """Returns the config as JSON; raises a TypeError for a value that JSON cannot represent."""
     return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
 def config_sha256(config: ConfigDict) -> str:
-    """The digest of what makes a run what it is: every field but those of `CHANGEABLE`.
+    """Returns the digest of all fields of the config except `CHANGEABLE_FIELDS`.
 
-    Nor fields that were added later and have the value of the runs before: these keep their digest.
+    A field of `ADDED_FIELDS` is left out while it has the value listed there, so the digests of older runs stay valid.
     """
     values = {name: value for name, value in config_fields(config) if name not in CHANGEABLE_FIELDS}
     counted = {name: value for name, value in values.items() if name not in ADDED_FIELDS or value != ADDED_FIELDS[name]}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
-def config_from_json(value: Any) -> ConfigDict:
-    """The config that `to_json` wrote, locked; ValueError where it is another JSON value."""
+def config_from_json(value: object) -> ConfigDict:
+    """Returns the locked config that `config_to_json` wrote; raises a ValueError for any other JSON value."""
     if not isinstance(value, dict):
-        raise ValueError('it is no JSON object')
-    return ConfigDict(_tuples(value)).lock()
+        raise ValueError('it must be a JSON object')
+    return ConfigDict(_lists_to_tuples(value)).lock()
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lists_to_tuples(item) for name, item in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 
 def fill_added_fields(saved: ConfigDict) -> ConfigDict:
-    """`saved`, of any version of this program, with those of `ADDED` that it has not, locked."""
+    """Returns `saved`, from any version of this program, with the `ADDED_FIELDS` that it lacks, locked."""
     config = saved.copy_and_resolve_references()
     config.unlock()
     for name, value in ADDED_FIELDS.items():
         section, _, field = name.rpartition('.')
         if section and section not in config:
-            continue  # `check` tells of it.
-        place = config[section] if section else config
-        if isinstance(place, ConfigDict) and field not in place:
-            place[field] = value
+            continue  # `check_config` reports it.
+        parent = config[section] if section else config
+        if isinstance(parent, ConfigDict) and field not in parent:
+            parent[field] = value
     return config.lock()
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
-    """Raise a UserError that names the fields in which `config` asks for another run than the one `saved`.
+    """Raises a UserError that names the fields in which `config` differs from the run `saved`.
 
-    Those of `CHANGEABLE` may be others; fewer epochs than it has is for the checkpoint to tell.
+    `CHANGEABLE_FIELDS` may differ. The number of epochs is checked against the checkpoint, when it is restored.
     """
     old, new = dict(config_fields(saved)), dict(config_fields(config_from_json(json.loads(config_to_json(config)))))
     changed = [
@@ -232,6 +199,6 @@ def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
     ]
     if changed:
         raise UserError(
-            f'the workdir holds a run with another config: {"; ".join(changed)}; give another --workdir, or the saved '
-            'values (epochs may be raised)'
+            f'the workdir holds a run with a different config: {"; ".join(changed)}; use another --workdir, or the '
+            'saved values (epochs may be raised)'
         )

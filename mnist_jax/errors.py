@@ -1,51 +1,55 @@
-"""What ends the program: an error of the user, with the look-up of names in tables that raises it, or a signal."""
+"""Exceptions that end the program in a defined way, and the phrases that error messages share."""
 
 import difflib
+import math
 import signal
 from collections.abc import Iterable
 
+MAX_INT = 2**31 - 1
+
 
 class UserError(Exception):
-    """Something that the user gave is wrong; `main` prints it as one line and exits with status 2."""
+    """The user's input is wrong; `main` prints the message as one line and exits with status 2."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop and has done so; `main` exits with 128 and the number of the signal."""
+    """The run was asked to stop, and stopped; `main` exits with 128 plus the number of the signal."""
 
     def __init__(self, number: int, where: str):
-        super().__init__(f'stopped by {signal.Signals(number).name} {where}; the same command goes on from there')
+        super().__init__(f'stopped by {signal.Signals(number).name} {where}; run the same command again to resume')
         self.status = 128 + number
 
 
 def comma_separated(names: Iterable[str]) -> str:
-    """The names as a sorted, comma-separated list."""
+    """Returns the names sorted and joined with commas."""
     return ', '.join(sorted(names)) or '(none)'
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
+    """Returns the first line of the error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint at the most similarly spelled choice, or nothing."""
+    """Returns a hint that names the choice with the most similar spelling, or '' if none is close."""
     close = difflib.get_close_matches(str(name), list(choices), n=1)
     return f' (did you mean {close[0]!r}?)' if close else ''
 
 
-def check_range(field: str, value: float, least: float, greatest: float) -> None:
-    """Raise a UserError unless `value` lies from `least` to `greatest`; a value that is not a number does not."""
-    if not least <= value <= greatest:
-        raise UserError(f'{field}={value} is wrong: a number from {least:g} to {greatest:g} is wanted')
+def check_range(field: str, value: float, minimum: float, maximum: float) -> None:
+    """Raises a UserError unless `minimum <= value <= maximum`; NaN is out of every range."""
+    if not minimum <= value <= maximum:
+        limit = f'a number from {minimum:g}' + (f' to {maximum:g}' if maximum < math.inf else '')
+        raise UserError(f'{field} must be {limit}, got {value}')
 
 
-def check_integer(field: str, value: int, least: int = 0) -> None:
-    """Raise a UserError unless `value` is a whole number from `least` to what 31 bits hold."""
-    if not least <= value < 2**31:
-        raise UserError(f'{field}={value} is wrong: a whole number from {least} to {2**31 - 1} is wanted')
+def check_integer(field: str, value: int, minimum: int = 0, maximum: int = MAX_INT) -> None:
+    """Raises a UserError unless `value` is an integer and `minimum <= value <= maximum`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise UserError(f'{field} must be an integer from {minimum} to {maximum}, got {value!r}')
 
 
 def check_fraction(field: str, value: float) -> None:
-    """Raise a UserError unless `value` lies from 0 to below 1."""
+    """Raises a UserError unless `0 <= value < 1`."""
     if not 0 <= value < 1:
-        raise UserError(f'{field}={value} is wrong: a number from 0 to below 1 is wanted')
+        raise UserError(f'{field} must be at least 0 and less than 1, got {value}')

@@ -1,7 +1,6 @@
-"""Evaluate a run: a snapshot on its test split, or a checkpoint of a workdir on any split."""
+"""Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -9,6 +8,7 @@ from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
@@ -17,19 +17,25 @@ from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 
-def evaluate_test(
-    experiment: Experiment, snapshot: Snapshot, workdir: Path, split: str | None = None, part: str | None = None
-) -> dict[str, Any]:
-    """Evaluate on the configured test split, or on `split`; write the result as that of `part`, tell and return it."""
-    state = snapshot.state
-    source = experiment.source
-    spec = split or source.specs['test']
+def evaluate_snapshot(
+    experiment: Experiment, snapshot: Snapshot, workdir: Path, split: str | None = None, suffix: str | None = None
+) -> JsonObject:
+    """Evaluates on the test split of the config, or on `split`; writes, prints and returns the result.
+
+    Args:
+      experiment: The experiment of the run.
+      snapshot: What to evaluate.
+      workdir: Where `eval.json` and `predictions.npz` are written.
+      split: A split in TFDS's slicing notation, or 'validation'.
+      suffix: Added to the names of the files, as in `eval-SUFFIX.json`.
+    """
+    state, source = snapshot.state, experiment.source
     examples = source.split('test') if split is None else _examples(source, split)
     totals, probabilities_NxK = evaluate_split(experiment, state, examples)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
         'dataset': source.name,
-        'split': spec,
+        'split': split or source.specs['test'],
         'split_sha256': examples.sha256,
         'step': int(state.step),
         'skipped_steps': snapshot.epoch.skipped,
@@ -43,36 +49,34 @@ def evaluate_test(
     }
     if processes.is_main():
         try:
-            write_result(workdir, part, result, examples.label, probabilities_NxK)
-        finally:  # The disk may be full.
+            write_result(workdir, suffix, result, examples.label, probabilities_NxK)
+        finally:  # The disk may be full: print the result either way.
             print(format_result(result), flush=True)
     return result
 
 
 def _examples(source: Source, split: str) -> Examples:
-    """Those that validate the run, for 'validation'; else a split in TFDS's slicing."""
     if split != 'validation':
-        return source.other(split)
-    examples = source.split('validation')
-    if examples is None:
-        raise UserError("--split='validation': this run was not validated; 'test' and 'train' are there")
-    return examples
+        return source.read_slice(split)
+    if not source.validated:
+        raise UserError("--split must be 'train' or 'test' for a run without validation examples, got 'validation'")
+    return source.split('validation')
 
 
-def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None = None) -> dict[str, Any]:
-    """Evaluate a checkpoint of a workdir, which is all that this needs.
+def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None = None) -> JsonObject:
+    """Evaluates a checkpoint of a workdir; needs only the workdir and the dataset.
+
+    `eval.json` is the result of the run. Asking for a specific step or split writes separate files, such as
+    `eval-step45-holdout.json`.
 
     Args:
-      workdir: of the run.
-      step: a number, 'latest', 'best', or None for the one that training evaluated at its end.
-      split: which to evaluate on, in TFDS's slicing, or 'validation'; None for the configured test split.
-
-    A step or a split that is asked for has files of its own, such as `eval-step45-holdout.json`: `eval.json` is the
-    result of the run.
+      workdir: The workdir of the run.
+      step: A step number, 'latest', 'best', or None for the checkpoint that training evaluated at its end.
+      split: A split in TFDS's slicing notation, or 'validation'; None for the test split of the config.
     """
     checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)
     snapshot = restore_snapshot(checkpoints, experiment, step)
-    part = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
-    return evaluate_test(experiment, snapshot, workdir, split, part)
+    suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
+    return evaluate_snapshot(experiment, snapshot, workdir, split, suffix)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read within bounds; directories: with one writer, of the cache."""
+"""Atomic writes, bounded reads, directory locks and the cache directory."""
 
 import contextlib
 import datetime
@@ -21,20 +21,20 @@ from mnist_jax.errors import UserError
 JsonObject = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
 
-TEMPORARY_PREFIX = '.mnist_jax-'  # How the names of files begin that are being written.
-MAX_BYTES = 16 * 2**20  # bytes of a text file that this program writes; a larger one is not of it
+TEMPORARY_PREFIX = '.mnist_jax-'  # prefix of the names of temporary files
+MAX_BYTES = 16 * 2**20  # size limit of a text file that this program writes; a larger file is not ours
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as `write_bytes` does."""
+    """Writes `text` atomically; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, contents: bytes) -> None:
-    """Write `contents` under a temporary name, flush it to the disk, then rename it to `path`.
+    """Writes a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
     Raises:
-      OSError: with the name of `path`.
+      OSError: the file cannot be written; the error names `path`, not the temporary file.
     """
     temporary = ''
     try:
@@ -60,9 +60,14 @@ def _umask() -> int:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file; ValueError or OSError where this program cannot have written it."""
+    """Reads a file of at most `MAX_BYTES`.
+
+    Raises:
+      FileNotFoundError: `path` is not a regular file, so reading it could block.
+      ValueError: the file is too large for this program to have written it.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f'{str(path)!r} is no file')
+        raise FileNotFoundError(f'{str(path)!r} is not a regular file')
     with open(path, 'rb') as file:
         contents = file.read(MAX_BYTES + 1)
     if len(contents) > MAX_BYTES:
@@ -70,8 +75,8 @@ def read_bytes(path: Path) -> bytes:
     return contents
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, as `read_bytes`."""
+def read_json(path: Path) -> object:
+    """Reads a JSON file with `read_bytes`; raises a ValueError if it is not valid JSON."""
     try:
         return json.loads(read_bytes(path).decode())
     except RecursionError:
@@ -79,25 +84,25 @@ def read_json(path: Path) -> Any:
 
 
 def printable(name: str) -> str:
-    """A name from a disk or a file, with a question mark for what cannot be shown or written as UTF-8."""
+    """Replaces each character that cannot be printed or encoded in UTF-8 with a question mark."""
     return ''.join(character if character.isprintable() else '?' for character in name)
 
 
 class DirectoryLock:
-    """Holds a directory for this process, in a file `lock` there: a context manager.
+    """A context manager that locks a directory for this process, with a file `lock` in it.
 
-    The kernel ends the hold with the process: one that was killed leaves nothing to clear up, but for the files that
-    it was writing, which are removed here.
+    The kernel releases the lock when the process ends, so a killed process leaves nothing to clean up except the
+    temporary files that it was writing; taking the lock removes these.
     """
 
-    def __init__(self, directory: Path, what: str):
-        """`what` is how an error calls the directory."""
-        self._directory, self._what = directory, what
+    def __init__(self, directory: Path, label: str):
+        """`label` names the directory in error messages."""
+        self._directory, self._label = directory, label
         self._path = directory / 'lock'
         self._descriptor = -1
 
     def __enter__(self) -> 'DirectoryLock':
-        self._descriptor = self._take()
+        self._descriptor = self._acquire()
         for leftover in self._directory.glob(f'{TEMPORARY_PREFIX}*'):
             leftover.unlink(missing_ok=True)
         return self
@@ -108,48 +113,52 @@ class DirectoryLock:
         os.close(self._descriptor)
 
     def renew(self) -> None:
-        """Hold the directory that has this name now, where it was moved or removed and made anew."""
+        """Locks the directory again if it was moved or deleted, creating a new one under the same name if needed."""
         try:
-            same = os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+            unchanged = os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
         except FileNotFoundError:
-            same = False
-        if not same:
+            unchanged = False
+        if not unchanged:
             self._directory.mkdir(parents=True, exist_ok=True)
-            before, self._descriptor = self._descriptor, self._take()
-            os.close(before)
+            previous, self._descriptor = self._descriptor, self._acquire()
+            os.close(previous)
 
-    def _take(self) -> int:
-        """The descriptor of the locked file; UserError where another process holds the directory."""
-        where = f'{self._what} {str(self._directory)!r}'
-        # Not through a link: what lies behind would be overwritten.
+    def _acquire(self) -> int:
+        """Returns the descriptor of the locked file; raises a UserError if another process holds the lock."""
+        name = f'{self._label} {str(self._directory)!r}'
+        # Do not follow a link: its target would be overwritten.
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
-            raise UserError(f'{where} cannot be used: {self._path.name!r} in it is no plain file; remove that')
+            raise UserError(f'{name} cannot be locked: {str(self._path)!r} must be a regular file; remove it')
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors='replace').strip() or 'another process'
             os.close(descriptor)
-            raise UserError(f'{where} is in use by {holder}; wait for its end, or give another') from None
+            raise UserError(f'{name} is in use by {holder}; wait until it ends, or use another directory') from None
         except OSError as error:
-            logging.warning('%s has a file system without locks: nothing prevents a second run (%s)', where, error)
-        began = datetime.datetime.now().isoformat(' ', 'seconds')
+            logging.warning(
+                '%s is on a file system that does not support locks, so nothing prevents a second run in it (%s)',
+                name,
+                error,
+            )
+        start = datetime.datetime.now().isoformat(' ', 'seconds')
         os.truncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # On a full disk, it is held without saying so.
-            os.pwrite(descriptor, f'process {os.getpid()} on {platform.node()}, since {began}'.encode(), 0)
+        with contextlib.suppress(OSError):  # On a full disk, the lock is held without naming its holder.
+            os.pwrite(descriptor, f'process {os.getpid()} on {platform.node()}, since {start}'.encode(), 0)
         return descriptor
 
 
 @functools.cache
 def cache_directory() -> Path | None:
-    """Where this user's compiled programs are kept for this kind of processor; None where nothing can be.
+    """Returns this user's directory for compiled programs, or None if there is no writable one.
 
-    A directory for each kind, since a home directory may be shared by machines that differ.
+    Each kind of processor has its own directory, because different machines may share a home directory.
     """
     cpuinfo = Path('/proc/cpuinfo')
     features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
     processor = features[0] if features else platform.platform()
-    # Where a user has no home at all, as in some containers, '~' stays as it is.
+    # If the user has no home directory, as in some containers, '~' is not expanded.
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     if home.startswith('~'):
         return None
@@ -162,29 +171,34 @@ def cache_directory() -> Path | None:
 
 
 def reserve(directory: Path, size: int) -> None:
-    """Raise an OSError unless so many bytes can be written in `directory`, which is made anew where it vanished."""
+    """Raises an OSError unless `size` bytes can be written in `directory`, which is created if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory) as file:
-        if not hasattr(os, 'posix_fallocate'):  # As on macOS: that a file can be made must do.
+        if not hasattr(os, 'posix_fallocate'):  # On macOS, for example; being able to create a file must suffice.
             return
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # A file system that knows no such thing.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # The file system does not support it.
                 raise
 
 
-def make_directory(path: Path, what: str) -> None:
-    """Create `path` and its parents; that it cannot be a writable directory is the user's error."""
+def make_directory(path: Path, label: str) -> None:
+    """Creates `path` and its parents; raises a UserError if it cannot be a writable directory.
+
+    Args:
+      path: The directory.
+      label: What error messages call it, such as the name of a flag.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f'{what} {str(path)!r} has a name that is no UTF-8; give another directory') from None
+        raise UserError(f'{label} must be a path in UTF-8, got {str(path)!r}') from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f'{what} {str(path)!r} is, or lies below, a file; give a directory') from None
+        raise UserError(f'{label} must be a directory, but {str(path)!r} or one of its parents is a file') from None
     except OSError as error:
-        raise UserError(f'{what} {str(path)!r} is not writable ({error.strerror}); give another directory') from None
+        raise UserError(f'{label} must be a writable directory, got {str(path)!r} ({error.strerror})') from None

@@ -1,15 +1,16 @@
-"""A trained run, as notebooks want it: `mnist_jax.load`."""
+"""The trained run that `mnist_jax.load` returns to notebooks."""
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from mnist_jax import files
-from mnist_jax.data import images
+from mnist_jax.config import ConfigDict
+from mnist_jax.data import image_files
 from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.workdir.comparison import FinishedRun, read_run
 from mnist_jax.workdir.metrics_log import read_metrics
@@ -17,49 +18,57 @@ from mnist_jax.workdir.results import format_result
 
 
 class Run(RestoredModel):
-    """What a run has learned, and how it went: predictions, results, figures."""
+    """A trained run: its model, its metrics and its results. See `mnist_jax.load`."""
 
     @property
-    def config(self) -> Any:
-        """The config, a ConfigDict."""
+    def config(self) -> ConfigDict:
+        """The config of the run."""
         return self.plan.config
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv: a dict an epoch."""
+        """The rows of metrics.csv, one dict per epoch."""
         return read_metrics(self.workdir)
 
     @property
-    def result(self) -> dict[str, Any]:
-        """The evaluation on the test split: what eval.json holds."""
+    def result(self) -> JsonObject:
+        """The evaluation on the test split, as in eval.json."""
         return self._finished.result
 
     @functools.cached_property
     def _finished(self) -> FinishedRun:
-        found = read_run(self.workdir, files.printable(self.workdir.name))
+        run = read_run(self.workdir, files.printable(self.workdir.name))
         step = int(self.snapshot.state.step)
-        if found.result['step'] != step:
+        if run.result['step'] != step:
             raise UserError(
-                f'the result in {str(self.workdir)!r} is of step {found.result["step"]}, and this is {step}'
+                f'{str(self.workdir / "eval.json")!r} must be the result of step {step:,}, which was loaded, got the '
+                f'result of step {run.result["step"]:,}'
             )
-        return found
+        return run
 
     def table(self) -> str:
-        """The result as text for people."""
+        """Returns the result as text: accuracy, statistics by class, and the confusion matrix."""
         return format_result(self.result)
 
     def image(self, path: str | Path) -> np.ndarray:
-        """An image file, scaled and centred as the images are that this run was trained on: uint8 HxWx1."""
+        """Reads an image file, and scales and centers it like the training images.
+
+        Returns:
+          The image, uint8 HxWx1, for `predict` and `feature_maps`.
+
+        Raises:
+          UserError: the file is not a readable PNG, JPEG or BMP image, or the image is blank.
+        """
         try:
-            return self.frame(images.read(Path(path))).image
+            return self.frame(image_files.read(Path(path))).image
         except ValueError as error:
             raise UserError(f'image {str(path)!r}: {error}') from None
 
     def figures(self) -> dict[str, Figure]:
-        """The figures of the report, by name; they need the data set."""
-        from mnist_jax.report.run import make_figures  # Not before: it takes half a second.
+        """Returns the figures of the report by name; needs the dataset."""
+        from mnist_jax.report.run_page import make_figures  # Importing it takes half a second.
 
-        return {name: picture.figure for name, picture in make_figures(self._finished, self).items()}
+        return {name: report_figure.figure for name, report_figure in make_figures(self._finished, self).items()}
 
     def __repr__(self) -> str:
-        return f'<run {str(self.workdir)!r}: {self.config.model.name}, step {int(self.snapshot.state.step):,}>'
+        return f'<Run {str(self.workdir)!r}: {self.config.model.name}, step {int(self.snapshot.state.step):,}>'

@@ -1,55 +1,109 @@
-"""A run from its begin, or from where it was left, to its result."""
+"""Trains a run from the start, or resumes it, and evaluates it.
+
+The loop over epochs and steps is `training.loop.Loop.run`; the step that it calls is `learning.step.train_step`.
+"""
 
 import contextlib
 import shlex
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from mnist_jax import files
 from mnist_jax.config import ConfigDict, config_sha256
-from mnist_jax.data.source import SPLITS
 from mnist_jax.distributed import processes
 from mnist_jax.distributed.devices import preserves_bits
 from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import UserError
-from mnist_jax.evaluate import evaluate_test
+from mnist_jax.evaluate import evaluate_snapshot
+from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel, result_step
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.training.experiment import Experiment, make_experiment
-from mnist_jax.training.loop import Loop
+from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import record_start
 from mnist_jax.workdir.snapshot import Snapshot
 
 
-def train(config: ConfigDict, workdir: Path, whole: Path | None = None, report: bool = False) -> dict[str, Any]:
-    """Train the run of `config` in `workdir`, or go on with what is there; returns its evaluation on the test split.
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    lock_directory: Path | None = None,
+    report: bool = False,
+    on_step: OnStep | None = None,
+) -> JsonObject:
+    """Trains the run of `config` in `workdir`, or resumes the existing run, and evaluates it.
 
-    `whole` is the directory that no other process may train in meanwhile, `workdir` if not given. With `report`, its
-    report is written at the end.
+    Args:
+      config: The config of the run. If the workdir holds a run, it must be the config of that run, apart from
+        `config.CHANGEABLE_FIELDS`.
+      workdir: The directory of the run; created if it does not exist.
+      lock_directory: The directory to lock, so that no other process trains in it; `workdir` by default.
+      report: Whether to write the report of the finished run.
+      on_step: Called after each step; see `training.loop.OnStep`.
+
+    Returns:
+      The evaluation on the test split, as in `eval.json`.
+
+    Raises:
+      UserError: the config, the data or the workdir is invalid; nothing was trained.
+      Interrupted: the run was asked to stop; its progress is saved.
+      FloatingPointError: a loss or an update is not finite.
+      OSError: the last checkpoint could not be written.
     """
+    # Fail now rather than after hours of training: all input is checked before the workdir is touched.
     _check_no_folds(workdir)
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
     if steps:
         checkpoints.check_config(config)
     experiment = make_experiment(config)
-    checkpoints.check_data(experiment.source.data.digests)
-    for name in SPLITS:
-        experiment.source.split(name)  # What is wrong there shows now and not after hours of training.
+    digests = experiment.source.data.digests
+    checkpoints.check_data(digests)
+    for name in experiment.source.split_names:
+        experiment.source.split(name)
     files.make_directory(workdir, '--workdir')
     with contextlib.ExitStack() as stack:
-        hold = stack.enter_context(files.DirectoryLock(whole or workdir, '--workdir')) if processes.is_main() else None
+        lock = (
+            stack.enter_context(files.DirectoryLock(lock_directory or workdir, '--workdir'))
+            if processes.is_main()
+            else None
+        )
         _check_no_folds(workdir)
         if checkpoints.steps() != steps:
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
         checkpoints.create_directory()
         MetricsLog.create_directory(workdir)
-        snapshot, result = _train(experiment, checkpoints, steps, hold.renew if hold else lambda: None)
+        # No process writes before all of them have read the workdir.
+        processes.check_identical(
+            {
+                'config': f'{config_sha256(config)}, {config.epochs} epochs',
+                'config.devices': str(config.devices),
+                'dataset': str(digests),
+                'checkpoints in --workdir': str(steps),
+            }
+        )
+        processes.check_shared_directory(workdir)
+        snapshot = _restore_newest(experiment, checkpoints, steps) if steps else experiment.first_snapshot()
+        if processes.is_main():
+            checkpoints.write_config(config, digests)
+            record_start(workdir, int(snapshot.state.step), str(experiment.replicas))
+        _log_start(experiment, workdir)
+        first_step = snapshot.epoch.number * experiment.steps_per_epoch
+        metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
+        with stop_on_signals() as request:
+            with checkpoints.open(lock.renew if lock else lambda: None) as writer:
+                if not steps:
+                    writer.save(snapshot)
+                snapshot = Loop(experiment, writer, metrics_log, request, on_step).run(snapshot)
+            request.unsaved = False
+            metrics_log.close()
+            try:
+                snapshot, result = _evaluate_result(experiment, checkpoints, snapshot)
+            finally:
+                writer.check()
         if report and processes.is_main():
             _write_report(RestoredModel(workdir, experiment, snapshot))
         return result
@@ -57,114 +111,71 @@ def train(config: ConfigDict, workdir: Path, whole: Path | None = None, report: 
 
 def _check_no_folds(workdir: Path) -> None:
     if any(workdir.glob('fold-*')):
-        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; give another --workdir')
+        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; use another --workdir')
 
 
-def _train(
-    experiment: Experiment, checkpoints: Checkpoints, steps: Sequence[int], prepare: Callable[[], None]
-) -> tuple[Snapshot, dict[str, Any]]:
-    """Train from the newest good checkpoint of `steps`, or from the begin, in a workdir that nobody else writes to.
-
-    `prepare` is called before each save. Returns what the run ends with, and its evaluation.
-    """
-    config, workdir, digests = experiment.config, checkpoints.workdir, experiment.source.data.digests
-    # Nobody writes before all have read.
-    processes.check_identical(
-        {
-            'config': f'{config_sha256(config)}, {config.epochs} epochs',
-            'config.devices': str(config.devices),
-            'data set': str(digests),
-            'checkpoints in --workdir': str(steps),
-        }
-    )
-    processes.check_shared_directory(workdir)
-    snapshot = _begin(experiment, checkpoints, steps)
-    if processes.is_main():
-        checkpoints.write_config(config, digests)
-        record_start(workdir, int(snapshot.state.step), str(experiment.replicas))
-    _tell_beginning(experiment, workdir)
-    monitor = MetricsLog(
-        workdir, config.epochs, snapshot.epoch.number * experiment.steps_per_epoch, processes.is_main()
-    )
-    with stop_on_signals() as request:
-        with checkpoints.open(prepare) as writer:
-            if not steps:
-                writer.save(snapshot)
-            snapshot = Loop(experiment, writer, monitor, request).train(snapshot)
-        request.unsaved = False
-        monitor.close()
-        try:
-            return _result(experiment, checkpoints, snapshot, workdir)
-        finally:
-            writer.check()
-
-
-def _begin(experiment: Experiment, checkpoints: Checkpoints, steps: Sequence[int]) -> Snapshot:
-    """What to go on from: the newest of `steps` that is good, or nothing."""
-    if not steps:
-        return experiment.first_snapshot()
+def _restore_newest(experiment: Experiment, checkpoints: Checkpoints, steps: list[int]) -> Snapshot:
+    """Returns the newest snapshot of `steps` that is intact; moves damaged ones out of the way."""
     snapshot, damaged = checkpoints.restore_newest(steps, experiment.abstract_snapshot)
     if snapshot.epoch.number > experiment.config.epochs:
         raise UserError(
-            f'config.epochs={experiment.config.epochs} is less than the {snapshot.epoch.number} that this run has; '
-            'epochs may be raised'
+            f'config.epochs must be at least {snapshot.epoch.number}, the number of epochs that this run has trained, '
+            f'got {experiment.config.epochs}'
         )
-    processes.check_identical({'the checkpoint that is good': str(snapshot.state.step)})
+    processes.check_identical({'the newest intact checkpoint': str(snapshot.state.step)})
     if damaged and processes.is_main():
         checkpoints.move_to_damaged(damaged)
-    processes.check_identical({'what is damaged': str(damaged)})  # Nobody goes on before it is out of the way.
-    logging.info('Going on from the checkpoint %s', _place(experiment, snapshot))
+    processes.check_identical({'the damaged checkpoints': str(damaged)})  # No process continues before they are moved.
+    logging.info('Resuming from the checkpoint %s', _describe_position(experiment, snapshot))
     return snapshot
 
 
-def _result(
-    experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot, workdir: Path
-) -> tuple[Snapshot, dict[str, Any]]:
-    """What the run ends with, and its evaluation."""
+def _describe_position(experiment: Experiment, snapshot: Snapshot) -> str:
+    step, epochs = int(snapshot.state.step), snapshot.epoch.number
+    in_epoch = step - epochs * experiment.steps_per_epoch
+    if in_epoch:
+        return f'of step {step:,}, {in_epoch:,} steps into epoch {epochs + 1}'
+    return f'of epoch {epochs} (step {step:,})'
+
+
+def _evaluate_result(
+    experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot
+) -> tuple[Snapshot, JsonObject]:
+    """Returns the snapshot that the run ends with, which may be that of the best epoch, and its evaluation."""
     step = result_step(experiment, snapshot)
     if step != snapshot.state.step:
-        logging.info('The best epoch is the result: step %s', f'{step:,}')
+        logging.info('Restoring the best epoch as the result: step %s', f'{step:,}')
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
-    result = evaluate_test(experiment, snapshot, workdir)
-    logging.info('Everything lies in %s; to evaluate again:', workdir)
-    logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(workdir)))
+    result = evaluate_snapshot(experiment, snapshot, checkpoints.workdir)
+    logging.info('Results are in %s; to evaluate again:', checkpoints.workdir)
+    logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(checkpoints.workdir)))
     return snapshot, result
 
 
-def _write_report(finished: RestoredModel) -> None:
-    from mnist_jax.report.run import write_report  # Matplotlib takes a second, which not every run needs.
+def _write_report(model: RestoredModel) -> None:
+    # Importing Matplotlib takes a second, and not every run needs it.
+    from mnist_jax.report.run_page import write_report
 
     try:
-        logging.info('How it learned and where it errs: %s', write_report(finished))
-    except (OSError, UserError) as error:  # The run itself is whole.
-        logging.error('The report cannot be written (%s); --mode=report tries again', error)
+        logging.info('Report: %s', write_report(model))
+    except (OSError, UserError) as error:  # The run itself is complete.
+        logging.error('The report cannot be written (%s); to try again, use --mode=report', error)
 
 
-def _place(experiment: Experiment, snapshot: Snapshot) -> str:
-    step, epochs = int(snapshot.state.step), snapshot.epoch.number
-    within = step - epochs * experiment.steps_per_epoch
-    return (
-        f'of step {step:,}, {within:,} steps into epoch {epochs + 1}'
-        if within
-        else f'of epoch {epochs} (step {step:,})'
-    )
-
-
-def _tell_beginning(experiment: Experiment, workdir: Path) -> None:
-    source = experiment.source
-    splits = ((name, source.split(name)) for name in SPLITS)
-    sizes = ', '.join(f'{name} {split.size:,}' for name, split in splits if split is not None)
-    chunks, devices = experiment.config.chunks, len(experiment.replicas)
+def _log_start(experiment: Experiment, workdir: Path) -> None:
+    source, chunks, devices = experiment.source, experiment.config.chunks, len(experiment.replicas)
     logging.info('devices   %s', experiment.replicas)
     if not preserves_bits(chunks, devices):
         logging.info(
-            'bits      not those of one device: %d chunks are not 1, 2, 4, 8, ... for each of %d devices',
+            'bits      results will differ bitwise from those of one device: config.chunks=%d on %d devices does not '
+            'give each device 1, 2, 4, 8, ... chunks',
             chunks,
             devices,
         )
     if experiment.steps_per_call > 1:
-        logging.info('steps     %d in one call', experiment.steps_per_call)
-    logging.info('data set  %s: %s', source.name, sizes)
+        logging.info('steps     %d per call', experiment.steps_per_call)
+    sizes = ', '.join(f'{name} {source.split(name).size:,}' for name in source.split_names)
+    logging.info('dataset   %s: %s', source.name, sizes)
     logging.info('workdir   %s', workdir)
     for line in format_table(experiment.model, source.image_shape).splitlines():
         logging.info('%s', line)

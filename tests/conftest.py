@@ -1,7 +1,8 @@
-"""What the tests share: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
+"""Shared fixtures and helpers: eight virtual devices, MNIST prepared once, small configs, the program as a process."""
 
 import contextlib
 import csv
+import fcntl
 import functools
 import json
 import os
@@ -9,36 +10,35 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
 from ml_collections import ConfigDict
-from playwright.sync_api import sync_playwright
 
-from mnist_jax import train
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.distributed.devices import start_backend
-from mnist_jax.training import loop
+from mnist_jax.distributed.signals import StopRequest
+from mnist_jax.train import train
 
 ROOT = Path(__file__).parent.parent
-WITHOUT_TIMES = slice(0, 7)  # columns of metrics.csv
+REPRODUCIBLE_COLUMNS = slice(0, 7)  # the columns of metrics.csv that do not depend on the machine
 
 start_backend(8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_addoption(parser):
-    parser.addoption('--faults', action='store_true', help='the whole fault suite too, which takes long')
+    parser.addoption('--faults', action='store_true', help='run the slow fault tests as well')
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption('faults'):
-        whole = [item for item in items if item.get_closest_marker('whole')]
-        config.hook.pytest_deselected(items=whole)
-        items[:] = [item for item in items if item not in whole]
+        slow = [item for item in items if item.get_closest_marker('slow_faults')]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope='session')
@@ -50,7 +50,7 @@ def data_dir(tmp_path_factory) -> str:
 
 
 def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
-    """The config of a run of seconds: `make_small(data_dir, 'mlp', epochs=3, model__hidden=(8,))`."""
+    """Returns the config of a run that takes seconds: `make_small(data_dir, 'mlp', epochs=3, model__hidden=(8,))`."""
     config = load_config(str(ROOT / 'configs' / f'{model}.py'))
     config.dataset.data_dir = data_dir
     config.dataset.train = 'train[:300]'
@@ -64,35 +64,39 @@ def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
     if model == 'cnn':
         config.model.stages = ((4,), (8,))
     for name, value in overrides.items():
-        *path, last = name.split('__')
-        place = config
-        for part in path:
-            place = place[part]
-        place[last] = value
+        *sections, field = name.split('__')
+        functools.reduce(lambda section, part: section[part], sections, config)[field] = value
     return config
 
 
 @pytest.fixture
 def small(data_dir):
-    """`make_small` with the data directory of the tests."""
+    """`make_small`, bound to the data directory of the tests."""
     return functools.partial(make_small, data_dir)
 
 
 def environment(data_dir: str) -> dict[str, str]:
-    """Of the program as a process."""
-    found = {**os.environ, 'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': data_dir}
-    found.pop('PJRT_NPROC', None)
-    return found
+    """Returns the environment variables for running the program as a process."""
+    variables = {**os.environ, 'TFDS_DATA_DIR': data_dir}
+    variables.pop('PJRT_NPROC', None)
+    return variables
 
 
 @pytest.fixture(scope='session')
 def trained(data_dir, tmp_path_factory):
-    """The workdir of a small CNN that has learned something, not to be written to."""
-    workdir = tmp_path_factory.mktemp('learned') / 'run'
-    splits = {'dataset__train': 'train[:12000]', 'dataset__validation': 'train[12000:12500]'}
-    config = make_small(data_dir, 'cnn', **splits, model__stages=((8,), (16,)), model__hidden=(32,), epochs=3)
-    train.train(config, workdir)
-    return workdir
+    """The workdir of a small CNN that has learned something; read-only. The workers of a test run train it once."""
+    own = tmp_path_factory.mktemp('trained')
+    shared = tmp_path_factory.getbasetemp().parent / 'trained' if 'PYTEST_XDIST_WORKER' in os.environ else own
+    shared.mkdir(exist_ok=True)
+    with open(shared / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / 'run' / 'eval.json').exists():
+            splits = {'dataset__train': 'train[:12000]', 'dataset__validation': 'train[12000:12500]'}
+            model = {'model__stages': ((8,), (16,)), 'model__hidden': (32,)}
+            train(make_small(data_dir, 'cnn', **splits, **model, epochs=3), shared / 'run')
+    if own != shared:
+        shutil.copytree(shared / 'run', own / 'run')
+    return own / 'run'
 
 
 @pytest.fixture
@@ -101,34 +105,36 @@ def program(data_dir, tmp_path):
 
     def run(*arguments: str, check: bool = False) -> subprocess.CompletedProcess:
         command = [sys.executable, '-m', 'mnist_jax.main', *arguments]
-        given = {'cwd': tmp_path, 'env': environment(data_dir), 'capture_output': True, 'text': True}
-        return subprocess.run(command, **given, check=check)
+        options = {'cwd': tmp_path, 'env': environment(data_dir), 'capture_output': True, 'text': True}
+        return subprocess.run(command, **options, check=check)
 
     return run
 
 
 @pytest.fixture
 def browser():
-    """Chromium, without a screen."""
+    """Headless Chromium; skips the test if it is not installed."""
     paths = filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
     path = next(paths, None)
     if path is None:
         pytest.skip('Chromium is not installed: apt-get install chromium')
+    from playwright.sync_api import sync_playwright  # Only the tests of the HTML pages need it.
+
     flags = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run']
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=flags) as chromium:
         yield chromium
 
 
 @contextlib.contextmanager
-def opened(browser, url: str, **options) -> Iterator:
-    """A page, which must not complain."""
+def open_page(browser, url: str, **options) -> Iterator:
+    """Opens a page; fails the test if the page writes anything to the console."""
     page = browser.new_page(**options)
-    complaints = []
-    page.on('console', lambda message: complaints.append(message.text))
-    page.on('pageerror', lambda error: complaints.append(str(error)))
+    messages = []
+    page.on('console', lambda message: messages.append(message.text))
+    page.on('pageerror', lambda error: messages.append(str(error)))
     page.goto(url)
     yield page
-    assert complaints == []
+    assert messages == []
     page.close()
 
 
@@ -148,7 +154,7 @@ for line in sys.stdin:
         for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
             os.dup2(os.open(f'{directory}.{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.argv[1:] = arguments
-        main.run_program()  # It ends this process.
+        main.main()  # Exits this process.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -157,67 +163,65 @@ for line in sys.stdin:
 def _forking(data_dir):
     """A process that has imported everything, and forks for each run of the program."""
     command = [sys.executable, '-c', FORKING]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    with subprocess.Popen(command, env=environment(data_dir), **pipes) as process:
+    options = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True, 'cwd': ROOT}
+    with subprocess.Popen(command, env=environment(data_dir), **options) as process:
         yield process
 
 
 @pytest.fixture
 def forked(_forking, tmp_path):
-    """As `program`, without the seconds that imports take: for what ends soon."""
+    """Like `program`, but forks a process that has already imported everything, which saves seconds for short runs."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         print(json.dumps([str(tmp_path), arguments]), file=_forking.stdin, flush=True)
         status = int(_forking.stdout.readline())
-        said = [tmp_path.with_name(f'{tmp_path.name}.{name}').read_text() for name in ('stdout', 'stderr')]
-        return subprocess.CompletedProcess(arguments, status, *said)
+        output = [tmp_path.with_name(f'{tmp_path.name}.{name}').read_text() for name in ('stdout', 'stderr')]
+        return subprocess.CompletedProcess(arguments, status, *output)
 
     return run
 
 
 @contextlib.contextmanager
-def memory(most: int) -> Iterator[None]:
-    """Fail where Python and NumPy take more bytes than this at any time."""
+def memory_limit(limit: int) -> Iterator[None]:
+    """Fails if Python and NumPy ever hold more than this many bytes."""
     tracemalloc.start()
     try:
         yield
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak <= most
+        assert peak <= limit
 
 
-def rows(workdir) -> list[list[str]]:
-    """The rows of metrics.csv, without the times."""
+def metrics_rows(workdir) -> list[list[str]]:
+    """Returns the rows of metrics.csv, without the times."""
     with open(workdir / 'metrics.csv', newline='') as file:
-        return [row[WITHOUT_TIMES] for row in csv.reader(file)]
+        return [row[REPRODUCIBLE_COLUMNS] for row in csv.reader(file)]
 
 
 def results(workdir) -> tuple:
-    """What two equal runs have in common: eval.json and metrics.csv."""
-    return json.loads((workdir / 'eval.json').read_text()), rows(workdir)
+    """Returns what equal runs have in common: the contents of eval.json and metrics.csv."""
+    return json.loads((workdir / 'eval.json').read_text()), metrics_rows(workdir)
 
 
 def contents(directory: Path) -> list[Path]:
-    """All files below, the largest first."""
+    """Returns all files below a directory, the largest first."""
     return sorted((path for path in directory.rglob('*') if path.is_file()), key=lambda path: -path.stat().st_size)
 
 
 def flip(directory: Path) -> None:
-    """Flip a bit of the largest file."""
+    """Flips a bit of the largest file in a directory."""
     path = contents(directory)[0]
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 1
     path.write_bytes(flipped)
 
 
-def fail_at(monkeypatch, failing_step):
-    """Fail as if killed, after so many steps."""
-    add = loop.Loop._add
+def fail_after(failing_step: int) -> Callable[[int, StopRequest], None]:
+    """Returns an `on_step` that raises after a step, as if the process had been killed."""
 
-    def fail(self, so_far, sums, done, progress):
-        if done == failing_step:
+    def on_step(step: int, request: StopRequest) -> None:
+        if step == failing_step:
             raise RuntimeError('as if killed')
-        return add(self, so_far, sums, done, progress)
 
-    monkeypatch.setattr(loop.Loop, '_add', fail)
+    return on_step

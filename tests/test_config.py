@@ -1,123 +1,142 @@
-"""Configs: loaded, checked, written and read again, compared; every field is read by the code."""
+"""Configs: loading, checks, JSON in and out, and whether a run may resume; every field is read by the code."""
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from mnist_jax.config import (
-    check_config,
     check_fields,
     check_resumable,
     config_fields,
     config_from_json,
     config_to_json,
+    default_config,
     load_config,
 )
+from mnist_jax.config_checks import check_config
 from mnist_jax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
-HEAD = 'from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n'
-
-
-def default():
-    return load_config(str(ROOT / 'configs' / 'default.py'))
+HEAD = (
+    'from mnist_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n'  # five lines
+)
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
-def test_every_config_is_good_and_survives_json(path):
+def test_every_config_is_valid_and_survives_json(path):
     config = load_config(str(path))
     check_config(config)
-    again = config_from_json(json.loads(config_to_json(config)))
-    assert again == config and again.is_locked
-    assert list(config_fields(again)) == list(config_fields(config))
+    restored = config_from_json(json.loads(config_to_json(config)))
+    assert restored == config and restored.is_locked
+    assert list(config_fields(restored)) == list(config_fields(config))
 
 
 def test_every_field_is_read_by_the_code():
-    read = set()
+    names = set()
     for path in (ROOT / 'mnist_jax').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                read.add(node.attr)
+                names.add(node.attr)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                read.add(node.id)
-    # `name` selects in errors.build, which takes it as a key.
-    fields = {field.rsplit('.', 1)[-1] for field, _ in config_fields(default())} - {'name'}
-    assert fields <= read, f'declared and never read: {fields - read}'
+                names.add(node.id)
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)  # an attribute of a Linen module or a dataclass
+    # `factory.build` reads `name` by its key.
+    fields = {field.rsplit('.', 1)[-1] for field, _ in config_fields(default_config())} - {'name'}
+    assert fields <= names, f'declared and never read: {fields - names}'
+
+
+def test_the_configs_of_the_project_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config('configs/mlp.py').model.name == 'mlp'
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'mlp.py').write_text(HEAD + '    config.epochs = 77\n    return config\n')
+    assert load_config('configs/mlp.py').epochs == 77
+
+
+def test_configs_that_import_the_default_from_the_directory_still_load(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    path = tmp_path / 'old.py'
+    path.write_text('from configs import default\n\n\ndef get_config():\n    return default.get_config()\n')
+    assert load_config(str(path)) == default_config()
 
 
 @pytest.mark.parametrize(
-    ('text', 'told'),
+    ('text', 'message'),
     [
         (None, 'does not exist; configs/cnn.py is an example'),
-        ('x = (', "cannot be read: SyntaxError: '(' was never closed"),
+        ('x = (', "cannot be loaded: SyntaxError: '(' was never closed"),
         (
             'import nothing_like_that',
-            "cannot be read: ModuleNotFoundError: No module named 'nothing_like_that' (line 1)",
+            "cannot be loaded: ModuleNotFoundError: No module named 'nothing_like_that' (line 1)",
         ),
-        ('config = 1', 'has no function get_config()'),
-        ('def get_config():\n    return 3\n', 'returned a int; a ConfigDict is wanted'),
+        ('config = 1', 'must define a function get_config() that returns a ConfigDict'),
+        ('def get_config():\n    return 3\n', 'must return a ConfigDict, got int'),
         (HEAD + '    config.epohcs = 3\n    return config\n', 'Did you mean "epochs" instead of "epohcs"? (line 6)'),
         (HEAD + '    config.epochs = "x"\n    return config\n', "cannot be casted to type <class 'int'> (line 6)"),
-        (HEAD, 'returned a NoneType; a ConfigDict is wanted'),
+        (HEAD, 'must return a ConfigDict, got NoneType'),
     ],
 )
-def test_wrong_files_are_told_in_a_line(tmp_path, text, told):
+def test_a_wrong_config_file_is_a_one_line_error(tmp_path, text, message):
     path = tmp_path / 'mine.py'
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
         load_config(str(path))
-    assert told in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value) and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ('field', 'value', 'told'),
+    ('field', 'value', 'message'),
     [
-        ('batch_size', 0, 'config.batch_size=0 is wrong: a whole number from 1 to 2147483647 is wanted'),
-        ('epochs', -1, 'config.epochs=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
-        ('devices', -2, 'config.devices=-2 is wrong: a whole number from 0 to 2147483647 is wanted'),
-        ('seed', 2**31, 'config.seed=2147483648 is wrong: a whole number from 0 to 2147483647 is wanted'),
-        ('chunks', 65, 'config.chunks=65 is wrong: a whole number from 1 to 64 is wanted'),
+        ('batch_size', 0, 'config.batch_size must be an integer from 1 to 2147483647, got 0'),
+        ('epochs', -1, 'config.epochs must be an integer from 0 to 2147483647, got -1'),
+        ('devices', -2, 'config.devices must be an integer from 0 to 2147483647, got -2'),
+        ('seed', 2**31, 'config.seed must be an integer from 0 to 2147483647, got 2147483648'),
+        ('seed', -1, 'config.seed must be an integer from 0 to 2147483647, got -1'),
+        ('chunks', 65, 'config.chunks must be an integer from 1 to 64, got 65'),
         (
             'checkpoint_every_minutes',
             -1.0,
-            'config.checkpoint_every_minutes=-1.0 is wrong: a number from 0 to 525600 is wanted',
+            'config.checkpoint_every_minutes must be a number from 0 to 525600, got -1.0',
         ),
-        ('seed', -1, 'config.seed=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
+        ('folds', 1, 'config.folds must be 0 or at least 2, got 1'),
+        ('fold', 3, 'config.fold must be at most config.folds=0, got 3'),
     ],
 )
-def test_numbers_out_of_range_are_told(field, value, told):
-    config = default()
+def test_a_number_out_of_range_is_an_error(field, value, message):
+    config = default_config()
     config[field] = value
     with pytest.raises(UserError) as error:
         check_config(config)
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
-def test_unknown_and_missing_fields_are_told():
-    config = default().copy_and_resolve_references()
+def test_unknown_and_missing_fields_are_errors():
+    config = default_config().copy_and_resolve_references()
     with config.unlocked():
         config.epohcs = 3
-    with pytest.raises(UserError, match=r"config.epohcs is no field \(did you mean 'epochs'\?\)"):
+    with pytest.raises(UserError, match=r"config.epohcs is not a field \(did you mean 'epochs'\?\)"):
         check_config(config)
     with config.unlocked():
         del config.epohcs
         del config.seed
     with pytest.raises(UserError, match=r'config\.seed is missing'):
         check_config(config)
-    with pytest.raises(UserError, match=r"config.model.paddding is no field \(did you mean 'model.padding'\?\)"):
-        check_fields(default(), ['epochs', 'model.paddding'])
+    with pytest.raises(UserError, match=r"config.model.paddding is not a field \(did you mean 'model.padding'\?\)"):
+        check_fields(default_config(), ['epochs', 'model.paddding'])
 
 
-def test_a_run_goes_on_with_other_epochs_and_elsewhere_but_with_nothing_else_changed():
-    saved, asked = default(), default()
-    asked.epochs, asked.devices, asked.dataset.data_dir = 11, 4, '/elsewhere'
-    check_resumable(saved, asked)
-    asked.seed, asked.optimizer.learning_rate = 1, 0.5
+def test_a_resumed_run_may_only_change_the_epochs_and_where_it_runs():
+    saved, config = default_config(), default_config()
+    config.epochs, config.devices, config.dataset.data_dir = 11, 4, '/elsewhere'
+    check_resumable(saved, config)
+    config.seed, config.optimizer.learning_rate = 1, 0.5
     with pytest.raises(UserError) as error:
-        check_resumable(saved, asked)
-    for told in ('seed (was 0, is 1)', 'optimizer.learning_rate (was 0.001, is 0.5)'):
-        assert told in str(error.value)
+        check_resumable(saved, config)
+    for change in ('seed (was 0, is 1)', 'optimizer.learning_rate (was 0.001, is 0.5)'):
+        assert change in str(error.value)
     assert 'devices' not in str(error.value)

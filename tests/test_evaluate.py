@@ -1,4 +1,4 @@
-"""Evaluation: every example, the same file each time, other splits."""
+"""Evaluation: every example counts, the result is reproducible, and any split can be evaluated."""
 
 import json
 
@@ -13,16 +13,16 @@ from mnist_jax.train import train
 @pytest.mark.parametrize('batch_size', [64, 999, 10**9])
 def test_evaluation_counts_every_example(small, tmp_path, batch_size):
     config = small(eval_batch_size=batch_size, epochs=0, dataset__test='test')
-    found = train(config, tmp_path)
-    assert found['count'] == 10_000
-    assert sum(map(sum, found['confusion_matrix'])) == 10_000
-    # The classes of the MNIST test set: http://yann.lecun.com/exdb/mnist/
-    assert [sum(row) for row in found['confusion_matrix']] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert found['correct'] == sum(found['confusion_matrix'][i][i] for i in range(10))
-    assert found['accuracy'] == found['correct'] / 10_000
+    result = train(config, tmp_path)
+    assert result['count'] == 10_000
+    assert sum(map(sum, result['confusion_matrix'])) == 10_000
+    # The class counts of the MNIST test set: http://yann.lecun.com/exdb/mnist/
+    assert [sum(row) for row in result['confusion_matrix']] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert result['correct'] == sum(result['confusion_matrix'][i][i] for i in range(10))
+    assert result['accuracy'] == result['correct'] / 10_000
 
 
-def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
+def test_evaluating_the_workdir_again_gives_the_same_files(small, tmp_path):
     train(small(dataset__test='test[:500]'), tmp_path)
     written = (tmp_path / 'eval.json').read_bytes()
     predictions = (tmp_path / 'predictions.npz').read_bytes()
@@ -38,8 +38,8 @@ def test_evaluation_from_the_workdir_gives_the_same_file(small, tmp_path):
     }  # fmt: skip
 
 
-def test_predictions_are_those_of_the_result(small, tmp_path):
-    found = train(small(dataset__test='test[:333]', eval_batch_size=100), tmp_path)
+def test_stored_predictions_agree_with_the_result(small, tmp_path):
+    result = train(small(dataset__test='test[:333]', eval_batch_size=100), tmp_path)
     with np.load(tmp_path / 'predictions.npz') as arrays:
         label, prediction, probabilities = (arrays[name] for name in ('label', 'prediction', 'probabilities'))
     assert probabilities.shape == (333, 10)
@@ -47,16 +47,17 @@ def test_predictions_are_those_of_the_result(small, tmp_path):
     np.testing.assert_array_equal(probabilities.argmax(axis=1), prediction)
     matrix = np.zeros((10, 10), int)
     np.add.at(matrix, (label, prediction), 1)
-    assert matrix.tolist() == found['confusion_matrix']
-    assert found['loss'] == pytest.approx(-np.log(probabilities[np.arange(333), label]).mean(), rel=1e-5)
+    assert matrix.tolist() == result['confusion_matrix']
+    assert result['loss'] == pytest.approx(-np.log(probabilities[np.arange(333), label]).mean(), rel=1e-5)
 
 
-def test_another_split_is_evaluated_beside_the_configured_one(small, tmp_path):
+def test_another_split_is_written_to_separate_files(small, tmp_path):
     expected = train(small(epochs=1), tmp_path)
     written = (tmp_path / 'eval.json').read_bytes()
-    found = evaluate_workdir(tmp_path, split='train[:50]')
-    assert (found['split'], found['count'], found['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
-    assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == found
+    result = evaluate_workdir(tmp_path, split='train[:50]')
+    assert (result['split'], result['count'], result['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
+    assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == result
     assert (tmp_path / 'eval.json').read_bytes() == written and (tmp_path / 'predictions-train[:50].npz').exists()
-    with pytest.raises(UserError, match=r"--split='holdout' is no split of mnist .*; its splits are: test, train"):
+    message = r"--split must be one of the splits test, train of mnist, or a slice .*, got 'holdout'"
+    with pytest.raises(UserError, match=message):
         evaluate_workdir(tmp_path, split='holdout')

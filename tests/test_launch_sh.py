@@ -1,4 +1,4 @@
-"""launch.sh with a stand-in for Python that writes down what it is asked to do."""
+"""launch.sh, run with a stand-in for Python that records the commands it is asked to run."""
 
 import os
 import shutil
@@ -12,74 +12,85 @@ case "$*" in
     -c*) exit 0 ;;
     '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>"$LOG" ;;
     *'-m pip install'*)
-        echo "pip ${@: -1}" | sed 's:/.*/::' >>"$LOG"
+        echo "pip $(basename "${@: -1}")" >>"$LOG"
         if [[ -n ${KILL:-} ]]; then kill -9 $PPID; fi ;;
     *) echo "in $PWD: $*" >>"$LOG" ;;
 esac
 """
+LOCKS = [f'requirements{suffix}.txt' for suffix in ('', '-test', '-onnx', '-docs')]
+# The last argument of each 'pip install'; for the package itself, it is the directory of the checkout.
+SETUP = ['pip requirements.txt', 'pip a checkout']
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """A function that runs a copy of launch.sh and returns what the stand-in was asked to do."""
-    root, log = tmp_path / 'a project', tmp_path / 'log'
+    """A function that runs a copy of launch.sh and returns the commands that the stand-in recorded."""
+    root, log = tmp_path / 'a checkout', tmp_path / 'log'
     root.mkdir()
-    for name in ('launch.sh', 'requirements.txt', 'requirements-test.txt', 'requirements-onnx.txt', 'configs'):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, root / name)
+    for name in ('launch.sh', 'pyproject.toml', *LOCKS):
+        shutil.copy(ROOT / name, root / name)
     stand_in = tmp_path / 'python3'
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
 
-    def run(*arguments, cwd=root, code=0, **environment):
+    def run(*arguments, script=root / 'launch.sh', cwd=tmp_path, status=0, **environment):
         log.write_text('')
         variables = {**os.environ, 'LOG': str(log), 'PYTHON': str(stand_in), **environment}
-        done = subprocess.run([root / 'launch.sh', *arguments], cwd=cwd, env=variables, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
+        process = subprocess.run([script, *arguments], cwd=cwd, env=variables, capture_output=True, text=True)
+        assert process.returncode == status, process.stderr
         return log.read_text().splitlines()
 
     run.root = root
     return run
 
 
-def test_it_installs_once_and_again_when_the_requirements_changed(launch):
-    assert launch('setup') == ['venv', 'pip requirements.txt']
+def test_it_installs_once_and_again_after_the_requirements_change(launch):
+    assert launch('setup') == ['venv', *SETUP]
     assert launch('setup') == []
     installed = ['pip requirements-test.txt', 'pip requirements-onnx.txt']
     assert launch('test', '-x') == [*installed, f'in {launch.root}: -m pytest -x']
-    with open(launch.root / 'requirements.txt', 'a') as file:
-        file.write('six==1.17.0\n')
-    assert launch('setup') == ['pip requirements.txt']
-    assert launch('setup') == []
+    for name, command in zip(('requirements.txt', 'pyproject.toml'), SETUP, strict=True):
+        with open(launch.root / name, 'a') as file:
+            file.write('# changed\n')
+        assert launch('setup') == [command]
+        assert launch('setup') == []
 
 
-@pytest.mark.parametrize('command', ['setup', 'test'])
-def test_an_interrupted_installation_is_done_again_from_nothing(launch, command):
-    if command == 'test':
-        launch('setup')
-    launch(command, KILL='1', code=-9)
-    assert launch('setup') == ['venv', 'pip requirements.txt']
-
-
-def test_it_passes_everything_on_from_any_directory(launch, tmp_path):
+def test_it_installs_the_package_again_after_the_checkout_is_moved(launch, tmp_path):
     launch('setup')
-    assert launch('--mode=eval', '--workdir=a b', cwd=tmp_path) == [
-        f'in {tmp_path}: -m mnist_jax.main --mode=eval --workdir=a b'
+    moved = launch.root.rename(tmp_path / 'moved')
+    assert launch('setup', script=moved / 'launch.sh') == ['pip requirements.txt', 'pip moved']
+
+
+@pytest.mark.parametrize('command', ['setup', 'test', 'docs'])
+def test_an_interrupted_installation_starts_over(launch, command):
+    if command != 'setup':
+        launch('setup')
+    launch(command, KILL='1', status=-9)
+    assert launch('setup') == ['venv', *SETUP]
+
+
+def test_it_passes_all_arguments_on_from_any_directory(launch, tmp_path):
+    launch('setup')
+    for arguments in (('--mode=eval', '--workdir=a b'), ('--config', 'configs/cnn.py', '--config.epochs=1'), ()):
+        command = ' '.join(('-m', 'mnist_jax.main', *arguments))
+        assert launch(*arguments) == [f'in {tmp_path}: {command}']
+    assert launch('reproduce', '--seeds=3') == [f'in {tmp_path}: -m mnist_jax.main --mode=reproduce --seeds=3']
+    assert launch('docs', 'build', '--strict') == [
+        'pip requirements-docs.txt',
+        f'in {launch.root}: -m mkdocs build --strict',
     ]
-    expected = f'in {tmp_path}: -m mnist_jax.main --config={launch.root}/configs/cnn.py --config.epochs=1'
-    assert launch('--config=configs/cnn.py', '--config.epochs=1', cwd=tmp_path) == [expected]
-    assert launch('--config', 'configs/cnn.py', cwd=tmp_path) == [
-        f'in {tmp_path}: -m mnist_jax.main --config {launch.root}/configs/cnn.py'
-    ]
+
+
+def test_it_works_through_a_symbolic_link(launch, tmp_path):
+    launch('setup')
     (tmp_path / 'link').symlink_to(launch.root / 'launch.sh')
-    linked = subprocess.run([tmp_path / 'link', 'setup'], env={**os.environ, 'PYTHON': '/bin/false'}, check=True)
-    assert linked.returncode == 0
+    assert launch('setup', script=tmp_path / 'link', PYTHON='/bin/false') == []
 
 
-def test_an_old_python_is_told(launch):
-    done = subprocess.run(
+def test_an_old_python_is_an_error_that_names_the_required_version(launch):
+    process = subprocess.run(
         [launch.root / 'launch.sh'], env={**os.environ, 'PYTHON': '/bin/false'}, capture_output=True, text=True
     )
-    assert done.returncode == 2
-    assert (
-        done.stderr == 'error: Python 3.11 or newer is wanted, and /bin/false is not; set PYTHON=/path/to/python3.11\n'
-    )
+    assert process.returncode == 2
+    assert process.stderr == 'error: Python must be 3.11 or newer, got /bin/false; set PYTHON=/path/to/python3.11\n'

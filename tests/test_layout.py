@@ -1,8 +1,13 @@
-"""The layout of the package: which modules there are, and that imports only point down."""
+"""The layout of the package: its modules and packages, and that imports only point down."""
 
 import ast
+import traceback
 
+import pytest
 from conftest import ROOT
+
+from mnist_jax.models.architectures import MLP, MODELS
+from mnist_jax.train import train
 
 PACKAGE = ROOT / 'mnist_jax'
 # A module may import its own package and the levels below; names on the same level do not import each other.
@@ -19,6 +24,7 @@ LEVELS = (
     ('learning',),
     ('distributed', 'models'),
     ('kernels', 'data'),
+    ('config_checks',),
     ('config', 'files'),
     ('factory',),
     ('errors', 'text_tables'),
@@ -26,8 +32,8 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
-def imported(path):
-    """The modules and packages of mnist_jax that a file imports."""
+def imported_modules(path):
+    """Yields the modules and packages of mnist_jax that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mnist_jax':
             yield from node.module.split('.')[1:2] or [alias.name for alias in node.names]
@@ -36,6 +42,7 @@ def imported(path):
 
 
 def owner(path):
+    """Returns the top-level module or package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
 
 
@@ -46,7 +53,8 @@ def test_every_module_has_a_level():
 def test_imports_only_point_down():
     for path in PACKAGE.rglob('*.py'):
         if path != PACKAGE / '__init__.py':
-            wrong = [name for name in imported(path) if name != owner(path) and LEVEL[name] <= LEVEL[owner(path)]]
+            own = owner(path)
+            wrong = [name for name in imported_modules(path) if name != own and LEVEL[name] <= LEVEL[own]]
             assert not wrong, f'{path} imports {wrong}'
 
 
@@ -59,3 +67,20 @@ def test_the_package_stays_small():
 def test_every_package_is_described_in_one_line():
     for path in PACKAGE.glob('*/__init__.py'):
         assert path.read_text().count('\n') == 1 and path.read_text().startswith('"""'), path
+
+
+class FailingMLP(MLP):
+    """An MLP that raises an exception when its train step is traced."""
+
+    def __call__(self, image_BxHxWxC, training=None):
+        if training is not None:
+            raise RuntimeError('traced')
+        return super().__call__(image_BxHxWxC)
+
+
+def test_the_step_is_three_calls_below_train(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, 'failing_mlp', FailingMLP)
+    with pytest.raises(RuntimeError, match='traced') as error:
+        train(small(model__name='failing_mlp'), tmp_path)
+    frames = [f.name for f in traceback.extract_tb(error.tb) if str(PACKAGE) in f.filename]
+    assert frames[:5] == ['train', 'run', 'train_steps', 'train_step', '_gradients_in_turn']

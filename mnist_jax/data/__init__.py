@@ -1,1 +1,1 @@
-"""Raw sources, their TFDS builders, and the batches made from them."""
+"""Datasets: raw file formats, TFDS builders, splits, batches, and the framing of a user's own images."""

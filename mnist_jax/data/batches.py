@@ -1,85 +1,97 @@
-"""Host batches {image, label, mask, index}: padded to one size, in an order that only (seed, epoch) decides."""
+"""Host batches {image, label, mask, index}, padded to a fixed size, in an order that depends only on (seed, epoch)."""
 
 import collections
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from mnist_jax.data.records import Examples, Split
 
-Batch = dict[str, np.ndarray]
-"""image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the place in the split."""
+T = TypeVar('T')
+R = TypeVar('R')
 
-# How examples are read from the disk: so many in one go, by so many threads, so many goes ahead of the training.
-# With more of either, memory varies more; with smaller goes, reading costs the CNN a tenth of its speed on two cores.
-READ_AT_ONCE, READERS, READ_AHEAD = 2048, 1, 2
+Batch = dict[str, np.ndarray]
+"""image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split."""
+
+# How examples on disk are read: examples per read, threads, and reads to prefetch. Higher values make memory use vary
+# more; with smaller reads, the CNN trains 10% slower on two cores.
+READ_SIZE, READ_THREADS, READ_AHEAD = 2048, 1, 2
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of the examples in an epoch."""
+    """Returns the order of the examples in an epoch, int32."""
     return np.random.default_rng((seed, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """How many batches hold `count` examples; the last one may be smaller."""
+    """Returns the number of batches that hold `count` examples; the last one may be smaller."""
     return -(-count // batch_size)
 
 
 def train_batches(
     examples: Examples, seed: int, epoch: int, batch_size: int, padded_size: int, rows: slice, first: int = 0
 ) -> Iterator[Batch]:
-    """The batches of an epoch, each of `padded_size` rows of which at most `batch_size` are examples.
+    """Yields the batches of an epoch in shuffled order.
 
-    Only their `rows` are loaded: the share of this process. `first` is the batch, from 0, to begin with.
+    Args:
+      examples: The training split.
+      seed: Seed of the shuffle.
+      epoch: Number of the epoch, from 0.
+      batch_size: Examples per batch; the last batch may have fewer.
+      padded_size: Rows per batch: the examples, followed by padding.
+      rows: The rows of each batch that this process loads; only these are yielded.
+      first: Index of the first batch to yield, from 0.
     """
     order = permutation(seed, epoch, examples.size)[first * batch_size :]
     return _batches(examples, order, batch_size, padded_size, rows)
 
 
 def eval_batches(examples: Examples, batch_size: int, padded_size: int, rows: slice) -> Iterator[Batch]:
-    """Every example once, in order; else as `train_batches`."""
+    """Yields every example once, in order; see `train_batches` for the arguments."""
     return _batches(examples, np.arange(examples.size, dtype=np.int32), batch_size, padded_size, rows)
 
 
 def _batches(examples: Examples, order: np.ndarray, batch_size: int, padded_size: int, rows: slice) -> Iterator[Batch]:
-    share = len(range(padded_size)[rows])
+    local_size = len(range(padded_size)[rows])
     indices = [order[start : start + batch_size][rows] for start in range(0, len(order), batch_size)]
     for index, split in zip(indices, _read(examples, indices), strict=True):
-        padding = share - len(index)
+        padding = local_size - len(index)
         yield {
-            'image': padded(split.image, padding),
-            'label': padded(split.label, padding),
-            'mask': padded(np.ones(len(index), np.float32), padding),
-            'index': padded(index, padding),
+            'image': pad_rows(split.image, padding),
+            'label': pad_rows(split.label, padding),
+            'mask': pad_rows(np.ones(len(index), np.float32), padding),
+            'index': pad_rows(index, padding),
         }
 
 
-def padded(rows: np.ndarray, padding: int) -> np.ndarray:
-    """The rows, and so many of zeros after them."""
-    return np.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1)) if padding else rows
+def pad_rows(array: np.ndarray, padding: int) -> np.ndarray:
+    """Appends `padding` rows of zeros."""
+    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
 
 
 def _read(examples: Examples, indices: Sequence[np.ndarray]) -> Iterator[Split]:
-    """The examples at each of `indices`; from the disk, those of several batches in one go and ahead of their use."""
+    """Yields the examples of each batch; on disk, prefetches them, several batches per read."""
     if isinstance(examples, Split):
         yield from map(examples.take, indices)
         return
-    batches = -(-READ_AT_ONCE // max([1, *map(len, indices[:1])]))  # There are none left where all were trained.
-    groups = [indices[start : start + batches] for start in range(0, len(indices), batches)]
-    for group, split in zip(groups, _ahead(lambda group: examples.take(np.concatenate(group)), groups), strict=True):
+    # `indices` is empty if all batches of the epoch were trained before the run was resumed.
+    batches_per_read = -(-READ_SIZE // max([1, *map(len, indices[:1])]))
+    groups = [indices[start : start + batches_per_read] for start in range(0, len(indices), batches_per_read)]
+    splits = _map_ahead(lambda group: examples.take(np.concatenate(group)), groups)
+    for group, split in zip(groups, splits, strict=True):
         ends = np.cumsum([len(index) for index in group])
         for index, end in zip(group, ends, strict=True):
             yield split.take(slice(end - len(index), end))
 
 
-def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`map(function, items)`, computed by threads some items ahead."""
-    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+def _map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yields `map(function, items)`, computed by threads up to `READ_AHEAD` items ahead."""
+    with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as executor:
+        pending: collections.deque[concurrent.futures.Future[R]] = collections.deque()
         for item in items:
-            pending.append(readers.submit(function, item))
+            pending.append(executor.submit(function, item))
             if len(pending) > READ_AHEAD:
                 yield pending.popleft().result()
         while pending:

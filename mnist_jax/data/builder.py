@@ -1,4 +1,4 @@
-"""What the TFDS builders share: arrays in memory become a prepared data set, checked by a digest. No TensorFlow."""
+"""The base class of the TFDS builders: prepares arrays in memory and records their digests, without TensorFlow."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mnist_jax.data.images import Framing
+from mnist_jax.data.framing import Framing
 from mnist_jax.data.records import Split
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -15,20 +15,27 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
-    """A data set whose splits fit in memory, written in their order as array_record.
+    """A dataset whose splits fit in memory; prepared in file order, as array_record files.
 
-    A subclass says what it holds and where it comes from. The digest of each split is kept with the prepared data
-    (`info.metadata['sha256']`), so that damage shows when it is read.
+    Subclasses override the class attributes and `_load_arrays`. The digest of each split is stored with the prepared
+    data (`info.metadata['sha256']`), so that damage is detected when the split is read.
     """
 
     VERSION = tfds.core.Version('1.0.0')
     SHAPE = (28, 28, 1)
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
-    FRAMING = Framing(box=20, by_mass=True)  # MNIST's
+    FRAMING = Framing(box_size=20, center_by_mass=True)  # that of MNIST
 
     def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int, variant: str):
-        """`raw_dir` is where the raw files lie, if not where the subclass says; `split_seed` is of a random split."""
+        """Creates a builder without preparing anything yet.
+
+        Args:
+          raw_dir: The directory or the file with the raw data; None for the default of the subclass.
+          data_dir: TFDS's data directory.
+          split_seed: Seed of random splits.
+          variant: What `variant` returns for these arguments.
+        """
         self._raw_dir = raw_dir
         self._split_seed = split_seed
         config = tfds.core.BuilderConfig(name=variant) if variant else None
@@ -36,7 +43,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int) -> str:
-        """What tells data prepared from these arguments from that of others, as a directory's name; '' for nothing."""
+        """Returns the directory name that distinguishes variants of the prepared data; '' if there is only one."""
         return ''
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -55,16 +62,18 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(max_pixel=self.MAX_PIXEL, sha256={}),
         )
 
-    def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
-        """The splits; UserError where the raw files are not what they must be."""
+    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+        """Returns the arrays of each split; raises a UserError if the raw files are invalid."""
         raise NotImplementedError
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        arrays = self._arrays(dl_manager)
-        logging.info('Preparing %s under %s (once)', self.name, self._data_dir_root)
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
+        arrays = self._load_arrays(dl_manager)
+        logging.info('Preparing %s in %s; this happens once', self.name, self._data_dir_root)
         self.info.metadata['sha256'] = {split: Split(*pair).sha256 for split, pair in arrays.items()}
         return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, object]]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {'image': image, 'label': int(label)}

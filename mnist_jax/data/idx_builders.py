@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: data sets in four IDX files, at hand or downloaded."""
+"""MNIST and Fashion-MNIST: datasets of four IDX files, from a local directory or downloaded."""
 
 import threading
 import urllib.error
@@ -12,58 +12,61 @@ import tensorflow_datasets as tfds
 
 from mnist_jax.data import idx
 from mnist_jax.data.builder import ArrayBuilder, Arrays
-from mnist_jax.data.images import Framing
+from mnist_jax.data.framing import Framing
 from mnist_jax.errors import UserError, first_line
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
-REACH_SECONDS = 8.0
+CONNECT_SECONDS = 8.0  # timeout of the request that precedes a download
 
 
 class IdxBuilder(ArrayBuilder):
-    """A data set in four IDX files, in their order. A subclass says where they are and what they must hold."""
+    """A dataset of four IDX files, in file order. Subclasses set where the files are and what they must contain."""
 
-    SHA256: Mapping[str, str] = {}  # of the uncompressed files, by name, where they are known
-    DIRECTORIES: Sequence[Path] = ()  # where the files may lie without being told
-    URL: str | None = None  # where they are published
-    ELSEWHERE = ''  # where else they can be had
+    SHA256: Mapping[str, str] = {}  # digests of the uncompressed files, by name, if they are known
+    DIRECTORIES: Sequence[Path] = ()  # where to look for the files if `raw_dir` is not set
+    URL: str | None = None  # where to download the files from
+    PACKAGE_HINT = ''  # how else to get the files, for error messages
 
-    def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
         paths = self._raw_files(dl_manager)
-        return {split: self._read(paths, *names) for split, names in FILES.items()}
+        return {split: self._read_split(paths, *names) for split, names in FILES.items()}
 
     def _raw_files(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
+        """Returns the paths of the raw files by name; downloads the files if no directory has them."""
         names = [name for pair in FILES.values() for name in pair]
         raw_dir = self._raw_dir or next(filter(Path.is_dir, self.DIRECTORIES), None)
         if raw_dir is not None:
             if not raw_dir.is_dir():
-                raise UserError(f'dataset.raw_dir {str(raw_dir)!r} is no directory; the raw files are wanted in it')
+                raise UserError(f'dataset.raw_dir must be a directory with the raw files, got {str(raw_dir)!r}')
             return {name: idx.find(raw_dir, name) for name in names}
-        ways_out = (
-            f'set --config.dataset.raw_dir to a directory with its four IDX files{self.ELSEWHERE}, or '
+        hint = (
+            f'set --config.dataset.raw_dir to a directory with its four IDX files{self.PACKAGE_HINT}, or '
             '--config.dataset.data_dir to prepared data'
         )
-        check_reachable(f'{self.URL}/{names[0]}.gz', REACH_SECONDS, ways_out)
+        check_reachable(f'{self.URL}/{names[0]}.gz', CONNECT_SECONDS, hint)
         try:
             paths = dl_manager.download({name: f'{self.URL}/{name}.gz' for name in names})
-        except Exception as error:  # The download manager raises whatever its backend does.
-            raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {ways_out}') from None
+        except Exception as error:  # The download manager raises whatever its backend raises.
+            raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {hint}') from None
         return {name: Path(path) for name, path in paths.items()}
 
-    def _read(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> Arrays:
+    def _read_split(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> Arrays:
         images = idx.read(paths[images_name], dimensions=3, sha256=self.SHA256.get(images_name))
         labels = idx.read(paths[labels_name], dimensions=1, sha256=self.SHA256.get(labels_name))
-        path = str(paths[labels_name])
+        images_file, labels_file = (f'raw file {str(paths[name])!r}' for name in (images_name, labels_name))
         if (*images.shape[1:], 1) != self.SHAPE:
-            raise UserError(f'raw file {str(paths[images_name])!r} has images of {images.shape[1:]}, not {self.SHAPE}')
+            raise UserError(f'{images_file} must have images of shape {self.SHAPE[:2]}, got {images.shape[1:]}')
         if len(images) != len(labels):
-            raise UserError(f'raw file {path!r} has {len(labels):,} labels for {len(images):,} images')
+            raise UserError(f'{labels_file} must have {len(images):,} labels, one per image, got {len(labels):,}')
         if labels.size and labels.max() >= len(self.CLASS_NAMES):
-            place = int(np.argmax(labels >= len(self.CLASS_NAMES)))
-            most = len(self.CLASS_NAMES) - 1
-            raise UserError(f'raw file {path!r} has the label {labels[place]} at {place}; 0 to {most} would be right')
+            index = int(np.argmax(labels >= len(self.CLASS_NAMES)))
+            raise UserError(
+                f'{labels_file} must have labels from 0 to {len(self.CLASS_NAMES) - 1}, got {labels[index]} at index '
+                f'{index}'
+            )
         return images.reshape(-1, *self.SHAPE), labels
 
 
@@ -80,15 +83,15 @@ class MnistIdx(IdxBuilder):
 
 
 class FashionMnistIdx(IdxBuilder):
-    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): Debian's files where they are installed, or downloaded."""
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), from Debian's files if they are installed, or downloaded."""
 
     CLASS_NAMES = (
         'T-shirt/top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot',
     )  # fmt: skip
-    FRAMING = Framing(box=28, by_mass=False)
+    FRAMING = Framing(box_size=28, center_by_mass=False)
     DIRECTORIES = (Path('/usr/share/datasets/fashion-mnist'),)
     URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com'
-    ELSEWHERE = ' (Debian: apt-get install dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)'
+    PACKAGE_HINT = ' (Debian: apt-get install dataset-fashion-mnist, /usr/share/datasets/fashion-mnist)'
     SHA256 = {
         'train-images-idx3-ubyte': 'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
         'train-labels-idx1-ubyte': 'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
@@ -97,21 +100,24 @@ class FashionMnistIdx(IdxBuilder):
     }
 
 
-def check_reachable(url: str, seconds: float, ways_out: str) -> None:
-    """Raise a UserError within `seconds` where `url` cannot be had; TFDS itself would retry for minutes."""
-    failure = [f'no answer within {seconds:.0f} s']
+def check_reachable(url: str, timeout: float, hint: str) -> None:
+    """Raises a UserError that ends with `hint` unless `url` answers within `timeout` seconds.
 
-    def ask() -> None:
+    Without this check, TFDS would retry the download for minutes.
+    """
+    failure = [f'no answer within {timeout:g} s']
+
+    def send_request() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=seconds):
+            with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout):
                 failure.clear()
         except (OSError, ValueError) as error:
             failure[0] = str(getattr(error, 'reason', error))
 
-    # A thread, because the look-up of a host's name knows no time limit.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    # In a thread, because resolving the host name has no timeout.
+    thread = threading.Thread(target=send_request, daemon=True)
+    thread.start()
+    thread.join(timeout)
     if failure:
         host = urllib.parse.urlsplit(url).netloc
-        raise UserError(f'the data set cannot be downloaded from {host} ({failure[0]}); {ways_out}')
+        raise UserError(f'the dataset cannot be downloaded from {host} ({failure[0]}); {hint}')

@@ -1,4 +1,4 @@
-"""Kaggle's CSV of digits (https://www.kaggle.com/c/digit-recognizer): read, written, and prepared."""
+"""Reads, writes and prepares the CSV of Kaggle's Digit Recognizer (https://www.kaggle.com/c/digit-recognizer)."""
 
 import csv
 import hashlib
@@ -14,82 +14,88 @@ from mnist_jax.data import partition
 from mnist_jax.data.builder import ArrayBuilder, Arrays
 from mnist_jax.errors import UserError
 
-SIDE = 28
+SIDE = 28  # pixels per row and per column of an image
 PIXELS = [f'pixel{i}' for i in range(SIDE * SIDE)]
 HEADER = ['label', *PIXELS]
-CLASSES = 10
-ROWS = 4096  # that are read in one go
-LONGEST = 2**14  # characters of a line; 784 quoted pixels have 4,700
-MAX_ROWS = 1_000_000
+NUM_CLASSES = 10
+BLOCK_ROWS = 4096  # rows that are parsed at once
+MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
+MAX_LINES = 1_000_000
 
 
 def find(raw_dir: Path | None) -> Path:
-    """The CSV file at `raw_dir`, which is that file or a directory with train.csv."""
+    """Returns the path of the CSV at `raw_dir`, which is that file or a directory with train.csv."""
     if raw_dir is None:
         raise UserError(
-            "dataset.raw_dir='' does not say where Kaggle's CSV lies; give the train.csv of "
-            'https://www.kaggle.com/c/digit-recognizer, or its directory'
+            'dataset.raw_dir must be the train.csv of https://www.kaggle.com/c/digit-recognizer, or its directory, '
+            "got ''"
         )
     path = raw_dir / 'train.csv' if raw_dir.is_dir() else raw_dir
     if not path.is_file():
         raise UserError(
-            f'raw file {str(path)!r} does not exist; dataset.raw_dir is a CSV, or a directory of train.csv; where it '
-            'was moved, a run learns that from its training command with the new raw_dir'
+            f'dataset.raw_dir must be a CSV, or a directory with train.csv, but {str(path)!r} does not exist; if the '
+            'file was moved after training, run the training command again with the new raw_dir'
         )
     return path
 
 
 def read(path: Path) -> Arrays:
-    """Images, uint8 Nx28x28x1, and labels, uint8 N, of a CSV with the header label,pixel0,...,pixel783.
+    """Reads a CSV with the header label,pixel0,...,pixel783.
 
-    A byte-order mark, quotes around values, and either kind of line end are read.
+    A byte-order mark, quoted values and both kinds of line endings are accepted.
+
+    Returns:
+      Images, uint8 Nx28x28x1, and labels, uint8 N.
 
     Raises:
-      UserError: anything else; it names the file and the line.
+      UserError: the file is anything else; the message names the file and the line.
     """
     table = _read(path, HEADER)
     return table[:, 1:].reshape(-1, SIDE, SIDE, 1), table[:, 0]
 
 
-def read_unlabelled(path: Path) -> np.ndarray:
-    """Images, uint8 Nx28x28x1, of a CSV with the header pixel0,...,pixel783, as Kaggle's test.csv; else as `read`."""
+def read_unlabeled(path: Path) -> np.ndarray:
+    """Reads the images, uint8 Nx28x28x1, of a CSV with the header pixel0,...,pixel783, like Kaggle's test.csv.
+
+    Otherwise like `read`.
+    """
     return _read(path, PIXELS).reshape(-1, SIDE, SIDE, 1)
 
 
 def _read(path: Path, header: Sequence[str]) -> np.ndarray:
-    """The numbers below the header, uint8, a row an image."""
+    """Returns the numbers below the header, uint8, one row per image."""
     try:
         with open(path, encoding='utf-8-sig', newline='\n') as file:
-            _check_header(path, file.readline(LONGEST), header)
-            tables = list(_tables(path, file, header))
+            _check_header(path, file.readline(MAX_LINE), header)
+            tables = list(_read_tables(path, file, header))
     except OSError as error:
         raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
     except UnicodeDecodeError:
-        raise UserError(f'raw file {str(path)!r} is no text in UTF-8; a CSV is wanted') from None
+        raise UserError(f'raw file {str(path)!r} is not UTF-8 text; expected a CSV') from None
     if not tables:
-        raise UserError(f'raw file {str(path)!r} ends after its header, line 1; a line an image is wanted')
+        raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
     return np.concatenate(tables)
 
 
-def _tables(path: Path, file: TextIO, header: Sequence[str]) -> Iterator[np.ndarray]:
-    """The rows after the header, so many at a time, uint8."""
-    lines, first = _lines(path, file), 2
-    while block := list(itertools.islice(lines, ROWS)):
-        if first + len(block) > MAX_ROWS:
-            raise UserError(f'raw file {str(path)!r} is too large: it has more than {MAX_ROWS:,} lines')
-        yield _table(path, block, first, header)
+def _read_tables(path: Path, file: TextIO, header: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yields the rows after the header, uint8, in blocks of `BLOCK_ROWS`."""
+    lines, first = _read_lines(path, file), 2
+    while block := list(itertools.islice(lines, BLOCK_ROWS)):
+        if first + len(block) > MAX_LINES:
+            raise UserError(f'raw file {str(path)!r} must have at most {MAX_LINES:,} lines, got more')
+        yield _parse_rows(path, block, first, header)
         first += len(block)
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines from the second on, but for blank ones at the end."""
+def _read_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Yields the lines after the header, except for blank lines at the end."""
     blank = 0
     for number in itertools.count(2):
-        line = file.readline(LONGEST)
+        line = file.readline(MAX_LINE)
         if not line:
             return
-        if len(line) == LONGEST:
-            raise UserError(f'raw file {str(path)!r}, line {number}, is longer than {LONGEST:,} characters')
+        if len(line) == MAX_LINE:
+            raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {MAX_LINE:,} characters')
         if line.strip():
             yield from itertools.repeat('\n', blank)
             yield line
@@ -98,66 +104,69 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
             blank += 1
 
 
-def _table(path: Path, lines: list[str], first: int, header: Sequence[str]) -> np.ndarray:
-    """The numbers of these lines, of which the first has the number `first` in the file."""
+def _parse_rows(path: Path, lines: list[str], first: int, header: Sequence[str]) -> np.ndarray:
+    """Returns the numbers in `lines`, uint8; `first` is the number of the first line in the file."""
     try:
         if not all(map(str.strip, lines)):
-            raise ValueError('blank lines, which NumPy skips')
+            raise ValueError('it has blank lines')  # NumPy would skip them.
         table = np.loadtxt(lines, np.uint8, comments=None, delimiter=',', quotechar='"', ndmin=2)
-        # A quoted line break makes one row of two lines.
+        # A quoted line break makes one row out of two lines.
         labels = table[:, : len(header) - len(PIXELS)]
-        if table.shape != (len(lines), len(header)) or labels.max(initial=0) >= CLASSES:
-            raise ValueError('a wrong number of rows or columns, or a wrong label')
+        if table.shape != (len(lines), len(header)) or labels.max(initial=0) >= NUM_CLASSES:
+            raise ValueError('it has the wrong number of rows or columns, or an invalid label')
     except ValueError as error:
-        raise _wrong_row(path, lines, first, header) or UserError(f'raw file {str(path)!r}: {error}') from None
+        raise _find_error(path, lines, first, header) or UserError(f'raw file {str(path)!r}: {error}') from None
     return table
 
 
 def _check_header(path: Path, line: str, header: Sequence[str]) -> None:
-    names = _cells(line)
+    names = _split_cells(line)
     if names == header:
         return
+    missing = next((name for name in header if name not in names), None)
+    extra = next((name for name in names if name not in header), None)
     if not line.strip():
-        problem = 'is empty'
+        problem = 'an empty line'
     elif header[0] not in names:
-        problem = f'has no column {header[0]}: it begins with {names[0][:20]!r}'
+        problem = f'no column {header[0]!r} in a line that starts with {names[0][:20]!r}'
+    elif missing:
+        problem = f'no column {missing!r}'
+    elif extra:
+        problem = f'an additional column {extra!r}'
     else:
-        missing = next((name for name in header if name not in names), None)
-        extra = next((name for name in names if name not in header), None)
-        problem = (
-            f'has no column {missing}' if missing else f'has the column {extra!r} too' if extra else 'has another order'
-        )
+        problem = 'another order'
     first = 'label,' if 'label' in header else ''
     raise UserError(
-        f'raw file {str(path)!r}, line 1, {problem}; the header of {len(header)} columns is {first}pixel0,...,pixel783'
+        f'raw file {str(path)!r}, line 1 must be the header {first}pixel0,...,pixel783 of {len(header)} columns, '
+        f'got {problem}'
     )
 
 
-def _cells(line: str) -> list[str]:
+def _split_cells(line: str) -> list[str]:
     try:
         return next(csv.reader([line]), [])
-    except csv.Error:  # A cell beyond the limit of the module, 131,072 characters.
+    except csv.Error:  # A cell is longer than the csv module allows, 131,072 characters.
         return line.split(',')
 
 
-def _wrong_row(path: Path, lines: list[str], first: int, header: Sequence[str]) -> UserError | None:
-    """What is wrong with the first wrong one of these lines, which are numbered from `first`."""
+def _find_error(path: Path, lines: list[str], first: int, header: Sequence[str]) -> UserError | None:
+    """Returns an error that describes the first invalid line; `first` is the number of the first of `lines`."""
     for number, line in enumerate(lines, first):
-        cells = _cells(line)
-        where = f'raw file {str(path)!r}, line {number}'
+        cells = _split_cells(line)
+        location = f'raw file {str(path)!r}, line {number}'
         if len(cells) != len(header):
             quotes = ' (a quote is not closed)' if line.count('"') % 2 else ''
-            return UserError(f'{where}, has {len(cells)} columns{quotes}; its header has {len(header)}')
+            return UserError(f'{location} must have {len(header)} columns, like the header, got {len(cells)}{quotes}')
         for name, cell in zip(header, cells, strict=True):
-            most = CLASSES - 1 if name == 'label' else 255
+            maximum = NUM_CLASSES - 1 if name == 'label' else 255
             digits = cell.strip()
-            if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) <= most):
-                return UserError(f'{where}, column {name}: {cell[:20]!r} is no whole number from 0 to {most}')
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) <= maximum):
+                return UserError(f'{location}, column {name} must be an integer from 0 to {maximum}, got {cell[:20]!r}')
     return None
 
 
-def text(images: np.ndarray, labels: np.ndarray) -> str:
-    """Images, uint8 Nx28x28x1, and their labels as the text of such a CSV."""
+def to_csv(images: np.ndarray, labels: np.ndarray) -> str:
+    """Returns images, uint8 Nx28x28x1, and their labels as the text of a CSV that `read` accepts."""
     words = list(map(str, range(256)))
     table = np.column_stack([labels, images.reshape(len(images), -1)])
     rows = (','.join(map(words.__getitem__, row)) for row in table.tolist())
@@ -165,14 +174,14 @@ def text(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 class KaggleDigits(ArrayBuilder):
-    """Kaggle's digits, of each class four fifths to train on; of the rest four fifths to test, the last to hold out.
+    """Kaggle's digits. Of each class, 80% are for training; of the rest, 80% are for testing and 20% are held out.
 
-    The rows of the CSV that went into each split, counted from 0, are in `info.metadata['rows']`.
+    `info.metadata['rows']` holds the indices of the CSV rows in each split, from 0.
     """
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int) -> str:
-        """The digest of the CSV and the seed, so that another CSV is prepared anew."""
+        """Returns a name made of the digest of the CSV and the seed, so that a changed CSV is prepared again."""
         path = find(raw_dir)
         try:
             with open(path, 'rb') as file:
@@ -181,17 +190,17 @@ class KaggleDigits(ArrayBuilder):
             raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
         return f'{digest[:16]}-seed{split_seed}'
 
-    def _arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
         path = find(self._raw_dir)
         images, labels = read(path)
-        train, others = partition.stratified(labels, 0.8, self._split_seed)
-        test, holdout = (others[places] for places in partition.stratified(labels[others], 0.8, self._split_seed))
+        train, rest = partition.stratified_split(labels, 0.8, self._split_seed)
+        test, holdout = (rest[indices] for indices in partition.stratified_split(labels[rest], 0.8, self._split_seed))
         rows = {'train': train, 'test': test, 'holdout': holdout}
-        for name, places in rows.items():
-            if not len(places):
+        for name, indices in rows.items():
+            if not len(indices):
                 raise UserError(
-                    f'raw file {str(path)!r} has too few rows, {len(labels)}: none is left for the split {name!r}; '
-                    'four of each class at least are wanted'
+                    f'raw file {str(path)!r} must have at least 25 rows of some class, got {len(labels)} rows in all, '
+                    f'which leaves none for the split {name!r}'
                 )
-        self.info.metadata['rows'] = {name: places.tolist() for name, places in rows.items()}
-        return {name: (images[places], labels[places]) for name, places in rows.items()}
+        self.info.metadata['rows'] = {name: indices.tolist() for name, indices in rows.items()}
+        return {name: (images[indices], labels[indices]) for name, indices in rows.items()}

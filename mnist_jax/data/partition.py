@@ -1,39 +1,47 @@
-"""Which examples of a split go where, at random by a seed: pure functions from labels to places, in file order."""
+"""Random partitions of the examples of a split, as pure functions of a seed; the indices are in file order."""
 
 import math
 
 import numpy as np
 
 
-def at_random(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the rest, and of `fraction` (to the nearest example) drawn at random out of `count`."""
+def random_split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `fraction` of `count` examples, rounded to the nearest example.
+
+    Returns:
+      The indices of the examples that were not drawn, and of those that were.
+    """
     order = np.random.default_rng(seed).permutation(count)
     drawn = round(count * fraction)
     return np.sort(order[drawn:]), np.sort(order[:drawn])
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of `fraction` of each class, rounded up, drawn at random; and of the rest.
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `fraction` of each class, rounded up, as R's caret::createDataPartition does.
 
-    Rounded up as by R's caret::createDataPartition.
+    Returns:
+      The indices of the examples that were drawn, and of those that were not.
     """
     rng = np.random.default_rng(seed)
     drawn = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        places = rng.permutation(np.flatnonzero(labels == label))
-        # A product such as 0.8 * 935 may come out a little too large in floating point.
-        drawn[places[: math.ceil(round(fraction * len(places), 6))]] = True
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        # In floating point, a product such as 0.8 * 935 can be slightly too large.
+        drawn[indices[: math.ceil(round(fraction * len(indices), 6))]] = True
     return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
 
-def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold, 0 to `count - 1`, of each example: of each class, every fold has equally many, give or take one."""
+def assign_folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the fold of each example, 0 to `count - 1`; each class is divided evenly among the folds.
+
+    The folds' sizes, and their numbers of examples of each class, differ by at most one.
+    """
     rng = np.random.default_rng(seed)
-    fold = np.empty(len(labels), np.int64)
-    dealt = 0
+    folds = np.empty(len(labels), np.int64)
+    assigned = 0
     for label in np.unique(labels):
-        places = rng.permutation(np.flatnonzero(labels == label))
-        # Going on where the class before ended, so that the folds differ by one example at most.
-        fold[places] = (dealt + np.arange(len(places))) % count
-        dealt += len(places)
-    return fold
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        # Start with the fold after the last one of the previous class, so that the sizes differ by at most one.
+        folds[indices] = (assigned + np.arange(len(indices))) % count
+        assigned += len(indices)
+    return folds

@@ -1,4 +1,4 @@
-"""A prepared data set: made once under TFDS's data directory, checked, and cut into slices in host memory."""
+"""A dataset that TFDS prepares once and that is then read in slices, into memory or on demand."""
 
 import contextlib
 import fcntl
@@ -17,15 +17,15 @@ from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
 
 
-class Prepared:
-    """A data set as its builder prepares it.
+class PreparedDataset:
+    """A dataset as its builder prepares it.
 
     Args:
-      name: of the data set, as in the config.
-      make_builder: its class of builders.
-      data_dir: where prepared data sets live; '' is TFDS's own choice.
-      raw_dir: where the raw files lie; '' is with the package, or the network.
-      split_seed: of what the builder draws at random.
+      name: The name of the dataset in the config.
+      make_builder: The class of its builder.
+      data_dir: The directory of prepared datasets; '' for TFDS's default.
+      raw_dir: The directory or the file with the raw data; '' for the builder's default, such as a download.
+      split_seed: Seed of the splits that the builder draws at random.
     """
 
     def __init__(self, name: str, make_builder: type[ArrayBuilder], data_dir: str, raw_dir: str, split_seed: int):
@@ -34,7 +34,7 @@ class Prepared:
         self._data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
         self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._split_seed = split_seed
-        self._splits_read: dict[str, Split] = {}
+        self._splits_in_memory: dict[str, Split] = {}
 
     @functools.cached_property
     def _variant(self) -> str:
@@ -53,14 +53,15 @@ class Prepared:
                 split_seed=self._split_seed,
                 variant=self._variant,
             )
-        except Exception as error:  # TFDS reads what is prepared, and raises whatever its parsers do.
-            raise self._damaged('its description', first_line(error)) from None
+        except Exception as error:  # TFDS reads the prepared data, and raises whatever its parsers raise.
+            raise self._damaged('its metadata', first_line(error)) from None
 
     def prepare(self) -> None:
-        """Prepare the data set unless that is done; one process does it, others wait.
+        """Prepares the dataset if that has not been done yet; one process does it while the others wait.
 
-        TFDS writes into a directory of its own and renames it at the end, so a killed process leaves nothing that
-        could be taken for a data set; the lock goes with the process, and the next one clears up.
+        TFDS writes to a temporary directory and renames it at the end, so a killed process leaves nothing that looks
+        like prepared data. The lock is released when the process ends, and the next process deletes the temporary
+        directory.
         """
         if self._path.exists():
             return
@@ -72,72 +73,83 @@ class Prepared:
                 shutil.rmtree(leftover, ignore_errors=True)
             tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
-                # After a UserError the builder has written nothing but its own directory, which it removes.
+                # If this raises a UserError, the builder has written only to the temporary directory, and deletes it.
                 self._builder.download_and_prepare()
 
-    def slice(self, field: str, spec: str) -> Split:
-        """The examples of a split in TFDS's slicing, read into memory; `field` is what an error calls it."""
-        runs = self._runs(field, spec)
-        parts = [self._split(whole).take(slice(places.start, places.stop)) for whole, places in runs]
+    def load(self, field: str, spec: str) -> Split:
+        """Reads the examples of a split into memory.
+
+        Args:
+          field: What error messages call the split, such as 'dataset.train'.
+          spec: The split in TFDS's slicing notation, such as 'train[:90%]'.
+
+        Raises:
+          UserError: there is no such split, it is empty, or it is damaged.
+        """
+        ranges = self._ranges(field, spec)
+        parts = [self._load_split(name).take(slice(indices.start, indices.stop)) for name, indices in ranges]
         return Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
 
     def stream(self, field: str, spec: str) -> Stream:
-        """The same, left on the disk; what is damaged there shows when it is read."""
-        runs = self._runs(field, spec)
-        files = [self._files(whole) for whole, _ in runs]
-        first = np.cumsum([0, *map(len, files)])
-        places = [start + np.array(places) for start, (_, places) in zip(first, runs, strict=False)]
-        return Stream(files, np.concatenate(places))
+        """Returns the examples of a split without reading them; see `load`. Damage is detected when they are read."""
+        ranges = self._ranges(field, spec)
+        record_files = [self._open_files(name) for name, _ in ranges]
+        starts = np.cumsum([0, *map(len, record_files)])
+        parts = [start + np.array(indices) for start, (_, indices) in zip(starts, ranges, strict=False)]
+        return Stream(record_files, np.concatenate(parts))
 
     def size(self, field: str, spec: str) -> int:
-        """How many examples a slice has; reads none of them."""
-        return sum(len(places) for _, places in self._runs(field, spec))
+        """Returns the number of examples of a split without reading them; see `load`."""
+        return sum(len(indices) for _, indices in self._ranges(field, spec))
 
-    def _runs(self, field: str, spec: str) -> list[tuple[str, range]]:
-        """The runs of examples that make up a slice: of which prepared split, and where in it."""
+    def _ranges(self, field: str, spec: str) -> list[tuple[str, range]]:
+        """Returns the ranges of examples that make up a slice: names of prepared splits, and indices in them."""
         if not spec:
-            raise UserError(f"{field} is empty; TFDS's slicing is wanted, for example 'train[:90%]'")
+            raise UserError(f"{field} must be a split in TFDS's slicing notation, such as 'train[:90%]', got ''")
         splits = self._splits()
         try:
             parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(
-                f'{field}={spec!r} is no split of {self.name} ({first_line(error)}); its splits are: '
-                f"{comma_separated(splits)}, and slices such as 'train[:90%]'"
+                f'{field} must be one of the splits {comma_separated(splits)} of {self.name}, or a slice such as '
+                f"'train[:90%]', got {spec!r} ({first_line(error)})"
             ) from None
-        runs = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
-        if not any(places for _, places in runs):
-            raise UserError(f'{field}={spec!r} has no examples; give a larger slice')
-        return runs
+        ranges = [(part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to]) for part in parts]
+        if not any(indices for _, indices in ranges):
+            raise UserError(f'{field} must have at least one example, got {spec!r}, which is empty')
+        return ranges
+
+    @property
+    def metadata(self) -> files.JsonObject:
+        """What the builder stored with the prepared data, such as the digests of the splits."""
+        return self._builder.info.metadata
 
     @property
     def digests(self) -> dict[str, str]:
-        """The sha256 of each prepared split."""
-        return {name: self._builder.info.metadata['sha256'][name] for name in self._splits()}
+        """The SHA-256 of each prepared split."""
+        return {name: self.metadata['sha256'][name] for name in self._splits()}
 
     def _splits(self) -> Mapping[str, tfds.core.SplitInfo]:
         try:
-            splits, digests = self._builder.info.splits, self._builder.info.metadata['sha256']
-            known = set(splits) == set(digests)
+            splits, digests = self._builder.info.splits, self.metadata['sha256']
+            complete = set(splits) == set(digests)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged('its description', first_line(error)) from None
-        if not splits or not known:
-            raise self._damaged('its description', 'dataset_info.json or metadata.json is missing or incomplete')
+            raise self._damaged('its metadata', first_line(error)) from None
+        if not splits or not complete:
+            raise self._damaged('its metadata', 'dataset_info.json or metadata.json is missing or incomplete')
         return splits
 
-    def _split(self, name: str) -> Split:
-        if name not in self._splits_read:
-            self._splits_read[name] = self._read(name)
-        return self._splits_read[name]
+    def _load_split(self, name: str) -> Split:
+        """Returns a whole prepared split, which is read once."""
+        if name not in self._splits_in_memory:
+            record_files = self._open_files(name)
+            split = record_files.read(np.arange(len(record_files)))
+            if split.sha256 != self.metadata['sha256'].get(name):
+                raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
+            self._splits_in_memory[name] = split
+        return self._splits_in_memory[name]
 
-    def _read(self, name: str) -> Split:
-        files = self._files(name)
-        split = files.read(np.arange(len(files)))
-        if split.sha256 != self._builder.info.metadata['sha256'].get(name):
-            raise self._damaged(f'split {name!r}', 'its contents are not those that were prepared (sha256)')
-        return split
-
-    def _files(self, name: str) -> RecordFiles:
+    def _open_files(self, name: str) -> RecordFiles:
         return RecordFiles(
             lambda: self._builder.as_data_source(split=name),
             lambda error: self._damaged(f'split {name!r}', first_line(error)),
@@ -145,7 +157,9 @@ class Prepared:
 
     def _damaged(self, part: str, reason: str) -> UserError:
         path = str(self._path)
-        return UserError(f'the prepared {self.name} is damaged, {part}: {reason}; remove {path!r} and run again')
+        return UserError(
+            f'the prepared dataset {self.name} is damaged ({part}): {reason}; delete {path!r} and run again'
+        )
 
 
 @contextlib.contextmanager

@@ -1,81 +1,86 @@
-"""The examples of a prepared split: as arrays in memory, or on the disk and read as they are needed."""
+"""Examples of prepared splits: as arrays in memory, or on disk and read on demand."""
 
 import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-SAMPLE = 256  # records that show how all are laid out
-BLOCK = 4096  # records that are read in one go
+SAMPLE_SIZE = 256  # records that are compared to find the layout of all records
+BLOCK_SIZE = 4096  # records per read
+
+Indices = np.ndarray | slice
+"""Integer indices of examples, or a slice of them."""
 
 
 class Split(NamedTuple):
-    """Examples in memory, in the order of their files."""
+    """Examples in memory, in file order."""
 
     image: np.ndarray  # uint8 NxHxWxC
     label: np.ndarray  # int32 N
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.label)
 
-    def take(self, places: np.ndarray) -> 'Split':
-        """Those examples."""
-        return Split(self.image[places], self.label[places])
+    def take(self, indices: Indices) -> 'Split':
+        """Returns the examples at `indices`."""
+        return Split(self.image[indices], self.label[indices])
 
-    part = take
+    def subset(self, indices: Indices) -> 'Split':
+        """Returns the examples at `indices`, in memory like these; see `Stream.subset`."""
+        return self.take(indices)
 
     @property
     def sha256(self) -> str:
-        """The digest of all pixels, then of all labels."""
+        """The digest of all pixels, followed by all labels."""
         return _digest([self])
 
 
 class Stream:
-    """Examples on the disk, of one or several prepared splits one after the other."""
+    """Examples on disk, from one or more prepared splits."""
 
-    def __init__(self, files: Sequence['RecordFiles'], places: np.ndarray):
-        """`places` count through `files`, one after the other."""
+    def __init__(self, files: Sequence['RecordFiles'], indices: np.ndarray):
+        """`indices` are the positions of the examples in the concatenation of `files`."""
         self._files = files
         self._ends = np.cumsum([len(file) for file in files])
-        self._places = places
+        self._indices = indices
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
-        return len(self._places)
+        """The number of examples."""
+        return len(self._indices)
 
-    def take(self, places: np.ndarray) -> Split:
-        """Those examples, read into memory."""
-        found = self._places[places]
-        if not len(found):
+    def take(self, indices: Indices) -> Split:
+        """Reads the examples at `indices` into memory."""
+        file_indices = self._indices[indices]
+        if not len(file_indices):
             return self.take(np.array([0])).take(slice(0))
-        which = np.searchsorted(self._ends, found, side='right')
+        file_numbers = np.searchsorted(self._ends, file_indices, side='right')
         parts = []
-        for number in np.unique(which):
-            first = self._ends[number] - len(self._files[number])
-            parts.append(self._files[number].read(found[which == number] - first))
+        for number in np.unique(file_numbers):
+            start = self._ends[number] - len(self._files[number])
+            parts.append(self._files[number].read(file_indices[file_numbers == number] - start))
         if len(parts) == 1:
             return parts[0]
-        order = np.argsort(np.argsort(which, kind='stable'), kind='stable')
-        return Split(*(np.concatenate(columns)[order] for columns in zip(*parts, strict=True)))
+        order = np.argsort(np.argsort(file_numbers, kind='stable'), kind='stable')
+        return Split(*(np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True)))
 
-    def part(self, places: np.ndarray) -> 'Stream':
-        """Those examples, left where they are."""
-        return Stream(self._files, self._places[places])
+    def subset(self, indices: Indices) -> 'Stream':
+        """Returns the examples at `indices` without reading them."""
+        return Stream(self._files, self._indices[indices])
 
     @property
     def label(self) -> np.ndarray:
-        """The label of every example, int32 N; all are read for it."""
+        """The label of every example, int32 N; reads all examples."""
         return self._labels_and_sha256[0]
 
     @property
     def sha256(self) -> str:
-        """As of `Split`; all examples are read for it."""
+        """The same digest as `Split.sha256`; reads all examples."""
         return self._labels_and_sha256[1]
 
     @functools.cached_property
@@ -83,8 +88,8 @@ class Stream:
         labels = []
 
         def blocks() -> Iterator[Split]:
-            for start in range(0, self.size, BLOCK):
-                block = self.take(np.arange(start, min(start + BLOCK, self.size)))
+            for start in range(0, self.size, BLOCK_SIZE):
+                block = self.take(slice(start, start + BLOCK_SIZE))
                 labels.append(block.label)
                 yield block
 
@@ -96,21 +101,37 @@ Examples = Split | Stream
 
 
 def _digest(blocks: Iterable[Split]) -> str:
-    found, labels = hashlib.sha256(), []
+    digest, labels = hashlib.sha256(), []
     for block in blocks:
-        found.update(np.ascontiguousarray(block.image))
+        digest.update(np.ascontiguousarray(block.image).data)
         labels.append(block.label.astype(np.uint8))
-    found.update(np.concatenate(labels))
-    return found.hexdigest()
+    digest.update(np.concatenate(labels).data)
+    return digest.hexdigest()
+
+
+class RawRecords(Protocol):
+    """The serialized examples of a `DataSource`."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[bytes]: ...
+
+
+class DataSource(Protocol):
+    """The part of TFDS's random-access data source that this module uses."""
+
+    data_source: RawRecords
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Mapping[str, np.ndarray]]: ...
 
 
 class _Layout(NamedTuple):
-    """Where image and label lie in a serialised example."""
+    """The positions of image and label in a serialized example."""
 
     start: int  # of the pixels
     shape: tuple[int, ...]  # of the image
-    label: int  # its place among the bytes around the pixels
-    around: np.ndarray  # these bytes; but for the label, they are those of every example
+    label: int  # index of the label among the bytes around the pixels
+    around: np.ndarray  # these bytes; except for the label, they are the same in all examples
 
     @property
     def pixels(self) -> slice:
@@ -118,42 +139,47 @@ class _Layout(NamedTuple):
 
 
 class RecordFiles:
-    """The files of a prepared split, read at random places."""
+    """The files of a prepared split, with random access."""
 
-    def __init__(self, open_files: Callable[[], Sequence], damaged: Callable[[Exception], Exception]):
-        """`open_files` gives TFDS's data source; `damaged` what to raise in place of whatever its libraries raise."""
+    def __init__(self, open_files: Callable[[], DataSource], damaged: Callable[[Exception], Exception]):
+        """Opens the files.
+
+        Args:
+          open_files: Returns TFDS's data source of the split.
+          damaged: Returns the error to raise in place of an exception from TFDS or the libraries that it uses.
+        """
         self._damaged = damaged
         try:
-            self._examples = open_files()
-            self._records = self._examples.data_source
-            sample = np.linspace(0, len(self) - 1, SAMPLE)
-            self._layout = _find_layout(self._read(sample), self._examples[0])
+            self._source = open_files()
+            sample = np.linspace(0, len(self) - 1, SAMPLE_SIZE)
+            self._layout = _find_layout(self._read_records(sample), self._source[0])
         except Exception as error:
             raise damaged(error) from None
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._source)
 
-    def read(self, places: np.ndarray) -> Split:
-        """The examples at these places, in their order."""
+    def read(self, indices: np.ndarray) -> Split:
+        """Reads the examples at `indices`, in this order."""
         try:
-            return self._cut(self._read(places)) or self._decode(places)
+            split = self._extract(self._read_records(indices))
+            return self._decode(indices) if split is None else split
         except Exception as error:
             raise self._damaged(error) from None
 
-    def _read(self, places: np.ndarray) -> Sequence[bytes]:
-        return self._records.__getitems__(places.astype(int).tolist())
+    def _read_records(self, indices: np.ndarray) -> Sequence[bytes]:
+        return self._source.data_source.__getitems__(indices.astype(int).tolist())
 
-    def _decode(self, places: np.ndarray) -> Split:
-        examples = self._examples.__getitems__(places.tolist())
+    def _decode(self, indices: np.ndarray) -> Split:
+        examples = self._source.__getitems__(indices.tolist())
         images, labels = zip(*((example['image'], example['label']) for example in examples), strict=True)
         return Split(np.stack(images), np.array(labels, np.int32))
 
-    def _cut(self, records: Sequence[bytes]) -> Split | None:
-        """Cut images and labels out of records, or None where one of them is laid out in another way.
+    def _extract(self, records: Sequence[bytes]) -> Split | None:
+        """Extracts images and labels from records; returns None if one of them does not have the common layout.
 
-        TFDS takes 60 us to decode an example, this 1 us. What is around the pixels is compared with the layout, byte
-        by byte, but for the label.
+        TFDS takes 60 us to decode an example; this takes 1 us. The bytes around the pixels, except for the label, must
+        match the layout.
         """
         layout = self._layout
         if layout is None:
@@ -169,15 +195,23 @@ class RecordFiles:
         return Split(np.ascontiguousarray(images), around[:, layout.label].astype(np.int32))
 
 
-def _find_layout(records: Sequence[bytes], first: Mapping[str, np.ndarray]) -> _Layout | None:
-    """How records are laid out that differ in pixels and one byte, the label; `first` is decoded from the first."""
-    pixels = first['image'].tobytes()
+def _find_layout(records: Sequence[bytes], first_example: Mapping[str, np.ndarray]) -> _Layout | None:
+    """Returns the layout of records that differ only in their pixels and in one other byte, the label.
+
+    Args:
+      records: Serialized examples.
+      first_example: The first of them, decoded.
+
+    Returns:
+      None if the records differ in other ways, or if the layout is ambiguous.
+    """
+    pixels = first_example['image'].tobytes()
     start = records[0].find(pixels)
     if any(len(record) != len(records[0]) for record in records) or start != records[0].rfind(pixels):
         return None
     rows = np.frombuffer(b''.join(records), np.uint8).reshape(len(records), -1)
     around = np.delete(rows, np.s_[start : start + len(pixels)], axis=1)
     varying = np.flatnonzero((around != around[0]).any(axis=0))
-    if len(varying) != 1 or around[0, varying[0]] != first['label']:
+    if len(varying) != 1 or around[0, varying[0]] != first_example['label']:
         return None
-    return _Layout(start, first['image'].shape, int(varying[0]), around[0])
+    return _Layout(start, first_example['image'].shape, int(varying[0]), around[0])

@@ -1,30 +1,33 @@
-"""What a run trains on, validates with and is tested on: parts of a prepared data set."""
+"""The training, validation and test examples of a run, as parts of a prepared dataset."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mnist_jax.data import digits, idx_builders, kaggle, partition
 from mnist_jax.data.builder import ArrayBuilder
-from mnist_jax.data.images import Framing
-from mnist_jax.data.prepared import Prepared
+from mnist_jax.data.framing import Framing
+from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_fraction, check_integer
 
-SPLITS = ('train', 'validation', 'test')  # what the examples of a run are for
-
 
 class Source:
-    """A data set, and the parts of it that a run trains on, validates with and is tested on.
+    """A dataset, and the parts of it that a run uses for training, validation and testing.
+
+    Validation examples come from `validation`, `validation_fraction` or `fold`; a source without any of these has no
+    validation split.
 
     Args:
-      name, make_builder, data_dir, raw_dir: as for `Prepared`.
-      train, validation, test: splits by these names, in TFDS's slicing ('train[:90%]'); '' for no validation.
-      validation_fraction: this share of `train`, drawn at random, is for validation instead; 0 for none.
-      split_seed: of what is drawn at random.
-      in_memory: whether the examples are read once, or stay on the disk and are read as they are needed.
-      fold: (which, of how many): one such part of `train` in turn, stratified, is for validation instead.
+      name, make_builder, data_dir, raw_dir: See `PreparedDataset`.
+      train: The training split in TFDS's slicing notation, such as 'train[:90%]'.
+      validation: The validation split in the same notation; '' for none.
+      test: The test split in the same notation.
+      validation_fraction: The fraction of `train` to draw at random for validation; 0 for none.
+      split_seed: Seed of all random splits.
+      in_memory: Whether to read the examples into memory; otherwise they stay on disk and are read on demand.
+      fold: (N, count): validate on fold N, from 1, of `count` stratified folds of `train`, and train on the others.
     """
 
     def __init__(
@@ -43,66 +46,80 @@ class Source:
     ):
         check_fraction('dataset.validation_fraction', validation_fraction)
         check_integer('dataset.split_seed', split_seed)
-        chosen = {'dataset.validation': validation, 'dataset.validation_fraction': validation_fraction, 'folds': fold}
-        ways = [field for field, value in chosen.items() if value]
-        if len(ways) > 1:
-            raise UserError(f"{ways[0]} and {ways[1]} both say what validates; leave one of them out: '', 0.0 or 0")
+        options = {
+            'dataset.validation': validation,
+            'dataset.validation_fraction': validation_fraction,
+            'config.folds': fold,
+        }
+        selected = [field for field, value in options.items() if value]
+        if len(selected) > 1:
+            raise UserError(
+                f'{selected[0]} and {selected[1]} must not both select the validation examples; unset one of them '
+                "('', 0.0 or 0)"
+            )
         self.name = name
         self.specs = {'train': train, 'validation': validation, 'test': test}
-        self.validated = bool(ways)
-        self.data = Prepared(name, make_builder, data_dir, raw_dir, split_seed)
+        self.validated = bool(selected)
+        self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed)
         self._fraction = validation_fraction
         self._split_seed = split_seed
-        self._read = self.data.slice if in_memory else self.data.stream
+        self._read: Callable[[str, str], Examples] = self.data.load if in_memory else self.data.stream
         self._fold = fold
-        self._parts: dict[str, Examples | None] = {}
+        self._examples: dict[str, Examples] = {}
         self.image_shape: tuple[int, ...] = make_builder.SHAPE
         self.class_names: Sequence[str] = make_builder.CLASS_NAMES
         self.max_pixel: int = make_builder.MAX_PIXEL
         self.framing: Framing = make_builder.FRAMING
 
-    def split(self, name: str) -> Examples | None:
-        """The examples that are for `name` (train, validation, test), or None where there is no validation."""
-        if name not in self._parts:
-            self._parts[name] = self._read_part(name)
-        return self._parts[name]
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names that `split` takes: train, validation (if `validated`) and test."""
+        return ('train', 'validation', 'test') if self.validated else ('train', 'test')
 
-    def other(self, spec: str) -> Examples:
-        """The examples of another split, in TFDS's slicing, as --split says it."""
-        return self._read('--split', spec)
+    def split(self, name: str) -> Examples:
+        """Returns the examples of one of the `split_names`; reads them at most once."""
+        if name not in self._examples:
+            indices = self._train_and_validation.get(name)
+            if indices is None:
+                self._examples[name] = self._read_configured(name)
+            else:
+                self._examples[name] = self._read_configured('train').subset(indices)
+        return self._examples[name]
 
-    def _read_part(self, name: str) -> Examples | None:
-        if name in self._division:
-            return self._read('dataset.train', self.specs['train']).part(self._division[name])
-        if name == 'validation' and not self.specs[name]:
-            return None
+    def _read_configured(self, name: str) -> Examples:
         return self._read(f'dataset.{name}', self.specs[name])
 
+    def read_slice(self, spec: str) -> Examples:
+        """Returns the examples of any split in TFDS's slicing notation; error messages call it --split."""
+        return self._read('--split', spec)
+
     def count(self, name: str) -> int:
-        """How many examples are for `name` (train, test); reads none of them, but for folds."""
-        if name in self._division:
-            return len(self._division[name])
+        """Returns the number of examples of a split without reading them, unless there are folds."""
+        if name in self._train_and_validation:
+            return len(self._train_and_validation[name])
         return self.data.size(f'dataset.{name}', self.specs[name])
 
     @functools.cached_property
-    def _division(self) -> dict[str, np.ndarray]:
-        """Which examples of the configured `train` train, and which validate, where these are drawn from it."""
+    def _train_and_validation(self) -> dict[str, np.ndarray]:
+        """The indices in `dataset.train` of both splits if validation examples are drawn from it; otherwise empty."""
         if self._fold is not None:
-            which, count = self._fold
-            fold = partition.folds(self._read('dataset.train', self.specs['train']).label, count, self._split_seed)
-            if count > len(fold):
-                raise UserError(f'config.folds={count} is more than the {len(fold):,} examples of dataset.train')
-            return {'train': np.flatnonzero(fold != which - 1), 'validation': np.flatnonzero(fold == which - 1)}
+            number, count = self._fold
+            folds = partition.assign_folds(self._read_configured('train').label, count, self._split_seed)
+            if count > len(folds):
+                raise UserError(
+                    f'config.folds must be at most the {len(folds):,} examples of dataset.train, got {count}'
+                )
+            return {'train': np.flatnonzero(folds != number - 1), 'validation': np.flatnonzero(folds == number - 1)}
         if not self._fraction:
             return {}
         count = self.data.size('dataset.train', self.specs['train'])
-        kept, drawn = partition.at_random(count, self._fraction, self._split_seed)
-        if not len(drawn) or not len(kept):
+        train, validation = partition.random_split(count, self._fraction, self._split_seed)
+        if not len(train) or not len(validation):
             raise UserError(
-                f'dataset.validation_fraction={self._fraction} of {count:,} examples leaves '
-                f'{len(kept):,} to train on and {len(drawn):,} to validate with; at least one of each is wanted'
+                'dataset.validation_fraction must leave at least one example for training and one for validation, got '
+                f'{self._fraction}, which leaves {len(train):,} and {len(validation):,} of {count:,} examples'
             )
-        return {'train': kept, 'validation': drawn}
+        return {'train': train, 'validation': validation}
 
 
 BUILDERS: dict[str, type[ArrayBuilder]] = {

@@ -1,4 +1,4 @@
-"""Several processes of this program on this machine: started together, ended together, seen as one."""
+"""Runs this program in child processes on this machine: starts them, forwards signals, and ends them together."""
 
 import contextlib
 import ctypes
@@ -12,153 +12,175 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from mnist_jax.distributed.signals import SIGNALS, handling
+from mnist_jax.distributed.signals import SIGNALS, handle_signals
 
-GRACE = 30.0  # seconds that a process has to end by itself
-SETTLE = 0.5  # seconds: a process that fails because another was killed may end a little before that is known
-LAST_LINES = 30  # of what a failed process said
-MAX_PROCESSES = 64  # processes
-SIGNALS = (*SIGNALS, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
-CHILD = 'MNIST_JAX_CHILD'  # in the environment of a child: the process id of its launcher, and its cores
+GRACE_SECONDS = 30.0  # time for a process to end after SIGTERM, before SIGKILL
+SETTLE_SECONDS = 0.5  # time after a failure for the others to end, because the first to end may not be the cause
+TAIL_LINES = 30  # lines of a failed process's output to show
+MAX_PROCESSES = 64
+FORWARDED_SIGNALS = (*SIGNALS, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
+CHILD_VARIABLE = 'MNIST_JAX_CHILD'  # environment variable of a child: its launcher's process id, and its cores
 PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
 
 
-def launch_processes(arguments: Sequence[str], processes: int, program: Sequence[str] = PROGRAM) -> int:
-    """Run `program` with `arguments` in so many processes; returns the exit status.
+def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequence[str] = PROGRAM) -> int:
+    """Runs `program` with `arguments` in several processes, as one distributed run.
 
-    Process 0 has the terminal; what the others say is shown where one of them fails. Then the rest is ended, and the
-    status is that of the failed one, or 1 where a signal killed it. A signal to this process is passed on to all.
+    Process 0 uses the terminal; the output of another process is shown only if that process fails. After a failure,
+    the remaining processes are ended. Signals to this process are forwarded to all of them.
+
+    Returns:
+      The exit status of the process that failed, 1 if a signal killed it; 128 plus the number of the signal if this
+      process received one; 0 otherwise.
     """
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         coordinator = f'127.0.0.1:{server.getsockname()[1]}'
-    # Bound to the loopback address: nobody else shall take part.
+    # The coordinator listens on the loopback address only, so that nobody else can join.
     environment = {**os.environ, 'JAX_COORDINATOR_BIND_ADDRESS': coordinator}
     common = [*program, *arguments, f'--coordinator={coordinator}']
     children: list[subprocess.Popen] = []
     with contextlib.ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
-        stack.callback(_end, children)
-        received = stack.enter_context(_passed_on(children))
-        for number in range(processes):
-            command = [*common, f'--num_processes={processes}', f'--process_id={number}']
-            output = None if number == 0 else said[number]
-            cores = _share_of_cores(number, processes)
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(num_processes)]
+        stack.callback(_terminate, children)
+        received = stack.enter_context(_forward_signals(children))
+        for number in range(num_processes):
+            command = [*common, f'--num_processes={num_processes}', f'--process_id={number}']
+            output = None if number == 0 else outputs[number]
+            cores = cores_for_process(number, num_processes)
             children.append(_start(command, environment, cores, stdout=output, stderr=output))
-        return _wait(children, said, received)
+        return _wait(children, outputs, received)
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str], output: int | None = None) -> int:
-    """Run this program once, and pass signals on to it, so that it can save; returns its exit status."""
+def run_child(arguments: Sequence[str], environment: Mapping[str, str], output: int | None = None) -> int:
+    """Runs this program in one child process, and forwards signals to it so that it can save its progress.
+
+    Args:
+      arguments: The command-line flags.
+      environment: The environment variables of the child.
+      output: Where its standard output goes, as `stdout` of `subprocess.Popen`.
+
+    Returns:
+      The exit status of the child; 128 plus the number of the signal if this process received one.
+    """
     children: list[subprocess.Popen] = []
-    with _passed_on(children) as received:
-        child = _start([*PROGRAM, *arguments], environment, _share_of_cores(0, 1), stdout=output)
+    with _forward_signals(children) as received:
+        child = _start([*PROGRAM, *arguments], environment, cores_for_process(0, 1), stdout=output)
         children.append(child)
-        if received:  # Before there was a child to tell.
+        if received:  # The signal arrived before there was a child to forward it to.
             child.terminate()
         status = child.wait()
     return 128 + received[0] if received else status
 
 
-def _wait(children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]], received: Sequence[int]) -> int:
-    """Wait for the end of all, or for the first failure, and tell it; returns the exit status."""
-    while received or not any(child.poll() for child in children):
-        if all(child.poll() is not None for child in children):
-            return 128 + received[0] if received else 0
-        time.sleep(0.05)
-    time.sleep(SETTLE)
-    failed = [number for number, child in enumerate(children) if child.poll()]
-    return _tell(min(failed, key=lambda number: _rank(children[number].returncode)), children, said)
+def cores_for_process(number: int, num_processes: int) -> list[int]:
+    """Returns the cores for one of the processes: an equal share, or a single core if there are fewer than processes.
+
+    Returns an empty list on systems without CPU affinity.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    if len(cores) < num_processes:
+        return cores and [cores[number % len(cores)]]
+    share = len(cores) // num_processes
+    return cores[number * share : (number + 1) * share]
 
 
-def _rank(status: int) -> int:
-    """Which of several failures is told: that one was killed comes before that others broke off for it."""
-    return {-signal.SIGKILL: 0, -signal.SIGABRT: 2}.get(status, 1 if status < 0 else 3)
+def prepare_child() -> None:
+    """Pins this process to its cores and makes it end with its launcher; does nothing if it has no launcher.
+
+    The child does this itself, because hardly anything is safe between fork and exec in a process with threads, and
+    JAX starts threads.
+    """
+    parent, _, cores = os.environ.pop(CHILD_VARIABLE, '').partition(':')
+    if not parent or not sys.platform.startswith('linux'):
+        return
+    os.sched_setaffinity(0, map(int, cores.split(',')))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # The launcher ended before the call of prctl.
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _tell(failed: int, children: Sequence[subprocess.Popen], said: Sequence[IO[bytes]]) -> int:
-    status = children[failed].returncode
-    if status < 0:
-        name = signal.Signals(-status).name
-        print(
-            f'error: process {failed} of {len(children)} was killed ({name}), so the run ends; the same command goes '
-            'on from the last checkpoint',
-            file=sys.stderr,
-        )
-        return 1
-    if failed > 0 and not _fails_alike(children[0], status):
-        said[failed].seek(0)
-        lines = said[failed].read().decode(errors='replace').splitlines()[-LAST_LINES:]
-        print(*lines, f'(process {failed} of {len(children)})', sep='\n', file=sys.stderr)
-    return status
-
-
-def _fails_alike(first: subprocess.Popen, status: int) -> bool:
-    """Whether process 0 ends in the same way: then it has told the reason itself."""
-    if status != 2:
-        return False
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return first.wait(GRACE) == status
-    return False
-
-
-def _end(children: Sequence[subprocess.Popen]) -> None:
-    """End what still runs: with SIGTERM, and where that does not help with SIGKILL."""
-    for child in children:
-        child.terminate()
-    until = time.monotonic() + GRACE
-    for child in children:
-        try:
-            child.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    cores: Sequence[int],
+    stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | int | None = None,
+) -> subprocess.Popen:
+    """Starts a child process, which must call `prepare_child`."""
+    variables = {**environment, CHILD_VARIABLE: f'{os.getpid()}:{",".join(map(str, cores))}'}
+    # In a session of its own, the child gets each signal of the terminal once: forwarded by this process.
+    return subprocess.Popen(command, env=variables, stdout=stdout, stderr=stderr, start_new_session=True)
 
 
 @contextlib.contextmanager
-def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """Pass signals on to the children; those that came so far. After the second one, they are killed."""
+def _forward_signals(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Forwards signals to the children, and kills them after a second one; yields the list of the signals received."""
     received: list[int] = []
 
-    def pass_on(number: int) -> None:
+    def forward(number: int) -> None:
         received.append(number)
         for child in children:
             child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
             if len(received) > 1:
                 child.kill()
 
-    with handling(pass_on, SIGNALS):
+    with handle_signals(forward, FORWARDED_SIGNALS):
         yield received
 
 
-def _share_of_cores(number: int, processes: int) -> list[int]:
-    """The cores for one of the processes: an equal share, or one of them where there are fewer than processes."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
-    if len(cores) < processes:
-        return cores and [cores[number % len(cores)]]
-    each = len(cores) // processes
-    return cores[number * each : (number + 1) * each]
+def _wait(children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]], received: Sequence[int]) -> int:
+    """Waits until all children have ended, or one has failed, and reports the failure; returns the exit status."""
+    while received or not any(child.poll() for child in children):
+        if all(child.poll() is not None for child in children):
+            return 128 + received[0] if received else 0
+        time.sleep(0.05)
+    time.sleep(SETTLE_SECONDS)
+    failed = [number for number, child in enumerate(children) if child.poll()]
+    return _report_failure(min(failed, key=lambda number: _rank(children[number].returncode)), children, outputs)
 
 
-def _start(
-    command: Sequence[str], environment: Mapping[str, str], cores: list[int], **output: IO[bytes] | int | None
-) -> subprocess.Popen:
-    """Start a child that does as `prepare` says."""
-    told = {CHILD: f'{os.getpid()}:{",".join(map(str, cores))}'}
-    # In a session of its own, so that each signal reaches it once: from here.
-    return subprocess.Popen(command, env={**environment, **told}, start_new_session=True, **output)
+def _rank(status: int) -> int:
+    """Returns the rank of an exit status as the cause of several failures: a killed process makes its peers abort."""
+    return {-signal.SIGKILL: 0, -signal.SIGABRT: 2}.get(status, 1 if status < 0 else 3)
 
 
-def prepare() -> None:
-    """What a process does first where another one launched it: it keeps to its cores, and is ended with that one.
+def _report_failure(failed: int, children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]]) -> int:
+    """Prints why the process with the index `failed` failed; returns the exit status."""
+    status = children[failed].returncode
+    if status < 0:
+        name = signal.Signals(-status).name
+        print(
+            f'error: process {failed} of {len(children)} was killed ({name}), so the run stops; run the same command '
+            'again to resume from the last checkpoint',
+            file=sys.stderr,
+        )
+        return 1
+    if failed > 0 and not _reported_by_first(children[0], status):
+        outputs[failed].seek(0)
+        lines = outputs[failed].read().decode(errors='replace').splitlines()[-TAIL_LINES:]
+        print(*lines, f'(process {failed} of {len(children)})', sep='\n', file=sys.stderr)
+    return status
 
-    It does so itself: between fork and exec in a process with threads, as JAX has them, little may be done.
-    """
-    parent, _, cores = os.environ.pop(CHILD, '').partition(':')
-    if not parent or not sys.platform.startswith('linux'):
-        return
-    os.sched_setaffinity(0, map(int, cores.split(',')))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # It ended before that.
-        os.kill(os.getpid(), signal.SIGTERM)
+
+def _reported_by_first(first: subprocess.Popen, status: int) -> bool:
+    """Returns whether process 0 fails with the same user error, and so prints it itself."""
+    if status != 2:
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return first.wait(GRACE_SECONDS) == status
+    return False
+
+
+def _terminate(children: Sequence[subprocess.Popen]) -> None:
+    """Ends the children that still run: with SIGTERM, and after `GRACE_SECONDS` with SIGKILL."""
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM (a cluster's preemption) or SIGINT (Ctrl-C)."""
+"""Stopping on request: SIGTERM (a cluster's preemption notice) and SIGINT (Ctrl-C)."""
 
 import contextlib
 import os
@@ -13,44 +13,47 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal; 0 where it was not.
+    """Records the signal that asks this process to stop.
 
-    Only while it has something unsaved is it waited for: else the first signal ends it at once, and so does a second.
-    In a process that is not this program's own, such as a notebook's, KeyboardInterrupt is raised instead.
+    Shutdown is deferred only while there is unsaved work: without any, the first signal ends the process immediately,
+    and a second signal always does. A process that this program does not own, such as a notebook kernel, is never
+    ended; it gets a KeyboardInterrupt instead.
     """
 
-    def __init__(self, own: bool) -> None:
-        self.own = own
-        self.signal = 0
-        self.unsaved = False
-        self.asked = 0  # times that it was looked at; see processes.agreed
+    def __init__(self, owns_process: bool):
+        self.owns_process = owns_process
+        self.signal = 0  # number of the signal that asks to stop; 0 if none does
+        self.unsaved = False  # whether there is unsaved work
+        self.polls = 0  # number of polls; see `processes.agree_on_stop`
 
-    def ask(self, number: int) -> None:
-        """The signal with this number came."""
-        told = f'stopped by {signal.Signals(number).name}'
+    def receive(self, number: int) -> None:
+        """Handles the signal `number`; runs in the thread that watches for signals."""
+        name = signal.Signals(number).name
         if self.unsaved and not self.signal:
             self.signal = number
-            print(f'to be {told} at the next step; once more stops at once', file=sys.stderr, flush=True)
-        elif self.own:
-            print(told, file=sys.stderr)
+            print(f'{name}: stopping after this step; send again to stop immediately', file=sys.stderr, flush=True)
+        elif self.owns_process:
+            print(f'stopped by {name}', file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(128 + number)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """As a handler in the main thread: raise KeyboardInterrupt where this process is not to be ended."""
-        if not self.own and not self.unsaved:
+        """Handles a signal in the main thread: interrupts a process that this program must not end."""
+        if not self.owns_process and not self.unsaved:
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def stop_on_signals(own: bool = False) -> Iterator[StopRequest]:
-    """While this lasts, the signals go to a request; before and after, to that of the caller.
+def stop_on_signals(owns_process: bool = False) -> Iterator[StopRequest]:
+    """Context manager: yields a request that receives `SIGNALS`, and restores the previous handlers afterwards.
 
-    `own` says that the process is this program's own, here and within.
+    Args:
+      owns_process: Whether this process runs only this program, so that a signal may end it. Nested calls inherit it.
     """
-    request = StopRequest(own or getattr(signal.getsignal(SIGNALS[0]), 'own', False))
-    with handling(request.ask, in_main_thread=request):
+    outer = signal.getsignal(SIGNALS[0])
+    request = StopRequest(owns_process or (isinstance(outer, StopRequest) and outer.owns_process))
+    with handle_signals(request.receive, main_thread_handler=request):
         yield request
 
 
@@ -59,35 +62,45 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def handling(
-    act: Callable[[int], None], signals: Sequence[int] = SIGNALS, in_main_thread: Callable = _ignore
+def handle_signals(
+    callback: Callable[[int], None],
+    signals: Sequence[int] = SIGNALS,
+    main_thread_handler: Callable[[int, FrameType | None], None] = _ignore,
 ) -> Iterator[None]:
-    """While this lasts, call `act` with the number of each of `signals` that comes.
+    """Context manager: calls `callback` with the number of each of `signals` that arrives.
 
-    In a thread of its own: Python's handlers wait for the main thread, which may compile for half a minute.
-    `in_main_thread` is such a handler.
+    The callback runs in its own thread, because Python runs signal handlers only between bytecodes of the main thread,
+    and compiling a step can block that thread for half a minute. Outside the main thread, where Python does not allow
+    handlers to be set, this does nothing.
+
+    Args:
+      callback: Called in its own thread, as soon as the signal arrives.
+      signals: The numbers of the signals to handle.
+      main_thread_handler: Called in the main thread, as the handlers of `signal.signal` are.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Signals are for the main thread, and for whoever runs this in another one.
+        yield
         return
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    thread = threading.Thread(target=_watch, args=(reading, act, signals), daemon=True)
+    thread = threading.Thread(target=_watch, args=(reading, callback, signals), daemon=True)
     thread.start()
-    before = {number: signal.signal(number, in_main_thread) for number in signals}
-    outer = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    # In this order: a signal that arrives between the two calls must not be lost.
+    previous_wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, main_thread_handler) for number in signals}
     try:
         yield
     finally:
-        signal.set_wakeup_fd(outer)
-        for number, handler in before.items():
+        signal.set_wakeup_fd(previous_wakeup)
+        for number, handler in previous.items():
             signal.signal(number, handler)
         writing.close()
         thread.join()
 
 
-def _watch(reading: socket.socket, act: Callable[[int], None], signals: Sequence[int]) -> None:
+def _watch(reading: socket.socket, callback: Callable[[int], None], signals: Sequence[int]) -> None:
+    """Reads the signal numbers that Python writes to the wakeup socket, until its other end is closed."""
     with reading:
         while received := reading.recv(1):
             if received[0] in signals:
-                act(received[0])
+                callback(received[0])

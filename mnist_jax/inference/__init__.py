@@ -1,1 +1,1 @@
-"""A trained model applied to images: predict, export, serve."""
+"""Applies trained models to images: restore, predict, export, and a server with a page to draw on."""

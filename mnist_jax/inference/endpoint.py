@@ -1,50 +1,54 @@
-"""What the drawing page's endpoint answers: requests checked, images framed, predictions and feature maps."""
+"""The endpoint of the drawing page: checks requests, frames images, and answers with predictions and feature maps."""
 
 import base64
 import http
 import json
 import threading
-from typing import Any
 
 import numpy as np
 
+from mnist_jax.errors import comma_separated, did_you_mean
+from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
 
-MAX_SIDE = 256  # pixels of an image that is sent
-MAX_MAPS = 16  # of each layer
+MAX_SIDE = 256  # pixels per side of an image in a request
+MAX_MAPS = 16  # feature maps per layer in a response
 
-SCHEMA = {
-    '$schema': 'https://json-schema.org/draft/2020-12/schema',
-    'title': 'What POST /predict takes',
-    'type': 'object',
-    'properties': {
-        'image': {
-            'description': 'Rows of greys from 0 to 255, all as long, light on dark or dark on light; it is scaled and '
-            'centred as the images were that the model was trained on.',
+FIELDS: dict[str, JsonObject] = {
+    'image': {
+        'description': 'Rows of gray values from 0 to 255, all of the same length, light on dark or dark on light. The '
+        'image is scaled and centered like the training images.',
+        'type': 'array',
+        'minItems': 1,
+        'maxItems': MAX_SIDE,
+        'items': {
             'type': 'array',
             'minItems': 1,
             'maxItems': MAX_SIDE,
-            'items': {
-                'type': 'array',
-                'minItems': 1,
-                'maxItems': MAX_SIDE,
-                'items': {'type': 'number', 'minimum': 0, 'maximum': 255},
-            },
-        },
-        'feature_maps': {'description': 'Whether to answer with what each layer sees.', 'type': 'boolean'},
-        'allow_blank': {
-            'description': 'Whether an image that shows nothing gets an answer whose class is null instead of status '
-            '422.',
-            'type': 'boolean',
+            'items': {'type': 'number', 'minimum': 0, 'maximum': 255},
         },
     },
+    'feature_maps': {
+        'description': 'Whether the response contains the feature maps of every layer.',
+        'type': 'boolean',
+    },
+    'allow_blank': {
+        'description': 'Whether a blank image is answered with the class null instead of status 422.',
+        'type': 'boolean',
+    },
+}
+SCHEMA: JsonObject = {
+    '$schema': 'https://json-schema.org/draft/2020-12/schema',
+    'title': 'The body of POST /predict',
+    'type': 'object',
+    'properties': FIELDS,
     'required': ['image'],
     'additionalProperties': False,
 }
 
 
 class RequestError(Exception):
-    """A request that is not answered, and why."""
+    """A request was refused, with an HTTP status and a reason."""
 
     def __init__(self, status: http.HTTPStatus, reason: str):
         super().__init__(reason)
@@ -52,87 +56,93 @@ class RequestError(Exception):
 
 
 class Endpoint:
-    """Answers requests with the model of a run, one after the other."""
+    """Answers requests with a trained model, one at a time."""
 
-    def __init__(self, trained: RestoredModel):
-        self._trained = trained
+    def __init__(self, model: RestoredModel):
+        self._model = model
         self._lock = threading.Lock()
 
-    def answer(self, body: bytes) -> dict[str, Any]:
-        """The prediction for a request as `SCHEMA` says it; RefusedError for any other."""
-        request = _parsed(body)
-        greys_HxW = np.array(request['image'], np.float32)
+    def answer(self, body: bytes) -> JsonObject:
+        """Returns the prediction for a request whose body matches `SCHEMA`.
+
+        Raises:
+          RequestError: the body does not match, or the image is blank and `allow_blank` is not set.
+        """
+        request = _parse_request(body)
+        grays_HxW = np.array(request['image'], np.float32)
         with self._lock:
             try:
-                framed = self._trained.frame(greys_HxW)
+                framed = self._model.frame(grays_HxW)
             except ValueError as error:
                 if request.get('allow_blank'):
                     return {'class': None, 'prepared': str(error)}
                 raise RequestError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-            (row,) = self._trained.predict(framed.image[None])
-            maps = self._trained.feature_maps(framed.image) if request.get('feature_maps') else {}
-        names = self._trained.class_names
+            (probabilities_K,) = self._model.predict(framed.image[None])
+            maps = self._model.feature_maps(framed.image) if request.get('feature_maps') else {}
+        names = self._model.class_names
         return {
-            'class': names[int(row.argmax())],
-            'probabilities': dict(zip(names, row.tolist(), strict=True)),
-            'prepared': framed.done,
-            'image': _encoded(framed.image / self._trained.plan.source.max_pixel),
+            'class': names[int(probabilities_K.argmax())],
+            'probabilities': dict(zip(names, probabilities_K.tolist(), strict=True)),
+            'prepared': framed.description,
+            'image': _encode(framed.image / self._model.plan.source.max_pixel),
             'feature_maps': [
-                {'layer': name, 'channels': array.shape[-1], **_encoded(_spread(array[..., :MAX_MAPS]))}
+                {'layer': name, 'channels': array.shape[-1], **_encode(_normalize(array[..., :MAX_MAPS]))}
                 for name, array in maps.items()
                 if array.ndim == 3
             ],
         }
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
-    def refuse(reason: str) -> RequestError:
-        return RequestError(http.HTTPStatus.BAD_REQUEST, f'{reason}; GET /schema says what is wanted')
-
+def _parse_request(body: bytes) -> JsonObject:
+    """Returns the checked fields of a request."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise refuse(f'the request is no JSON: {str(error)[:100]}') from None
+        raise _bad_request(f'the request body must be JSON: {str(error)[:100]}') from None
     if not isinstance(request, dict) or 'image' not in request:
-        raise refuse("the request is no object with a field 'image'")
-    unknown = set(request) - set(SCHEMA['properties'])
-    if unknown:
-        raise refuse(f'the field {min(unknown)[:40]!r} is unknown')
+        raise _bad_request("the request body must be a JSON object with a field 'image'")
+    for name in sorted(request):
+        if name not in FIELDS:
+            raise _bad_request(
+                f'{name[:40]!r} is not a field{did_you_mean(name[:40], FIELDS)}; the fields are: '
+                f'{comma_separated(FIELDS)}'
+            )
     for name in ('feature_maps', 'allow_blank'):
         if not isinstance(request.get(name, False), bool):
-            raise refuse(f'{name!r} must be true or false, got {str(request[name])[:40]}')
-    problem = _problem(request['image'])
-    if problem:
-        raise refuse(f"'image' {problem}")
+            raise _bad_request(f'{name!r} must be true or false, got {str(request[name])[:40]}')
+    _check_image(request['image'])
     return request
 
 
-def _problem(image: Any) -> str | None:
-    """What is wrong with an image, if anything."""
+def _check_image(image: object) -> None:
+    """Raises a RequestError unless `image` matches the schema."""
     if not isinstance(image, list) or not all(isinstance(row, list) for row in image):
-        return 'is no list of rows'
-    widths = set(map(len, image))
-    if len(widths) != 1 or not 1 <= len(image) <= MAX_SIDE or not 1 <= max(widths) <= MAX_SIDE:
-        return f'does not have 1 to {MAX_SIDE} rows of 1 to {MAX_SIDE} numbers, all as long'
+        raise _bad_request(f"'image' must be a list of rows of numbers, got {str(image)[:40]}")
+    if not 1 <= len(image) <= MAX_SIDE:
+        raise _bad_request(f"'image' must have 1 to {MAX_SIDE} rows, got {len(image)}")
+    lengths = sorted({len(row) for row in image})
+    if len(lengths) > 1:
+        raise _bad_request(f"'image' must have rows of the same length, got {lengths[0]} to {lengths[-1]} numbers")
+    if not 1 <= lengths[0] <= MAX_SIDE:
+        raise _bad_request(f"'image' must have rows of 1 to {MAX_SIDE} numbers, got {lengths[0]}")
     for row in image:
         for value in row:
-            if type(value) not in (int, float) or not 0 <= value <= 255:  # Not what is not a number, either.
-                return f'has {str(value)[:40]!r}, which is no number from 0 to 255'
-    return None
+            if type(value) not in (int, float) or not 0 <= value <= 255:  # also true for NaN
+                raise _bad_request(f"'image' must contain numbers from 0 to 255, got {str(value)[:40]!r}")
 
 
-def _spread(maps_HxWxC: np.ndarray) -> np.ndarray:
-    """Each map from 0 for its least value to 1 for its greatest."""
-    least, greatest = maps_HxWxC.min((0, 1), keepdims=True), maps_HxWxC.max((0, 1), keepdims=True)
-    return (maps_HxWxC - least) / np.maximum(greatest - least, 1e-6)
+def _bad_request(reason: str) -> RequestError:
+    return RequestError(http.HTTPStatus.BAD_REQUEST, f'{reason}; see GET /schema')
 
 
-def _encoded(maps_HxWxC: np.ndarray) -> dict[str, Any]:
-    """Maps from 0 to 1 as bytes in base 64, map by map."""
+def _normalize(maps_HxWxC: np.ndarray) -> np.ndarray:
+    """Maps the minimum of each feature map to 0 and its maximum to 1."""
+    low, high = maps_HxWxC.min((0, 1), keepdims=True), maps_HxWxC.max((0, 1), keepdims=True)
+    return (maps_HxWxC - low) / np.maximum(high - low, 1e-6)
+
+
+def _encode(maps_HxWxC: np.ndarray) -> JsonObject:
+    """Encodes maps with values from 0 to 1 as bytes in base64, one map after the other."""
     pixels = np.rint(255 * np.clip(maps_HxWxC, 0, 1)).astype(np.uint8)
     height, width, _ = pixels.shape
-    return {
-        'height': height,
-        'width': width,
-        'pixels': base64.b64encode(np.ascontiguousarray(pixels.transpose(2, 0, 1))).decode(),
-    }
+    return {'height': height, 'width': width, 'pixels': base64.b64encode(pixels.transpose(2, 0, 1).tobytes()).decode()}

@@ -1,4 +1,4 @@
-"""Hand a trained model to someone else: as StableHLO, which JAX alone runs anywhere, and as ONNX."""
+"""Exports a trained model as StableHLO, which needs only JAX to run, and as ONNX."""
 
 import contextlib
 import importlib.util
@@ -11,7 +11,7 @@ import numpy as np
 from jax import export as jax_export
 
 from mnist_jax import files
-from mnist_jax.config import ROOT
+from mnist_jax.config import CHECKOUT
 from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels import ops
@@ -22,74 +22,77 @@ STABLEHLO, ONNX = 'model.stablehlo', 'model.onnx'
 
 
 def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
-    """Write the model of a run to `export/` in its workdir, with a README that says how to call it; returns that place.
+    """Exports the model of a run to `export/` in its workdir, with a README that shows how to call it.
 
-    What is exported maps images BxHxWxC, for any number B, to the probabilities BxK of their classes; the parameters
-    are in it.
+    The exported model maps images BxHxWxC, for any batch size B, to class probabilities BxK. It contains the
+    parameters.
 
     Args:
-      workdir: of the run.
-      step: as for `trained.restore`.
-      onnx: whether to write ONNX too, for which the converter must be installed.
+      workdir: The directory of the run.
+      step: The checkpoint; see `restore_snapshot`.
+      onnx: Whether to write ONNX as well, which needs the converter jax2onnx.
+
+    Returns:
+      The directory of the exported files.
     """
     if onnx and importlib.util.find_spec('jax2onnx') is None:
+        requirements = f'-r {CHECKOUT / "requirements-onnx.txt"}' if CHECKOUT else 'jax2onnx onnx onnx-ir sympy mpmath'
         raise UserError(
-            '--onnx needs the converter jax2onnx, which is not installed: '
-            f'.venv/bin/pip install --no-deps -r {ROOT / "requirements-onnx.txt"}'
+            f'--onnx needs the converter jax2onnx, which is not installed: pip install --no-deps {requirements}'
         )
-    trained = RestoredModel.load(workdir, step)
-    written = {STABLEHLO: stablehlo(trained)}
+    model = RestoredModel.load(workdir, step)
+    contents = {STABLEHLO: to_stablehlo(model)}
     if onnx:
-        written[ONNX] = to_onnx(trained)
-    place = workdir / 'export'
-    files.make_directory(place, '--workdir: the place of the export')
-    for name, contents in written.items():
-        files.write_bytes(place / name, contents)
-    files.write_text(place / 'README.md', _readme(trained, onnx))
+        contents[ONNX] = to_onnx(model)
+    directory = workdir / 'export'
+    files.make_directory(directory, '--workdir: the export directory')
+    for name, data in contents.items():
+        files.write_bytes(directory / name, data)
+    files.write_text(directory / 'README.md', _format_readme(model, onnx))
     if not onnx:
-        (place / ONNX).unlink(missing_ok=True)  # Of another step, perhaps.
-    print(f'{place}: {" and ".join(written)}; README.md there says how to call each', flush=True)
-    return place
+        (directory / ONNX).unlink(missing_ok=True)  # It may be from another step.
+    print(f'wrote {" and ".join(contents)} to {directory}; README.md there shows how to call them', flush=True)
+    return directory
 
 
-def stablehlo(trained: RestoredModel) -> bytes:
-    """The model as `jax.export` serialises it, for the `PLATFORMS`; its images are uint8."""
+def to_stablehlo(model: RestoredModel) -> bytes:
+    """Returns the model as serialized by `jax.export`, for all `PLATFORMS`; it takes uint8 images."""
     batch_size, *_ = jax_export.symbolic_shape('B')
-    images = jax.ShapeDtypeStruct((batch_size, *trained.image_shape), np.uint8)
+    image = jax.ShapeDtypeStruct((batch_size, *model.image_shape), np.uint8)
     with ops.portable():
-        exported = jax_export.export(jax.jit(trained.probabilities()), platforms=PLATFORMS)(images)
+        exported = jax_export.export(jax.jit(model.inference_function()), platforms=PLATFORMS)(image)
     return bytes(exported.serialize())
 
 
-def to_onnx(trained: RestoredModel) -> bytes:
-    """The model as ONNX; its images are float32."""
-    # It tells, with tracebacks, of each library that it could convert models of and that is not here.
+def to_onnx(model: RestoredModel) -> bytes:
+    """Returns the model as ONNX; it takes float32 images."""
+    # jax2onnx prints a traceback for every optional backend that is not installed.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack, ops.portable():
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, logging.NOTSET)
         import jax2onnx
 
-        model = jax2onnx.to_onnx(
-            trained.probabilities(),
-            [('B', *trained.image_shape)],
+        onnx_model = jax2onnx.to_onnx(
+            model.inference_function(),
+            [('B', *model.image_shape)],
             input_names=['image'],
             output_names=['probabilities'],
         )
-    return model.SerializeToString()
+    return onnx_model.SerializeToString()
 
 
-def _readme(trained: RestoredModel, onnx: bool) -> str:
-    """Three lines of code for each format, tried by the tests as they stand."""
-    shape, names = ' x '.join(map(str, trained.image_shape)), ', '.join(trained.class_names)
-    state = trained.snapshot.state
+def _format_readme(model: RestoredModel, onnx: bool) -> str:
+    """Returns the README, whose code the tests run as it stands."""
+    plan, state = model.plan, model.snapshot.state
     lines = [
-        f'{trained.plan.config.model.name} trained on {trained.plan.source.name}, step {int(state.step)}, '
+        f'{plan.config.model.name} trained on {plan.source.name}, step {int(state.step)}, '
         f'params_sha256 {params_sha256(state)}.',
         '',
-        f'Images: uint8, B x {shape}, pixels from 0 to {trained.plan.source.max_pixel}; any number B of them.',
-        f'Result: the probabilities of {names}, float32, B x {len(trained.class_names)}.',
+        f'Input: uint8 images, B x {" x ".join(map(str, model.image_shape))}, with pixel values from 0 to '
+        f'{plan.source.max_pixel}; any batch size B.',
+        f'Output: float32 probabilities, B x {len(model.class_names)}, of the classes {", ".join(model.class_names)}.',
         '',
-        f'`{STABLEHLO}`, with nothing but jax, on {", ".join(PLATFORMS)}:',
+        f'`{STABLEHLO}` needs only JAX, and runs on {", ".join(PLATFORMS)}:',
         '',
         '    from jax import export',
         f"    model = export.deserialize(bytearray(open('{STABLEHLO}', 'rb').read()))",
@@ -98,7 +101,7 @@ def _readme(trained: RestoredModel, onnx: bool) -> str:
     if onnx:
         lines += [
             '',
-            f'`{ONNX}`, with onnxruntime:',
+            f'`{ONNX}` needs onnxruntime:',
             '',
             '    import onnxruntime',
             f"    model = onnxruntime.InferenceSession('{ONNX}')",

@@ -1,11 +1,11 @@
-"""Predict the classes of images that a person has: files, folders, IDX files, Kaggle's test CSV."""
+"""Predicts the classes of a user's own images: image files, directories, IDX files, and Kaggle's test CSV."""
 
 import csv
 import glob
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,144 +13,161 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import files, text_tables
-from mnist_jax.data import idx, images, kaggle
+from mnist_jax.data import idx, image_files, kaggle
+from mnist_jax.data.framing import FramedImage
 from mnist_jax.errors import UserError
 from mnist_jax.factory import choose
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel
 
-SHOWN = 3  # classes of each image in the table
+TOP_CLASSES = 3  # classes per image in the table
 
 
-class Input(NamedTuple):
-    """Images that were given together."""
+class InputImages(NamedTuple):
+    """The images of one input path."""
 
     names: Sequence[str]
-    read: Callable[[slice], list[images.Framed]]  # those of so many names
+    read: Callable[[slice], list[FramedImage]]  # reads the images of a slice of `names`
 
 
 class Prediction(NamedTuple):
-    """What is predicted for an image."""
+    """The prediction for one image."""
 
     name: str
     label: str
     probabilities: dict[str, float]  # by class
-    done: str  # what was done to the image before
+    preprocessing: str  # how the image was preprocessed
 
 
 def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, step: str | None = None) -> None:
-    """Predict the class of every image; prints a table, or writes `output`, a .csv or .jsonl file.
+    """Predicts the class of every image, and prints a table or writes a file.
 
     Args:
-      workdir: of the run.
-      inputs: image files, directories of them, IDX files of images, or one CSV as Kaggle's test.csv, whose predictions
-        are written as Kaggle wants them, to `submission.csv` in the current directory if no output is given; patterns
-        of such paths too.
-      output: where to write.
-      step: as for `trained.restore`.
+      workdir: The directory of the run.
+      inputs: Paths or glob patterns: image files, directories of image files, IDX files of images, or a single
+        CSV in the format of Kaggle's test.csv.
+      output: The .csv or .jsonl file to write; None prints a table. The predictions of a CSV are written in Kaggle's
+        submission format, by default to `submission.csv` in the current directory.
+      step: The checkpoint; see `restore_snapshot`.
     """
-    paths = list(itertools.chain.from_iterable(map(_matching, inputs)))
-    submission = any(path.suffix.lower() == '.csv' for path in paths)
-    if submission and len(paths) > 1:
-        raise UserError('--input: a CSV is predicted by itself; give it alone')
-    output = Path('submission.csv') if submission and output is None else output
-    writers = {'.csv': _submission} if submission else WRITERS
-    write = _writer(output, paths, writers) if output else None
-    trained = RestoredModel.load(workdir, step)
-    predictions = list(_predictions(trained, [(_csv if submission else _input)(path, trained) for path in paths]))
-    if write is None:
-        print('\n'.join(_table(predictions)), flush=True)
+    paths = list(itertools.chain.from_iterable(map(_find_files, inputs)))
+    is_csv = any(path.suffix.lower() == '.csv' for path in paths)
+    if is_csv and len(paths) > 1:
+        raise UserError(f'--input must be a single path if it is a CSV, got {len(paths)} paths')
+    if is_csv and output is None:
+        output = Path('submission.csv')
+    format_predictions = _choose_format(output, paths, is_csv)
+    model = RestoredModel.load(workdir, step)
+    predictions = list(_predict_all(model, [(_open_csv if is_csv else _open_file)(path, model) for path in paths]))
+    text = format_predictions(predictions)
+    if output is None:
+        print(text, flush=True)
         return
-    files.make_directory(output.parent, '--output: the directory')
-    files.write_text(output, write(predictions))
-    print(f'{len(predictions):,} predictions are in {output}', flush=True)
+    files.make_directory(output.parent, 'the parent of --output')
+    files.write_text(output, text)
+    print(f'wrote {len(predictions):,} predictions to {output}', flush=True)
 
 
-def _writer(output: Path, inputs: Sequence[Path], writers: Mapping[str, Callable]) -> Callable:
-    """What makes the text of `output`; UserError where that must not be written."""
-    if output.is_dir():
-        raise UserError(f'--output={str(output)!r} is a directory; give a file')
-    if output.exists() and any(output.samefile(path) for path in inputs):
-        raise UserError(f'--output={str(output)!r} is the input too; give another file')
-    return choose(f'--output={str(output)!r}: its ending', output.suffix.lower(), writers)
-
-
-def _matching(pattern: str) -> list[Path]:
-    """The paths that a pattern or a path names; a directory is all images in it and below."""
-    found = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
-    if not found:
-        raise UserError(f'--input={pattern!r} does not exist; give images, directories, IDX files or a CSV')
+def _find_files(pattern: str) -> list[Path]:
+    """Returns the files that a path or a pattern names; a directory stands for all images in it, recursively."""
+    matches = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+    if not matches:
+        raise UserError(
+            f'--input must be an image, a directory, an IDX file or a CSV, got {pattern!r}, which does not exist'
+        )
     paths = []
-    for path in found:
-        inside = sorted(each for each in path.rglob('*') if each.suffix.lower() in images.SUFFIXES and each.is_file())
-        if path.is_dir() and not inside:
-            raise UserError(f'--input={str(path)!r} is a directory without images ({", ".join(images.SUFFIXES)})')
-        if not path.is_dir() and not path.is_file():
-            raise UserError(f'--input={str(path)!r} is no plain file')
-        paths += inside if path.is_dir() else [path]
+    for path in matches:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in image_files.SUFFIXES and p.is_file())
+            if not inside:
+                suffixes = ', '.join(image_files.SUFFIXES)
+                raise UserError(
+                    f'--input must contain images ({suffixes}), got the directory {str(path)!r} without any'
+                )
+            paths += inside
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f'--input must be a regular file or a directory, got {str(path)!r}')
     return paths
 
 
-def _input(path: Path, trained: RestoredModel) -> Input:
-    """An IDX file or an image, as its first bytes say."""
+def _choose_format(output: Path | None, inputs: Sequence[Path], is_csv: bool) -> Callable[[Sequence[Prediction]], str]:
+    """Returns the function that formats the predictions for `output`; raises a UserError if it must not be written."""
+    if output is None:
+        return _format_table
+    if output.is_dir():
+        raise UserError(f'--output must be a file, got the directory {str(output)!r}')
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise UserError(f'--output must not be an input file, got {str(output)!r}')
+    return choose('the suffix of --output', output.suffix.lower(), {'.csv': _format_submission} if is_csv else FORMATS)
+
+
+def _open_file(path: Path, model: RestoredModel) -> InputImages:
+    """Opens an IDX file or an image file; its first bytes tell which it is."""
     with open(path, 'rb') as file:
         start = file.read(4)
-    if start == idx.MAGIC[3] or start[:2] == idx.GZIPPED:
-        array_NxHxW = idx.read(path, dimensions=3)
-        if not array_NxHxW.size:
-            raise UserError(f'--input={str(path)!r} is an IDX file without images')
-        names = [f'{files.printable(path.name)}[{number}]' for number in range(len(array_NxHxW))]
-        return Input(names, lambda part: _of_array(array_NxHxW[part], names[part], trained))
-    return Input(
-        [files.printable(str(path))], lambda part: [_framed(images.read(path), f'image {str(path)!r}', trained)]
-    )
+    if start != idx.MAGIC[3] and start[:2] != idx.GZIPPED:
+        label = f'image {str(path)!r}'
+        return InputImages([files.printable(str(path))], lambda part: [_frame(image_files.read(path), label, model)])
+    array_NxHxW = idx.read(path, dimensions=3)
+    if not array_NxHxW.size:
+        raise UserError(f'--input must contain images, got the IDX file {str(path)!r} without any')
+    names = [f'{files.printable(path.name)}[{index}]' for index in range(len(array_NxHxW))]
+    return InputImages(names, lambda part: _frame_array(array_NxHxW[part], names[part], model))
 
 
-def _csv(path: Path, trained: RestoredModel) -> Input:
-    """A CSV as Kaggle's test.csv."""
-    if trained.image_shape != (kaggle.SIDE, kaggle.SIDE, 1):
-        raise UserError(f'--input={str(path)!r} holds images of 28 x 28, and the model takes {trained.image_shape}')
-    array_NxHxWxC = kaggle.read_unlabelled(path)
+def _open_csv(path: Path, model: RestoredModel) -> InputImages:
+    """Opens a CSV in the format of Kaggle's test.csv."""
+    shape = (kaggle.SIDE, kaggle.SIDE, 1)
+    if model.image_shape != shape:
+        raise UserError(
+            f'the model must take images of shape {shape} to predict the CSV {str(path)!r}, got {model.image_shape}'
+        )
+    array_NxHxWxC = kaggle.read_unlabeled(path)
     names = [str(number) for number in range(1, len(array_NxHxWxC) + 1)]  # Kaggle counts from 1.
-    return Input(names, lambda part: [images.Framed(image, '') for image in array_NxHxWxC[part]])
+    return InputImages(names, lambda part: [FramedImage(image, '') for image in array_NxHxWxC[part]])
 
 
-def _of_array(array_NxHxW: np.ndarray, names: Sequence[str], trained: RestoredModel) -> list[images.Framed]:
-    if array_NxHxW.shape[1:] == trained.image_shape[:2]:  # As a data set, they are what they are.
-        most, wanted = array_NxHxW.max(initial=0), trained.plan.source.max_pixel
-        if most > wanted:
-            raise UserError(f'{names[0]} and more have pixels up to {most}; the model takes 0 to {wanted}')
-        return [images.Framed(image[..., None], '') for image in array_NxHxW]
-    return [_framed(image.astype(np.float32), name, trained) for name, image in zip(names, array_NxHxW, strict=True)]
+def _frame_array(array_NxHxW: np.ndarray, names: Sequence[str], model: RestoredModel) -> list[FramedImage]:
+    """Takes images of the model's size as they are, like those of its dataset, and frames all others."""
+    if array_NxHxW.shape[1:] != model.image_shape[:2]:
+        return [_frame(image.astype(np.float32), name, model) for name, image in zip(names, array_NxHxW, strict=True)]
+    largest, max_pixel = array_NxHxW.max(initial=0), model.plan.source.max_pixel
+    if largest > max_pixel:
+        raise UserError(f'pixels of {names[0]} to {names[-1]} must be from 0 to {max_pixel}, got {largest}')
+    return [FramedImage(image[..., None], '') for image in array_NxHxW]
 
 
-def _framed(greys_HxW: np.ndarray, what: str, trained: RestoredModel) -> images.Framed:
+def _frame(grays_HxW: np.ndarray, label: str, model: RestoredModel) -> FramedImage:
     try:
-        return trained.frame(greys_HxW)
+        return model.frame(grays_HxW)
     except ValueError as error:
-        raise UserError(f'{what}: {error}') from None
+        raise UserError(f'{label}: {error}') from None
 
 
-def _predictions(trained: RestoredModel, inputs: Sequence[Input]) -> Iterator[Prediction]:
-    """Predict group by group: no more images than that are in memory."""
-    names = trained.class_names
-    with tqdm(total=sum(len(given.names) for given in inputs), unit='image', leave=False, disable=None) as progress:
+def _predict_all(model: RestoredModel, inputs: Sequence[InputImages]) -> Iterator[Prediction]:
+    """Predicts group by group, so that only the images of one group are in memory."""
+    class_names = model.class_names
+    total = sum(len(source.names) for source in inputs)
+    with tqdm(total=total, unit='image', leave=False, disable=None) as progress:
         for group in _groups(inputs):
-            framed = list(itertools.chain.from_iterable(given.read(part) for given, part in group))
-            titles = list(itertools.chain.from_iterable(given.names[part] for given, part in group))
-            probabilities_NxK = trained.predict(np.stack([each.image for each in framed]))
-            for title, each, row in zip(titles, framed, probabilities_NxK, strict=True):
-                of_class = dict(zip(names, row.tolist(), strict=True))
-                yield Prediction(title, names[int(row.argmax())], of_class, each.done)
+            names = [name for source, part in group for name in source.names[part]]
+            framed = [image for source, part in group for image in source.read(part)]
+            probabilities_NxK = model.predict(np.stack([image for image, _ in framed]))
+            for name, (_, preprocessing), row_K in zip(names, framed, probabilities_NxK, strict=True):
+                probabilities = dict(zip(class_names, row_K.tolist(), strict=True))
+                yield Prediction(name, class_names[int(row_K.argmax())], probabilities, preprocessing)
             progress.update(len(framed))
 
 
-def _groups(inputs: Sequence[Input]) -> Iterator[list[tuple[Input, slice]]]:
-    """Parts of the inputs, about `MAX_AT_ONCE` images together."""
-    group, size = [], 0
-    for given in inputs:
-        for start in range(0, len(given.names), MAX_BATCH):
-            part = slice(start, min(start + MAX_BATCH, len(given.names)))
-            group.append((given, part))
+def _groups(inputs: Sequence[InputImages]) -> Iterator[list[tuple[InputImages, slice]]]:
+    """Yields groups of slices of the inputs, with about `MAX_BATCH` images per group."""
+    group: list[tuple[InputImages, slice]] = []
+    size = 0
+    for source in inputs:
+        for start in range(0, len(source.names), MAX_BATCH):
+            part = slice(start, min(start + MAX_BATCH, len(source.names)))
+            group.append((source, part))
             size += part.stop - part.start
             if size >= MAX_BATCH:
                 yield group
@@ -159,31 +176,31 @@ def _groups(inputs: Sequence[Input]) -> Iterator[list[tuple[Input, slice]]]:
         yield group
 
 
-def _table(predictions: Sequence[Prediction]) -> list[str]:
+def _format_table(predictions: Sequence[Prediction]) -> str:
     rows = [['image', 'class', 'probability', 'next', '', 'prepared']]
-    for each in predictions:
-        likely = sorted(each.probabilities, key=each.probabilities.get, reverse=True)[1:SHOWN]
-        others = [f'{name} {each.probabilities[name]:.4f}' for name in likely]
-        rows.append([each.name, each.label, f'{each.probabilities[each.label]:.4f}', *others, each.done])
-    return text_tables.titled(rows, left=6)
+    for name, label, probabilities, preprocessing in predictions:
+        ranking = sorted(probabilities, key=lambda class_name: probabilities[class_name], reverse=True)
+        others = [f'{class_name} {probabilities[class_name]:.4f}' for class_name in ranking[1:TOP_CLASSES]]
+        rows.append([name, label, f'{probabilities[label]:.4f}', *others, preprocessing])
+    return '\n'.join(text_tables.titled(rows, left=6))
 
 
-def _submission(predictions: Sequence[Prediction]) -> str:
-    return '\n'.join(['ImageId,Label', *(f'{each.name},{each.label}' for each in predictions), ''])
+def _format_submission(predictions: Sequence[Prediction]) -> str:
+    return '\n'.join(['ImageId,Label', *(f'{prediction.name},{prediction.label}' for prediction in predictions), ''])
 
 
-def _comma_separated(predictions: Sequence[Prediction]) -> str:
+def _format_csv(predictions: Sequence[Prediction]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['image', 'class', *(f'probability {name}' for name in predictions[0].probabilities), 'prepared'])
-    for each in predictions:
-        writer.writerow([each.name, each.label, *each.probabilities.values(), each.done])
+    for name, label, probabilities, preprocessing in predictions:
+        writer.writerow([name, label, *probabilities.values(), preprocessing])
     return text.getvalue()
 
 
-def _json_lines(predictions: Sequence[Prediction]) -> str:
+def _format_json_lines(predictions: Sequence[Prediction]) -> str:
     fields = ('image', 'class', 'probabilities', 'prepared')
-    return ''.join(json.dumps(dict(zip(fields, each, strict=True))) + '\n' for each in predictions)
+    return ''.join(json.dumps(dict(zip(fields, prediction, strict=True))) + '\n' for prediction in predictions)
 
 
-WRITERS = {'.csv': _comma_separated, '.jsonl': _json_lines}
+FORMATS = {'.csv': _format_csv, '.jsonl': _format_json_lines}

@@ -1,76 +1,94 @@
-"""A trained run: what its workdir holds, restored, and applied to images."""
+"""Restores a trained model from its workdir and applies it to images."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
 
 from mnist_jax.config import ConfigDict
-from mnist_jax.data import batches, images
+from mnist_jax.data.batches import pad_rows
+from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.errors import UserError
-from mnist_jax.learning.step import infer, inference_variables
+from mnist_jax.kernels.sums import PyTree
+from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.experiment import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.snapshot import Snapshot
 
-MAX_BATCH = 256  # images
+MAX_BATCH = 256  # images per call of the compiled model
 
 
 def open_workdir(workdir: Path) -> tuple[Checkpoints, ConfigDict]:
-    """The checkpoints and the config of the run in `workdir`; UserError where there is none."""
+    """Returns the checkpoints and the config of the run in `workdir`.
+
+    Raises:
+      UserError: `workdir` is not a directory, or it lacks a config or a checkpoint.
+    """
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
-        raise UserError(f'--workdir {str(workdir)!r} {problem}; give the workdir of a run')
+        raise UserError(f'--workdir must be the directory of a run, got {str(workdir)!r}, which {problem}')
     checkpoints = Checkpoints(workdir)
     config = checkpoints.read_config()
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
-        raise UserError(f'--workdir {str(workdir)!r} holds no {missing}; train first, with --config and this --workdir')
+        raise UserError(
+            f'--workdir must be the directory of a trained run, got {str(workdir)!r}, which contains no {missing}; '
+            'train first, with --config and this --workdir'
+        )
     return checkpoints, config
 
 
 def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = None) -> Snapshot:
-    """The snapshot at `step`: a number, 'latest', 'best', or None for the one that the run ends with."""
+    """Restores the checkpoint at `step`: a number, 'latest' or 'best'; None for the one that the run ended with.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
     latest = checkpoints.restore(checkpoints.steps()[-1], plan.abstract_snapshot)
-    chosen = result_step(plan, latest) if step is None else _chosen_step(checkpoints.steps(), latest, step)
-    return latest if chosen == latest.state.step else checkpoints.restore(chosen, plan.abstract_snapshot)
+    number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step)
+    return latest if number == latest.state.step else checkpoints.restore(number, plan.abstract_snapshot)
 
 
 def result_step(plan: Plan, latest: Snapshot) -> int:
-    """The step whose parameters the run ends with: the latest, or the best where that is restored."""
+    """Returns the step with which the run ends: the latest, or the best one if `early_stopping.restore_best` is set."""
     best = latest.callbacks.early_stopping.best_step
     return best if plan.callbacks.early_stopping.restore_best and best >= 0 else int(latest.state.step)
 
 
-def _chosen_step(kept: Sequence[int], latest: Snapshot, step: str) -> int:
-    choices = {'latest': kept[-1], **{str(number): number for number in kept}}
+def _find_step(steps: Sequence[int], latest: Snapshot, step: str) -> int:
+    """Returns the number of `step`, which must be one of `steps`, those with a checkpoint."""
+    choices = {'latest': steps[-1], **{str(number): number for number in steps}}
     best = latest.callbacks.early_stopping.best_step
     if best >= 0:
         choices['best'] = best
-    elif step == 'best':
-        raise UserError("--step=best: no epoch of this run was validated; 'latest' is there")
     if step not in choices:
-        raise UserError(f'--step={step!r} is not there; the choices are: {", ".join(choices)}')
+        reason = ': no epoch of this run was validated' if step == 'best' else ''
+        raise UserError(f'--step must be one of {", ".join(choices)}, got {step!r}{reason}')
     return choices[step]
 
 
 class RestoredModel:
-    """A model with the parameters of a run, on one device; its data set is not needed."""
+    """A model with the parameters of a run, on one device; works without the dataset.
+
+    Attributes:
+      workdir: The directory of the run.
+      plan: The parts of the run that need no data.
+      snapshot: The restored checkpoint, in host memory.
+    """
 
     def __init__(self, workdir: Path, plan: Plan, snapshot: Snapshot):
-        """`snapshot` is of the run that lives in `workdir`, and `plan` is its plan."""
         self.workdir, self.plan = workdir, plan
         self.snapshot = snapshot._replace(state=to_host(snapshot.state))
 
     @classmethod
     def load(cls, workdir: Path, step: str | None = None) -> Self:
-        """The run in `workdir`; `step` is as for `restore`."""
+        """Restores the run in `workdir` at `step`; see `restore_snapshot`."""
         checkpoints, config = open_workdir(workdir)
         plan = make_plan(config)
         start_backend(1, config.dtype)
@@ -83,99 +101,118 @@ class RestoredModel:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of the images that the model takes."""
+        """The height, width and channels of the model's images."""
         return self.plan.source.image_shape
 
-    @functools.cached_property
-    def variables(self) -> Any:
-        """What `step.infer` needs beside images."""
-        return inference_variables(self.snapshot.state, self.plan.inference['dtype'])
-
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """The probabilities NxK, float32, of the classes of images of pixels from 0 to the data set's largest value.
-
-        Args:
-          images: NxHxWxC, or NxHxW where C is 1.
-
-        Raises:
-          UserError: they have another shape, or pixels out of that range.
-        """
-        images_NxHxWxC = self._checked(images)
-        parts = [np.zeros((0, len(self.class_names)), np.float32)]
-        for start in range(0, len(images_NxHxWxC), MAX_BATCH):
-            part = images_NxHxWxC[start : start + MAX_BATCH]
-            # As many as a power of two, so that few programs are compiled.
-            padding = (1 << (len(part) - 1).bit_length()) - len(part)
-            found = self._compiled(self.variables, batches.padded(part, padding))
-            parts.append(np.asarray(found)[: len(part)])
-        return np.concatenate(parts)
-
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        height, width, channels = self.image_shape
-        try:
-            found = np.asarray(images)
-        except ValueError:
-            raise UserError(f'the images differ in shape: all of {height} x {width} x {channels} are wanted') from None
-        if found.ndim == 3 and channels == 1:
-            found = found[..., None]
-        if found.shape[1:] != self.image_shape or found.dtype.kind not in 'uif':
-            raise UserError(
-                f'images of shape {np.shape(images)} and type {found.dtype} are wrong: numbers of the shape '
-                f'N x {height} x {width} x {channels} are wanted'
-            )
-        most = self.plan.source.max_pixel
-        if found.size and not 0 <= found.min() <= found.max() <= most:  # Not what is not a number, either.
-            raise UserError(f'pixels from {found.min():g} to {found.max():g} are wrong: 0 to {most} are wanted')
-        if found.dtype.kind == 'f' and 0 < found.max(initial=0) <= 1 < most:
-            raise UserError(f'pixels from {found.min():g} to {found.max():g} seem to be scaled: 0 to {most} are wanted')
-        return found if found.dtype == np.uint8 else found.astype(np.float32)
-
-    def frame(self, greys_HxW: np.ndarray) -> images.Framed:
-        """`images.framed`, as the images are that this run was trained on."""
-        source = self.plan.source
-        return images.framed(greys_HxW, source.image_shape, source.framing, source.max_pixel)
-
-    def probabilities(self) -> Callable[[jax.Array], jax.Array]:
-        """The function of images BxHxWxC that `predict` computes, a new one each time, with the parameters in it."""
-        return lambda image_BxHxWxC: self._of_variables(self.variables, image_BxHxWxC)
-
-    def _of_variables(self, variables: Any, image_BxHxWxC: jax.Array) -> jax.Array:
-        return jax.nn.softmax(infer(variables, image_BxHxWxC, **self.plan.inference))
+    @property
+    def params(self) -> PyTree:
+        """The parameters: nested dicts of NumPy arrays."""
+        return self.snapshot.state.params
 
     @functools.cached_property
-    def _compiled(self) -> Any:
-        return jax.jit(self._of_variables)
-
-    def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
-        """What each layer makes of an image: by its path in the order of the calls, HxWxC or features."""
-        (checked,) = self._checked(np.asarray(image_HxWxC)[None])
-        found = self._outputs(self.variables, checked[None])
-        return {layer.name: np.asarray(found[layer.name][0], np.float32) for layer in self.layers}
+    def variables(self) -> PyTree:
+        """The variables that `Plan.infer` takes."""
+        return inference_variables(self.snapshot.state, self.plan.dtype)
 
     @functools.cached_property
     def layers(self) -> list[Layer]:
-        """The layers in the order of their calls."""
+        """The layers in call order."""
         return list_layers(self.plan.model, self.image_shape)
 
-    @functools.cached_property
-    def _outputs(self) -> Any:
-        def outputs(variables: Any, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
-            with record_outputs() as found:
-                infer(variables, image_BxHxWxC, **self.plan.inference)
-            return {'/'.join(path): output for path, (_, output) in found.items()}
+    def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the probabilities of the classes, float32 NxK.
 
-        return jax.jit(outputs)
+        Args:
+          images: NxHxWxC, or NxHxW if C is 1, with the pixel values of the dataset (0 to 255 for most), not scaled.
+
+        Raises:
+          UserError: the shape is wrong, or a pixel value is out of range.
+        """
+        images_NxHxWxC = self._check_images(images)
+        parts = [np.zeros((0, len(self.class_names)), np.float32)]
+        for start in range(0, len(images_NxHxWxC), MAX_BATCH):
+            part = images_NxHxWxC[start : start + MAX_BATCH]
+            # Pad to a power of two, so that few batch sizes are compiled.
+            padding = (1 << (len(part) - 1).bit_length()) - len(part)
+            probabilities_BxK = self._compiled_probabilities(self.variables, pad_rows(part, padding))
+            parts.append(np.asarray(probabilities_BxK)[: len(part)])
+        return np.concatenate(parts)
+
+    def _check_images(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Returns `images` as an array NxHxWxC, uint8 or float32."""
+        height, width, channels = self.image_shape
+        try:
+            array = np.asarray(images)
+        except ValueError:
+            raise UserError(f'images must all be {height} x {width} x {channels}, got different shapes') from None
+        if array.ndim == 3 and channels == 1:
+            array = array[..., None]
+        if array.shape[1:] != self.image_shape or array.dtype.kind not in 'uif':
+            raise UserError(
+                f'images must be numeric, of shape N x {height} x {width} x {channels}, '
+                f'got shape {np.shape(images)} and type {array.dtype}'
+            )
+        max_pixel = self.plan.source.max_pixel
+        if array.size and not 0 <= array.min() <= array.max() <= max_pixel:  # also true for NaN
+            raise UserError(f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}')
+        if array.dtype.kind == 'f' and 0 < array.max(initial=0) <= 1 < max_pixel:
+            raise UserError(
+                f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}, '
+                'which seem to be scaled already'
+            )
+        return array if array.dtype == np.uint8 else array.astype(np.float32)
+
+    def frame(self, grays_HxW: np.ndarray) -> FramedImage:
+        """Scales and centers an image like the training images; see `framing.frame_image`."""
+        source = self.plan.source
+        return frame_image(grays_HxW, source.image_shape, source.framing, source.max_pixel)
+
+    def inference_function(self) -> Callable[[jax.Array], jax.Array]:
+        """Returns a function from images BxHxWxC to probabilities BxK, with the parameters as constants.
+
+        The function is a new one every time, because JAX caches traces per function, and a trace made inside
+        `ops.portable()` differs from one made outside.
+        """
+        return lambda image_BxHxWxC: self._probabilities(self.variables, image_BxHxWxC)
+
+    def _probabilities(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
+        return jax.nn.softmax(self.plan.infer(variables, image_BxHxWxC))
+
+    @functools.cached_property
+    def _compiled_probabilities(self) -> Callable[[PyTree, np.ndarray], jax.Array]:
+        return jax.jit(self._probabilities)
+
+    def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the output of every layer for one image, by layer name in call order: HxWxC, or features."""
+        image_1xHxWxC = self._check_images(np.asarray(image_HxWxC)[None])
+        outputs = self._compiled_layer_outputs(self.variables, image_1xHxWxC)
+        return {layer.name: np.asarray(outputs[layer.name][0], np.float32) for layer in self.layers}
+
+    @functools.cached_property
+    def _compiled_layer_outputs(self) -> Callable[[PyTree, np.ndarray], dict[str, jax.Array]]:
+        def layer_outputs(variables: PyTree, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
+            with record_outputs() as outputs:
+                self.plan.infer(variables, image_BxHxWxC)
+            return {'/'.join(path): output for path, (_, output) in outputs.items()}
+
+        return jax.jit(layer_outputs)
 
     def filters(self) -> np.ndarray | None:
-        """What the first layer looks for: hxwxCxF of a convolution, HxWxCxF of a dense layer on pixels, else None."""
-        paths = (layer.name.split('/') for layer in self.layers)
-        parameters = (functools.reduce(lambda tree, name: tree.get(name, {}), path, self.params) for path in paths)
-        kernel = next((np.asarray(found['kernel']) for found in parameters if 'kernel' in found), np.zeros(()))
-        if kernel.ndim == 2 and len(kernel) == math.prod(self.image_shape):
-            return kernel.reshape(*self.image_shape, -1)
-        return kernel if kernel.ndim == 4 else None
+        """Returns the kernel of the first layer that has one, if it can be shown as images.
 
-    @property
-    def params(self) -> Any:
-        """The parameters, a tree of arrays."""
-        return self.snapshot.state.params
+        The shape is hxwxCxF for a convolution and HxWxCxF for a dense layer applied to the pixels. Returns None if the
+        first kernel is neither.
+        """
+        kernel = self._first_kernel()
+        if kernel is not None and kernel.ndim == 2 and len(kernel) == math.prod(self.image_shape):
+            return kernel.reshape(*self.image_shape, -1)
+        return kernel if kernel is not None and kernel.ndim == 4 else None
+
+    def _first_kernel(self) -> np.ndarray | None:
+        for layer in self.layers:
+            params = self.params
+            for name in layer.name.split('/'):
+                params = params.get(name, {})
+            if 'kernel' in params:
+                return np.asarray(params['kernel'])
+        return None

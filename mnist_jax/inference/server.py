@@ -1,4 +1,4 @@
-"""A page to draw a digit on, and the endpoint behind it: a small server, by default for this machine alone."""
+"""Serves a page to draw a digit on, and its endpoint; by default, only to this machine."""
 
 import collections
 import contextlib
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -25,78 +24,99 @@ from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
 from mnist_jax.inference.restored import RestoredModel
 
 PAGE = Path(__file__).with_name('draw.html')
-MAX_BYTES = 2**19  # of a request
-MAX_DISCARDED = 4 * MAX_BYTES  # of a request that is refused
-MAX_REQUESTS = 32  # at the same time; more are sent away
-TIMEOUT_SECONDS = 10.0  # to send a request, and to take its answer
-REQUESTS_PER_SECOND, BURST = 50.0, 100.0  # requests a second of one address, in the long run and at once
-MAX_ADDRESSES = 1024  # whose requests are counted
+MAX_BYTES = 2**19  # maximum size of a request body
+MAX_DISCARDED = 4 * MAX_BYTES  # maximum number of bytes of a refused request that are read and discarded
+MAX_REQUESTS = 32  # maximum number of concurrent requests; further requests get status 503
+TIMEOUT_SECONDS = 10.0  # time limit for sending a request and receiving its response
+REQUESTS_PER_SECOND, BURST = 50.0, 100.0  # rate limit per client address: on average, and at once
+MAX_ADDRESSES = 1024  # maximum number of client addresses that are tracked
+
+Request = socket.socket | tuple[bytes, socket.socket]
+"""A connection, as `socketserver` declares it; that of a TCP server is a socket."""
+ClientAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
 def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
-    """Serve the page and the endpoint of a run until a signal ends the process."""
+    """Serves the page and the endpoint of a run until a signal ends the process.
+
+    Args:
+      workdir: The directory of the run.
+      host: The name or address to listen on.
+      port: The port to listen on; 0 for any free port.
+      step: The checkpoint; see `restore_snapshot`.
+    """
     if not 0 <= port <= 65535:
-        raise UserError(f'--port={port} is wrong: a number from 0 (any that is free) to 65535 is wanted')
-    service = Endpoint(RestoredModel.load(workdir, step))
-    service.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())  # Compiles it.
+        raise UserError(f'--port must be from 0 (any free port) to 65535, got {port}')
+    endpoint = Endpoint(RestoredModel.load(workdir, step))
+    # Compile the model before the first request.
+    endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
     try:
-        server = Server(service, host, port)
+        server = Server(endpoint, host, port)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f'--host={host!r} --port={port} cannot be used ({error}); give others, or --port=0') from None
+        raise UserError(
+            f'--host and --port must be an address to listen on, got {host!r} and {port} ({error}); '
+            '--port=0 picks any free port'
+        ) from None
     with server:
-        print(f'Draw at {server.url} (Ctrl-C ends)', flush=True)
+        print(f'Draw a digit at {server.url} (press Ctrl-C to stop)', flush=True)
         server.serve_forever()
 
 
 class RateLimiter:
-    """How often each address may ask: as a bucket that fills with `rate` requests a second up to `burst`."""
+    """A token bucket per client address: it gains `rate` tokens per second up to `burst`, and a request takes one."""
 
     def __init__(self, rate: float, burst: float):
         self._rate, self._burst = rate, burst
         self._buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def wait(self, address: str, now: float) -> float:
-        """The seconds that this address must wait; 0 where it may ask, which then counts."""
+    @property
+    def address_count(self) -> int:
+        """The number of addresses with a bucket."""
+        return len(self._buckets)
+
+    def take(self, address: str, timestamp: float) -> float:
+        """Takes a token and returns 0, or returns the seconds until there is one."""
         with self._lock:
-            level, before = self._buckets.pop(address, (self._burst, now))
-            level = min(self._burst, level + (now - before) * self._rate)
-            allowed = level >= 1
-            self._buckets[address] = (level - allowed, now)
+            tokens, last_timestamp = self._buckets.pop(address, (self._burst, timestamp))
+            tokens = min(self._burst, tokens + (timestamp - last_timestamp) * self._rate)
+            allowed = tokens >= 1
+            self._buckets[address] = (tokens - allowed, timestamp)
             while len(self._buckets) > MAX_ADDRESSES:
                 self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - level) / self._rate
+        return 0.0 if allowed else (1 - tokens) / self._rate
 
 
 class Server(ThreadingHTTPServer):
-    """Answers at most `MAX_REQUESTS` requests at a time, each in a thread."""
+    """Handles each request in a thread, and at most `MAX_REQUESTS` at a time."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, service: Endpoint, host: str, port: int):
-        self.service, self.rates = service, RateLimiter(REQUESTS_PER_SECOND, BURST)
+    def __init__(self, endpoint: Endpoint, host: str, port: int):
+        self.endpoint, self.rate_limiter = endpoint, RateLimiter(REQUESTS_PER_SECOND, BURST)
         self.page = files.read_bytes(PAGE)
-        self._free = threading.BoundedSemaphore(MAX_REQUESTS)
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        self.address_family = address[0]
-        self.loopback = _is_loopback(address[4][0])
-        super().__init__(address[4][:2], Handler)
+        self._free_slots = threading.BoundedSemaphore(MAX_REQUESTS)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        self.address_family = family
+        self.is_loopback = _is_loopback(str(address[0]))
+        super().__init__((str(address[0]), int(address[1])), RequestHandler)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks for the name of the host, which may take long.
-        self.server_name, self.server_port = self.server_address[:2]
+        socketserver.TCPServer.server_bind(self)  # HTTPServer would look up the name of the host, which may be slow.
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def url(self) -> str:
-        """Where a browser on this machine finds it."""
-        host, port = self.server_address[:2]
+        """The URL of the page for a browser on this machine."""
+        host = self.server_name
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
-        return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
+        return f'http://[{host}]:{self.server_port}/' if ':' in host else f'http://{host}:{self.server_port}/'
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
+    def process_request(self, request: Request, client_address: ClientAddress) -> None:
+        if not self._free_slots.acquire(blocking=False):
+            assert isinstance(request, socket.socket)
             with contextlib.suppress(OSError):
                 request.settimeout(0)
                 request.send(b'HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n')
@@ -105,52 +125,49 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._free.release()
+            self._free_slots.release()
             raise
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def process_request_thread(self, request: Request, client_address: ClientAddress) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._free_slots.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """That someone goes away in the middle is no concern of the server's; any other error is."""
+    def handle_error(self, request: Request, client_address: ClientAddress) -> None:
+        """Logs an error, but ignores clients that disconnect in the middle of a request."""
         if not isinstance(error := sys.exception(), OSError):
-            logging.error('A request of %s failed: %r', client_address[0], error)
+            logging.error('a request from %s failed: %r', client_address[0], error)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
+class RequestHandler(BaseHTTPRequestHandler):
+    """Handles one request."""
 
     server: Server
     timeout = TIMEOUT_SECONDS
-    _read = False  # whether the body was
     server_version, sys_version = 'mnist_jax', ''
+    _body_was_read = False
 
     def do_GET(self) -> None:
-        """The page, and the schema of the endpoint."""
-        self._respond(self._found)
+        """Sends the page, or the JSON schema of the endpoint."""
+        self._respond(self._get)
 
     def do_POST(self) -> None:
-        """The endpoint."""
-        self._respond(self._predicted)
+        """Sends the response of the endpoint."""
+        self._respond(self._post)
 
     do_HEAD = do_GET  # noqa: N815
 
     def do_PUT(self) -> None:
-        """No other method."""
-        self._respond(self._no_method)
+        """Refuses all other methods."""
+        self._respond(self._refuse_method)
 
     do_DELETE = do_OPTIONS = do_PATCH = do_PUT  # noqa: N815
 
-    def _no_method(self) -> tuple[str, bytes]:
-        raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'{self.command} is not for here; GET and POST are')
-
     def setup(self) -> None:
         super().setup()
-        # Beside the time limit of each read: however slowly the bytes come, the place is free again after so long.
-        self._deadline = threading.Timer(TIMEOUT_SECONDS, self._give_up)
+        # `timeout` limits each read. This limits the whole request, so that a slow client cannot keep its slot.
+        self._deadline = threading.Timer(TIMEOUT_SECONDS, self._disconnect)
         self._deadline.daemon = True
         self._deadline.start()
 
@@ -158,50 +175,68 @@ class Handler(BaseHTTPRequestHandler):
         self._deadline.cancel()
         super().finish()
 
-    def _give_up(self) -> None:
-        with contextlib.suppress(OSError):  # It may be closed by now.
+    def _disconnect(self) -> None:
+        with contextlib.suppress(OSError):  # It may be closed already.
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _found(self) -> tuple[str, bytes]:
+    def _get(self) -> tuple[str, bytes]:
         path = self.path.partition('?')[0]
         if path == '/':
             return 'text/html; charset=utf-8', self.server.page
         if path == '/schema':
             return 'application/schema+json', json.dumps(SCHEMA, indent=2).encode()
-        raise RequestError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; GET / and GET /schema are')
+        raise RequestError(http.HTTPStatus.NOT_FOUND, f'the path of a GET must be / or /schema, got {path[:60]!r}')
 
-    def _predicted(self) -> tuple[str, bytes]:
-        if self.path.partition('?')[0] != '/predict':
-            raise RequestError(http.HTTPStatus.NOT_FOUND, 'there is nothing here; POST /predict is')
-        if self.headers.get_content_type() != 'application/json':
-            raise RequestError(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, 'Content-Type: application/json is wanted')
+    def _post(self) -> tuple[str, bytes]:
+        path = self.path.partition('?')[0]
+        if path != '/predict':
+            raise RequestError(http.HTTPStatus.NOT_FOUND, f'the path of a POST must be /predict, got {path[:60]!r}')
+        content_type = self.headers.get_content_type()
+        if content_type != 'application/json':
+            raise RequestError(
+                http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f'Content-Type must be application/json, got {content_type}'
+            )
         length = self.headers.get('Content-Length', '')
         if not (length.isascii() and length.isdigit()) or self.headers.get('Transfer-Encoding'):
-            raise RequestError(http.HTTPStatus.LENGTH_REQUIRED, 'a Content-Length is wanted')
+            raise RequestError(
+                http.HTTPStatus.LENGTH_REQUIRED, 'a request must have a Content-Length and no Transfer-Encoding'
+            )
         if len(length) > 12 or int(length) > MAX_BYTES:
-            raise RequestError(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f'more than {MAX_BYTES:,} bytes are too many')
-        self._read = True
+            raise RequestError(
+                http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f'the request body must be at most {MAX_BYTES:,} bytes, got {length[:40]}',
+            )
+        self._body_was_read = True
         body = self.rfile.read(int(length))
         if len(body) < int(length):
-            raise RequestError(http.HTTPStatus.BAD_REQUEST, 'the request ended before its Content-Length')
-        return 'application/json', json.dumps(self.server.service.answer(body)).encode()
+            raise RequestError(
+                http.HTTPStatus.BAD_REQUEST,
+                f'the request body must be as long as Content-Length, got {len(body)} bytes',
+            )
+        return 'application/json', json.dumps(self.server.endpoint.answer(body)).encode()
 
-    def _respond(self, found: Callable[[], tuple[str, bytes]]) -> None:
+    def _refuse_method(self) -> tuple[str, bytes]:
+        raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}')
+
+    def _respond(self, method: Callable[[], tuple[str, bytes]]) -> None:
+        """Sends the content type and the body that `method` returns, or the error that it raises."""
         headers = {}
         try:
             self._check_host()
-            seconds = self.server.rates.wait(self.client_address[0], time.monotonic())
+            seconds = self.server.rate_limiter.take(self.client_address[0], time.monotonic())
             if seconds:
                 headers['Retry-After'] = str(math.ceil(seconds))
                 raise RequestError(
-                    http.HTTPStatus.TOO_MANY_REQUESTS, f'more than {REQUESTS_PER_SECOND:.0f} requests a second'
+                    http.HTTPStatus.TOO_MANY_REQUESTS,
+                    f'a client may send at most {REQUESTS_PER_SECOND:.0f} requests per second',
                 )
-            status, (kind, body) = http.HTTPStatus.OK, found()
+            status, (content_type, body) = http.HTTPStatus.OK, method()
         except RequestError as error:
-            status, kind, body = error.status, 'application/json', json.dumps({'error': str(error)}).encode()
+            status, content_type = error.status, 'application/json'
+            body = json.dumps({'error': str(error)}).encode()
         self.send_response(status)
         headers |= {
-            'Content-Type': kind,
+            'Content-Type': content_type,
             'Content-Length': str(len(body)),
             'Cache-Control': 'no-store',
             'X-Content-Type-Options': 'nosniff',
@@ -212,31 +247,34 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != 'HEAD':
             self.wfile.write(body)
-        self._discard()
-
-    def _discard(self) -> None:
-        """Read what is unread of a request that was refused: else its sender would see no answer."""
-        length = self.headers.get('Content-Length', '')
-        if self._read or not (length.isascii() and length.isdigit() and len(length) < 12):
-            return
-        self.wfile.flush()
-        left = min(int(length), MAX_DISCARDED)
-        while left > 0 and (piece := self.rfile.read1(left)):
-            left -= len(piece)
+        self._discard_body()
 
     def _check_host(self) -> None:
-        """Refuse a page of another site whose name was made to lead here."""
-        asked = self.headers.get_all('Host', [''])
-        host = re.sub(r':\d+$', '', asked[0]).strip('[]').lower()
-        if self.server.loopback and (len(asked) > 1 or not (host == 'localhost' or _is_loopback(host))):
-            raise RequestError(http.HTTPStatus.FORBIDDEN, f'Host: {", ".join(asked)[:60]!r} is not this machine')
+        """Refuses requests from pages of another site whose name resolves to this machine (DNS rebinding)."""
+        hosts = self.headers.get_all('Host', [''])
+        name = re.sub(r':\d+$', '', hosts[0]).strip('[]').lower()
+        if self.server.is_loopback and (len(hosts) > 1 or not (name == 'localhost' or _is_loopback(name))):
+            raise RequestError(
+                http.HTTPStatus.FORBIDDEN,
+                f'Host must be localhost or a loopback address, got {", ".join(hosts)[:60]!r}',
+            )
 
-    def log_message(self, *arguments: Any) -> None:
-        """Silent."""
+    def _discard_body(self) -> None:
+        """Reads the body of a refused request; otherwise its client would not see the response."""
+        length = self.headers.get('Content-Length', '')
+        if self._body_was_read or not (length.isascii() and length.isdigit() and len(length) < 12):
+            return
+        self.wfile.flush()
+        remaining = min(int(length), MAX_DISCARDED)
+        while remaining > 0 and (piece := self.rfile.read1(remaining)):
+            remaining -= len(piece)
+
+    def log_message(self, *arguments: object) -> None:
+        """Logs nothing."""
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # A name.
+    except ValueError:  # It is a name.
         return False

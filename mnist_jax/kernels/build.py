@@ -1,4 +1,4 @@
-"""The functions of kernels/, in C: compiled for this machine's processor on first use, and made known to XLA."""
+"""Compiles the C kernels for this machine's CPU on first use, loads them and registers them with XLA."""
 
 import ctypes
 import functools
@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,81 +17,93 @@ from absl import logging
 
 from mnist_jax import files
 
+enabled = True
+"""Whether to use the kernels. Set it to False before tracing to compute every layer with XLA, e.g. to compare them."""
+
 SOURCES = Path(__file__).parent
-# The functions of kernels.c, which XLA knows by the same names: mnist_jax_layer ...
+# The functions of ffi_handlers.c without their prefix mnist_jax_, which is also part of their names in XLA.
 TARGETS = (
     *('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient'),
     *('moments', 'scale_relu', 'scale_relu_gradient'),
 )
 FLAGS = (
-    *('-O3', '-mcpu=native', '-shared', '-fPIC'),
+    *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),
     *(('-mprefer-vector-width=512',) if platform.machine() in ('x86_64', 'AMD64') else ()),
-    # No libc to link with, which the process has: the compiler would build one first.
+    # Do not link libc: the process has loaded it already, and the compiler would have to build its own first.
     *(() if sys.platform == 'darwin' else ('-nostdlib',)),
 )
 
 
-def loaded() -> bool:
-    """Whether XLA knows the kernels; compiles them where that was not done on this kind of processor."""
-    return _library() is not None
+def kernels_available() -> bool:
+    """Returns whether XLA can call the kernels. The first call compiles, loads and registers them."""
+    return enabled and load_library() is not None
 
 
 def set_threads(count: int) -> None:
-    """On how many threads each call of a kernel is computed, from now on."""
-    library = _library()
+    """Sets the maximum number of threads per kernel call. The results do not depend on it."""
+    library = load_library() if enabled else None
     if library is not None:
         library.mnist_jax_set_threads(count)
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, ImportError, subprocess.CalledProcessError) as error:
-        told = error.stderr.strip().partition('\n')[0] if hasattr(error, 'stderr') else error
-        logging.warning('The kernels in %s cannot be compiled (%s): XLA computes all layers, slower', SOURCES, told)
-        return None
-    for target in TARGETS:
-        function = jax.ffi.pycapsule(getattr(library, f'mnist_jax_{target}'))
-        jax.ffi.register_ffi_target(f'mnist_jax_{target}', function, platform='cpu')
-    return library
+def compile_library() -> Path:
+    """Returns the shared library from the user's cache directory, compiling it if it is missing or damaged.
 
-
-def _compiled() -> Path:
-    """The library, from the user's cache directory where it is there."""
-    # The package brings a C compiler of this exact version: the same one everywhere gives the same bits.
-    compiler = importlib.metadata.version('ziglang')
+    Raises:
+      ImportError: the compiler is not installed.
+      subprocess.CalledProcessError: the compiler fails.
+      OSError: the library cannot be written.
+    """
+    # The compiler is a Python package of a pinned version, because the same compiler everywhere gives the same bits.
+    compiler_version = importlib.metadata.version('ziglang')
     sources = [path.read_bytes() for path in sorted(SOURCES.glob('*.[ch]'))]
-    what = (*sources, compiler.encode(), jax.lib.__version__.encode(), ' '.join(FLAGS).encode())
-    name = f'kernels-{hashlib.sha256(b"|".join(what)).hexdigest()[:16]}.so'
-    directory = files.cache_directory() or Path(_temporary().name)
+    inputs = (*sources, compiler_version.encode(), jax.lib.__version__.encode(), ' '.join(FLAGS).encode())
+    name = f'kernels-{hashlib.sha256(b"|".join(inputs)).hexdigest()[:16]}.so'
+    directory = files.cache_directory() or Path(_temporary_directory().name)
     library, digest = directory / name, directory / f'{name}.sha256'
-    if not _is_whole(library, digest):
+    if not _is_intact(library, digest):
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            output = Path(scratch) / name
-            command = [sys.executable, '-m', 'ziglang', 'cc', *FLAGS, f'-I{jax.ffi.include_dir()}']
+            new_library, new_digest = Path(scratch) / library.name, Path(scratch) / digest.name
+            compiler = [sys.executable, '-m', 'ziglang', 'cc', *FLAGS, f'-I{jax.ffi.include_dir()}']
             subprocess.run(
-                [*command, str(SOURCES / 'kernels.c'), '-o', str(output)],
+                [*compiler, *map(str, sorted(SOURCES.glob('*.c'))), '-o', str(new_library)],
                 check=True,
                 capture_output=True,
                 text=True,
                 env={**os.environ, 'ZIG_GLOBAL_CACHE_DIR': scratch, 'ZIG_LOCAL_CACHE_DIR': scratch},
             )
-            told = Path(scratch) / digest.name
-            told.write_text(hashlib.sha256(output.read_bytes()).hexdigest())
-            output.replace(library)
-            told.replace(digest)
+            new_digest.write_text(hashlib.sha256(new_library.read_bytes()).hexdigest())
+            new_library.replace(library)
+            new_digest.replace(digest)
     return library
 
 
 @functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
-    """A directory that is there as long as this process is."""
+def load_library(compile_fn: Callable[[], Path] = compile_library) -> ctypes.CDLL | None:
+    """Compiles, loads and registers the kernels, once per process. Logs a warning and returns None if that fails."""
+    try:
+        library = ctypes.CDLL(str(compile_fn()))
+    except (OSError, ImportError, subprocess.CalledProcessError) as error:
+        text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        reason = text.strip().partition('\n')[0]
+        logging.warning(
+            'Cannot compile the kernels in %s (%s); XLA computes all layers instead, which is slower', SOURCES, reason
+        )
+        return None
+    for target in TARGETS:
+        handler = jax.ffi.pycapsule(getattr(library, f'mnist_jax_{target}'))
+        jax.ffi.register_ffi_target(f'mnist_jax_{target}', handler, platform='cpu')
+    return library
+
+
+@functools.cache
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Returns a directory that exists until this process ends."""
     return tempfile.TemporaryDirectory(prefix='mnist_jax-')
 
 
-def _is_whole(library: Path, digest: Path) -> bool:
-    # A part of a library, as after a power failure, would end the process without a word.
+def _is_intact(library: Path, digest: Path) -> bool:
+    # Loading a truncated library, as after a power failure, would crash the process silently.
     if not library.exists() or not digest.exists():
         return False
     return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()

@@ -1,7 +1,11 @@
-"""Array operations whose plain form is slow on a CPU or whose order of sums matters.
+"""Array operations that are slow on a CPU in their plain form, or whose sums must have a fixed order.
 
-On a CPU, layers, pools and what batch normalisation needs are computed by the kernels of kernels.c, where these can be
-had; anywhere else by XLA. What they mean is what the `_plain_` functions say.
+On a CPU, layers, max pooling and the parts of batch normalization run as C kernels if these are available; everywhere
+else XLA computes them. The `plain_` functions are the specification: the kernels return the same values and gradients,
+except for rounding. README.md in this directory describes the kernels.
+
+Shapes: B examples, H x W pixels, C input channels, F inputs, K output features, and h x w for the height and width of a
+convolution kernel.
 """
 
 import contextlib
@@ -9,19 +13,19 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.kernels.build import loaded
+from mnist_jax.kernels.build import kernels_available
+from mnist_jax.kernels.sums import PyTree
 
 _portable = contextvars.ContextVar('portable', default=False)
 
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """What is traced herein is computed by XLA alone, so that it runs where the kernels are not known."""
+    """Traces with plain XLA operations only inside this context, so that the result runs without the kernels."""
     token = _portable.set(True)
     try:
         yield
@@ -29,12 +33,12 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
-def delay_until(earlier: Any, values: Any) -> Any:
-    """`values`, not to be used before `earlier` (a pytree of numbers) is computed.
+def delay_until(earlier: PyTree, values: PyTree) -> PyTree:
+    """Returns `values` such that they cannot be used before `earlier` has been computed.
 
-    XLA computes at the same time what does not depend on each other, and several chunks of a batch would push each
-    other out of the caches. A barrier of XLA's orders its program, and not the threads that run it; what holds them is
-    a zero of which the compiler cannot know that it is one.
+    XLA runs independent computations at the same time, and several chunks of a batch would evict each other from the
+    caches. An optimization barrier alone orders XLA's program but not the threads that execute it. So this adds a zero
+    to `values` that depends on `earlier` and that the compiler cannot prove to be zero.
     """
     zeros = [leaf.ravel()[0] > jnp.inf for leaf in jax.tree.leaves(earlier)]
     if not zeros:
@@ -44,21 +48,28 @@ def delay_until(earlier: Any, values: Any) -> Any:
 
 
 def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool) -> jax.Array:
-    """The convolution with stride 1 and padding 'SAME' or 'VALID', plus the bias; with `relu` its ReLU."""
-    return _layer(padding, relu, *_alike(image_BxHxWxC, kernel_hxwxCxK, bias_K))
+    """Returns the convolution with stride 1 plus the bias, or with `relu` its ReLU. `padding` is 'SAME' or 'VALID'."""
+    return _layer(padding, relu, *_promote(image_BxHxWxC, kernel_hxwxCxK, bias_K))
 
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
-    """The product with the kernel plus the bias; with `relu` its ReLU. x may have more axes before the last."""
+    """Returns x @ kernel + bias, or with `relu` its ReLU. x may have any number of leading axes."""
     rows = math.prod(x_BxF.shape[:-1])
-    output_NxK = _layer(None, relu, *_alike(x_BxF.reshape(rows, x_BxF.shape[-1]), kernel_FxK, bias_K))
+    output_NxK = _layer(None, relu, *_promote(x_BxF.reshape(rows, x_BxF.shape[-1]), kernel_FxK, bias_K))
     return output_NxK.reshape(*x_BxF.shape[:-1], kernel_FxK.shape[-1])
 
 
-def _alike(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """All of one type, and the bias of one number a feature."""
+def _promote(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Promotes all three to one dtype, and broadcasts the bias to one number per feature."""
     dtype = jnp.result_type(x, kernel, bias)
     return x.astype(dtype), kernel.astype(dtype), jnp.broadcast_to(bias, kernel.shape[-1:]).astype(dtype)
+
+
+def plain_layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Specifies `conv` and, if `padding` is None, `dense`."""
+    output = _product(x, kernel, padding)
+    output = output + bias.reshape((1,) * (output.ndim - 1) + (-1,))
+    return jax.nn.relu(output) if relu else output
 
 
 def _product(x: jax.Array, kernel: jax.Array, padding: str | None) -> jax.Array:
@@ -67,55 +78,60 @@ def _product(x: jax.Array, kernel: jax.Array, padding: str | None) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _plain_layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    output = _product(x, kernel, padding)
-    output = output + bias.reshape((1,) * (output.ndim - 1) + (-1,))
-    return jax.nn.relu(output) if relu else output
-
-
-def _computed(target: str, plain: Callable, *arrays: jax.Array) -> Any:
-    """`plain(*arrays)`: on a CPU by a function of kernels.c, which takes and returns memory as it comes."""
+def _dispatch(target: str, plain: Callable[..., PyTree], *arrays: jax.Array) -> PyTree:
+    """Returns `plain(*arrays)`, computed on a CPU by the C kernel `target` if all arrays are non-empty and float32."""
     if _portable.get():
         return plain(*arrays)
-    shapes = jax.eval_shape(plain, *arrays)
-    everything = jax.tree.leaves((arrays, shapes))
-    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not loaded():
+    result_shapes = jax.eval_shape(plain, *arrays)
+    everything = jax.tree.leaves((arrays, result_shapes))
+    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not kernels_available():
         return plain(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=jax.ffi.ffi_call(f'mnist_jax_{target}', shapes), default=plain)
+    kernel = jax.ffi.ffi_call(f'mnist_jax_{target}', result_shapes)
+    return jax.lax.platform_dependent(*arrays, cpu=kernel, default=plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    plain = functools.partial(_plain_layer, padding, relu)
-    return _computed('layer_relu' if relu else 'layer', plain, x, kernel, bias)
+    plain = functools.partial(plain_layer, padding, relu)
+    return _dispatch('layer_relu' if relu else 'layer', plain, x, kernel, bias)
 
 
-def _layer_forward(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Any:
+_LayerResiduals = tuple[jax.Array, jax.Array, jax.Array | None]
+"""x, the kernel, and the output if the layer has a ReLU."""
+
+
+def _layer_forward(
+    padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, _LayerResiduals]:
     output = _layer(padding, relu, x, kernel, bias)
     return output, (x, kernel, output if relu else None)
 
 
-def _layer_backward(padding: str | None, relu: bool, residuals: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+def _layer_backward(
+    padding: str | None, relu: bool, residuals: _LayerResiduals, gradient: jax.Array
+) -> tuple[jax.Array, ...]:
     x, kernel, output = residuals
-    active = [output] if relu else []  # The gradient passes where it is above zero.
+    relu_output = () if output is None else (output,)
 
-    def plain_to_x(gradient: jax.Array, kernel: jax.Array, *active: jax.Array) -> jax.Array:
-        gradient = _passed(gradient, *active)
+    def plain_input_gradient(gradient: jax.Array, kernel: jax.Array, *relu_output: jax.Array) -> jax.Array:
+        gradient = _relu_gradient(gradient, *relu_output)
         return jax.linear_transpose(lambda x: _product(x, kernel, padding), x)(gradient)[0]
 
-    def plain_to_kernel(x: jax.Array, gradient: jax.Array, *active: jax.Array) -> tuple[jax.Array, jax.Array]:
-        gradient = _passed(gradient, *active)
-        (to_kernel,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
-        return to_kernel, gradient.sum(range(gradient.ndim - 1))
+    def plain_kernel_gradient(
+        x: jax.Array, gradient: jax.Array, *relu_output: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        gradient = _relu_gradient(gradient, *relu_output)
+        (kernel_gradient,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
+        return kernel_gradient, gradient.sum(range(gradient.ndim - 1))
 
     return (
-        _computed('input_gradient', plain_to_x, gradient, kernel, *active),
-        *_computed('kernel_gradient', plain_to_kernel, x, gradient, *active),
+        _dispatch('input_gradient', plain_input_gradient, gradient, kernel, *relu_output),
+        *_dispatch('kernel_gradient', plain_kernel_gradient, x, gradient, *relu_output),
     )
 
 
-def _passed(gradient: jax.Array, output: jax.Array | None = None) -> jax.Array:
-    """The gradient before a ReLU from that behind it."""
+def _relu_gradient(gradient: jax.Array, output: jax.Array | None = None) -> jax.Array:
+    """Backpropagates through a ReLU with this output; without an output, returns the gradient itself."""
     return gradient if output is None else jnp.where(output > 0, gradient, 0)
 
 
@@ -123,28 +139,29 @@ _layer.defvjp(_layer_forward, _layer_backward)
 
 
 def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
-    """Max pooling with stride `window`, as `nn.max_pool`, of values and gradient, but for the gradient at ties.
+    """Applies max pooling with stride `window`, like `nn.max_pool` except for the gradient at ties.
 
-    Where several values of a window tie, the gradient is shared between them.
+    If several values of a window tie for the maximum, they share the gradient.
     """
     padded = padding == 'SAME' and any(size % window for size in x_BxHxWxC.shape[1:3])
     if window != 2 or padded:
-        return _plain_max_pool(x_BxHxWxC, window, padding)
-    return _pool_by_two(x_BxHxWxC)
+        return plain_max_pool(x_BxHxWxC, window, padding)
+    return _max_pool_2x2(x_BxHxWxC)
 
 
-def _plain_max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
-    # Strided slices and `jnp.maximum` instead of a reduce-window, whose gradient is slow on a CPU.
+def plain_max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
+    """Specifies `max_pool`."""
+    # Uses strided slices and `jnp.maximum` instead of a reduce-window, whose gradient is slow on a CPU.
     height, width = x_BxHxWxC.shape[1:3]
     if padding == 'SAME':
         pads = [_same_padding(size, window) for size in (height, width)]
         x_BxHxWxC = jnp.pad(x_BxHxWxC, [(0, 0), *pads, (0, 0)], constant_values=-jnp.inf)
     rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
-    lines = []
+    row_maxima = []
     for i in range(window):
-        parts = [x_BxHxWxC[:, i:rows:window, j:columns:window] for j in range(window)]
-        lines.append(functools.reduce(jnp.maximum, parts))
-    return functools.reduce(jnp.maximum, lines)
+        slices = [x_BxHxWxC[:, i:rows:window, j:columns:window] for j in range(window)]
+        row_maxima.append(functools.reduce(jnp.maximum, slices))
+    return functools.reduce(jnp.maximum, row_maxima)
 
 
 def _same_padding(size: int, window: int) -> tuple[int, int]:
@@ -152,89 +169,95 @@ def _same_padding(size: int, window: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def _plain_pool_by_two(x_BxHxWxC: jax.Array) -> jax.Array:
-    return _plain_max_pool(x_BxHxWxC, 2, 'VALID')
+def _plain_max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
+    return plain_max_pool(x_BxHxWxC, 2, 'VALID')
 
 
 @jax.custom_vjp
-def _pool_by_two(x_BxHxWxC: jax.Array) -> jax.Array:
-    return _computed('pool', _plain_pool_by_two, x_BxHxWxC)
+def _max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
+    return _dispatch('pool', _plain_max_pool_2x2, x_BxHxWxC)
 
 
-def _pool_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    def plain(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(_plain_pool_by_two, x)[1](gradient)[0]
+def _max_pool_2x2_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    def plain_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(_plain_max_pool_2x2, x)[1](gradient)[0]
 
-    return (_computed('pool_gradient', plain, x_BxHxWxC, gradient),)
+    return (_dispatch('pool_gradient', plain_gradient, x_BxHxWxC, gradient),)
 
 
-_pool_by_two.defvjp(lambda x: (_pool_by_two(x), x), _pool_backward)
+_max_pool_2x2.defvjp(lambda x: (_max_pool_2x2(x), x), _max_pool_2x2_backward)
 
 
 def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of each channel and of its squares, over the examples of which the mask (1 or 0) is 1."""
+    """Returns the sums of x and of its squares per channel, over the examples whose mask is 1, not 0."""
     return _moments(x_BxHxWxC, mask_B.astype(jnp.float32))
 
 
-@jax.custom_vjp
-def _moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _computed('moments', _plain_moments, x_BxHxWxC, mask_B)
-
-
-def _plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Specifies `moments`."""
     x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * mask_B.reshape(-1, 1, 1, 1)
     return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
 
 
-def _moments_backward(residuals: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+@jax.custom_vjp
+def _moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _dispatch('moments', plain_moments, x_BxHxWxC, mask_B)
+
+
+def _moments_backward(
+    residuals: tuple[jax.Array, jax.Array], gradients: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
     x_BxHxWxC, mask_B = residuals
-    to_sum_C, to_square_C = (gradient.reshape(1, 1, 1, -1) for gradient in gradients)
-    to_x = (to_sum_C + 2 * x_BxHxWxC * to_square_C) * mask_B.reshape(-1, 1, 1, 1)
-    return to_x.astype(x_BxHxWxC.dtype), None
+    sum_gradient_C, squares_gradient_C = (gradient.reshape(1, 1, 1, -1) for gradient in gradients)
+    x_gradient = (sum_gradient_C + 2 * x_BxHxWxC * squares_gradient_C) * mask_B.reshape(-1, 1, 1, 1)
+    return x_gradient.astype(x_BxHxWxC.dtype), None
 
 
 _moments.defvjp(lambda x, mask: (_moments(x, mask), (x, mask)), _moments_backward)
 
 
 def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    """The ReLU of x * factor + shift, channel by channel."""
-    each = (jnp.broadcast_to(array, x_BxHxWxC.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C))
-    return _scale_relu(x_BxHxWxC, *each)
+    """Returns the ReLU of x * factor + shift, with one factor and one shift per channel."""
+    factor_C, shift_C = (
+        jnp.broadcast_to(array, x_BxHxWxC.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C)
+    )
+    return _scale_relu(x_BxHxWxC, factor_C, shift_C)
 
 
-@jax.custom_vjp
-def _scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    return _computed('scale_relu', _plain_scale_relu, x_BxHxWxC, factor_C, shift_C)
-
-
-def _plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+def plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    """Specifies `scale_relu`."""
     scaled = x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
     return jax.nn.relu(scaled).astype(x_BxHxWxC.dtype)
 
 
+@jax.custom_vjp
+def _scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    return _dispatch('scale_relu', plain_scale_relu, x_BxHxWxC, factor_C, shift_C)
+
+
 def _scale_relu_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
-    def plain(x: jax.Array, factor: jax.Array, shift: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(_plain_scale_relu, x, factor, shift)[1](gradient)
+    def plain_gradient(x: jax.Array, factor: jax.Array, shift: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(plain_scale_relu, x, factor, shift)[1](gradient)
 
-    return _computed('scale_relu_gradient', plain, *residuals, gradient)
+    return _dispatch('scale_relu_gradient', plain_gradient, *residuals, gradient)
 
 
-_scale_relu.defvjp(lambda *given: (_scale_relu(*given), given), _scale_relu_backward)
+_scale_relu.defvjp(lambda *arrays: (_scale_relu(*arrays), arrays), _scale_relu_backward)
 
 
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
-    """Bx`shape`, true with this probability, drawn for each of the B keys (uint32) by itself.
+    """Returns a Bx`shape` mask that is True with this probability, drawn for each of the B keys (uint32) separately.
 
-    The place of a value is mixed with the key as Wellons's hash "lowbias32" does it, twice: a few operations for each
-    value, where JAX's generator makes about 80.
+    The index of each value is mixed with the two words of the key by Wellons's hash function "lowbias32", applied
+    twice. That takes a few operations per value; JAX's default generator takes about 80.
     """
     key_Bx2 = keys_Bx2.reshape(-1, 2, *(1,) * len(shape))
-    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
-    bits = _mixed(_mixed(place ^ key_Bx2[:, 0]) ^ key_Bx2[:, 1])
+    index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
+    bits = _lowbias32(_lowbias32(index ^ key_Bx2[:, 0]) ^ key_Bx2[:, 1])
     return bits < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _lowbias32(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

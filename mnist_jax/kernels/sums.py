@@ -1,4 +1,4 @@
-"""Sums whose order, and so whose bits, do not depend on the processor or on the number of devices."""
+"""Sums in a fixed order, whose bits depend neither on the processor nor on the number of devices."""
 
 import operator
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ PyTree = Any
 """Nested containers of arrays, in the sense of `jax.tree`."""
 
 
-def tree_sum(parts: Sequence[Any]) -> Any:
-    """The sum of pytrees, neighbours first: ((a+b)+(c+d))+... .
+def tree_sum(parts: Sequence[PyTree]) -> PyTree:
+    """Returns the sum of pytrees, added pairwise as a binary tree: ((a + b) + (c + d)) + ... .
 
-    Floating-point sums depend on their order. In this one, where the parts are dealt out to devices in equal runs of
-    2^k neighbours, each device's own sum is a node of the same tree, and so the total has the same bits on any number
+    Floating-point sums depend on the order of their terms. If the parts are split between devices in equal groups of
+    2^k consecutive parts, the sum of each device is a node of this tree, so the total has the same bits on any number
     of devices.
     """
     parts = list(parts)
@@ -26,10 +26,10 @@ def tree_sum(parts: Sequence[Any]) -> Any:
 
 
 def ordered_sum(x_N: jax.Array) -> jax.Array:
-    """The sum of a vector, its second half added to its first again and again.
+    """Returns the sum of a vector, repeatedly adding its second half to its first.
 
-    XLA takes the order of its own reductions from the width of the processor's vectors, and from what else it computes
-    beside them.
+    The order of XLA's own reductions depends on the vector width of the processor and on the operations that XLA
+    compiles together with them.
     """
     while len(x_N) > 1:
         half = (len(x_N) + 1) // 2

@@ -1,4 +1,4 @@
-"""Loss functions: each makes a function of logits and labels that gives one loss per example."""
+"""Loss functions: each constructor returns a function of logits BxK and labels B that gives one loss per example."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnist_jax.errors import check_range
+from mnist_jax.factory import Fraction
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Loss:
-    """Softmax cross-entropy in nats; `label_smoothing` of the target is spread evenly over all classes."""
-    check_range('loss.label_smoothing', label_smoothing, 0.0, 1.0)
+def cross_entropy(label_smoothing: Fraction = 0.0) -> Loss:
+    """Softmax cross-entropy in nats; `label_smoothing` spreads this fraction of the target evenly over all classes."""
 
     def loss(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
         if not label_smoothing:
@@ -25,10 +24,11 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 
 
 def mean_squared_error() -> Loss:
-    """The mean over the classes of the squared difference between softmax and one-hot label, as Keras has it."""
+    """Squared difference between softmax and one-hot label, averaged over the classes, as in Keras."""
 
     def loss(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
-        # `nn.softmax` divides by the sum; in its gradient, XLA multiplies by 1/sum or not, by what else a program does.
+        # In the gradient of `jax.nn.softmax`, XLA divides by the sum or multiplies by its reciprocal, depending on the
+        # rest of the program. This form leaves it no choice, so the bits do not depend on the number of devices.
         softmax_BxK = jnp.exp(jax.nn.log_softmax(logits_BxK))
         difference_BxK = softmax_BxK - jax.nn.one_hot(label_B, logits_BxK.shape[-1])
         return jnp.mean(jnp.square(difference_BxK), axis=-1)

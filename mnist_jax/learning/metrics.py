@@ -1,7 +1,7 @@
-"""From sums over examples to what is reported: means, and the statistics of a confusion matrix.
+"""Means from sums over examples, and the statistics of a confusion matrix.
 
-In a confusion matrix the rows are the truth and the columns the predictions. What is not defined, such as the
-precision of a class that was never predicted, is None; averages are over the classes that have a value.
+The rows of a confusion matrix are the true classes, its columns the predicted ones. An undefined statistic, such as the
+precision of a class that was never predicted, is None; averages are over the classes for which it is defined.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,10 @@ import numpy as np
 from scipy import special
 
 Totals = dict[str, np.ndarray]
+"""Sums over examples, float64, by name."""
 Number = float | None
+Statistics = dict[str, Any]
+"""Statistics by name, as written to JSON."""
 
 COLUMNS = {
     'precision': 'precision',
@@ -25,22 +28,22 @@ COLUMNS = {
     'detection_prevalence': 'predicted',
     'support': 'support',
 }
-"""The statistics by class in the order of the table for people, and their headings there."""
+"""The statistics per class that tables show, in their order, with the headings of the columns."""
 
 
-def add(totals: Totals, sums: Mapping[str, Any]) -> Totals:
-    """`totals + sums` in float64, so that many batches add without rounding; {} is the empty total."""
+def add(totals: Totals, sums: Mapping[str, np.ndarray | float]) -> Totals:
+    """Returns `totals + sums` in float64, so that adding many batches loses no precision; {} is the empty total."""
     return {name: totals.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
 
 
 def means(totals: Totals) -> dict[str, float]:
-    """Mean loss and accuracy over all examples counted."""
+    """Returns the mean loss and the accuracy."""
     count = float(totals['count'])
     return {'loss': float(totals['loss']) / count, 'accuracy': float(totals['correct']) / count}
 
 
-def statistics(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """All statistics of a confusion matrix KxK of whole numbers, at least one of them positive, for JSON."""
+def statistics(matrix: np.ndarray, names: Sequence[str]) -> Statistics:
+    """Returns all statistics of a confusion matrix KxK of integers, at least one of them positive."""
     classes = by_class(matrix)
     return {
         'overall': overall(matrix),
@@ -51,13 +54,13 @@ def statistics(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def overall(matrix: np.ndarray) -> dict[str, Any]:
-    """Accuracy and what says how far it is from chance.
+def overall(matrix: np.ndarray) -> Statistics:
+    """Returns the accuracy and statistics that compare it with chance.
 
     Returns:
-      accuracy; accuracy_interval, the exact one of 95 % (Clopper and Pearson 1934); no_information_rate, the share of
-      the largest class; p_value, of so many hits or more at that rate (binomial, one-sided); kappa (Cohen 1960);
-      symmetry_statistic and symmetry_p_value (McNemar 1947, Bowker 1948).
+      accuracy; accuracy_interval, the exact 95% confidence interval (Clopper and Pearson 1934); no_information_rate,
+      the fraction of the largest class; p_value, the probability of at least as many correct predictions at that rate
+      (binomial, one-sided); kappa (Cohen 1960); symmetry_statistic and symmetry_p_value (McNemar 1947, Bowker 1948).
     """
     count, correct = int(matrix.sum()), int(np.trace(matrix))
     rate = matrix.sum(axis=1).max() / count
@@ -76,7 +79,7 @@ def overall(matrix: np.ndarray) -> dict[str, Any]:
 
 
 def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact confidence interval of a binomial proportion."""
+    """Returns the exact confidence interval of a binomial proportion (Clopper and Pearson 1934)."""
     tail = (1 - level) / 2
     lower = special.betaincinv(successes, count - successes + 1, tail) if successes else 0.0
     upper = special.betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
@@ -84,10 +87,10 @@ def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[fl
 
 
 def symmetry(matrix: np.ndarray) -> tuple[Number, Number]:
-    """Bowker's statistic and P-value of a matrix that is symmetric but for chance.
+    """Returns the statistic and the p-value of Bowker's test of symmetry.
 
-    For two classes it is McNemar's test with Edwards's correction for continuity, as in R's mcnemar.test; not defined
-    where a pair of classes is never confused, either way.
+    For two classes this is McNemar's test with Edwards's continuity correction, as in R's mcnemar.test. Both are None
+    if a pair of classes is never confused in either direction.
     """
     rows, columns = np.triu_indices(len(matrix), k=1)
     above, below = matrix[rows, columns].astype(float), matrix[columns, rows].astype(float)
@@ -101,62 +104,62 @@ def symmetry(matrix: np.ndarray) -> tuple[Number, Number]:
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """The exact two-sided P-value of two classifiers' accuracies on the same examples (McNemar 1947).
+    """Returns the exact two-sided p-value of McNemar's test for two classifiers on the same examples (McNemar 1947).
 
     Args:
-      only_first: how many examples the first classifier alone has right.
-      only_second: how many the second alone.
+      only_first: The number of examples that only the first classifier gets right.
+      only_second: The number of examples that only the second classifier gets right.
     """
     fewer, count = min(only_first, only_second), only_first + only_second
     return min(1.0, 2 * float(special.bdtr(fewer, count, 0.5)))
 
 
 def by_class(matrix: np.ndarray) -> list[dict[str, Number]]:
-    """The statistics of each class against all others together."""
+    """Returns the statistics of each class against all other classes."""
     count = int(matrix.sum())
-    hits = np.diag(matrix)
     return [
-        _of_class(int(hit), int(truths - hit), int(predictions - hit), count)
-        for hit, truths, predictions in zip(hits, matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
+        _class_statistics(int(correct), int(truths - correct), int(predictions - correct), count)
+        for correct, truths, predictions in zip(np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
     ]
 
 
-def _of_class(hits: int, misses: int, false_alarms: int, count: int) -> dict[str, Number]:
-    rest = count - hits - misses - false_alarms
-    sensitivity = _ratio(hits, hits + misses)
-    specificity = _ratio(rest, rest + false_alarms)
-    precision = _ratio(hits, hits + false_alarms)
-    both = sensitivity is not None and specificity is not None
+def _class_statistics(true_positives: int, false_negatives: int, false_positives: int, count: int) -> dict[str, Number]:
+    true_negatives = count - true_positives - false_negatives - false_positives
+    sensitivity = _ratio(true_positives, true_positives + false_negatives)
+    specificity = _ratio(true_negatives, true_negatives + false_positives)
+    precision = _ratio(true_positives, true_positives + false_positives)
+    balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
     return {
         'sensitivity': sensitivity,
         'specificity': specificity,
         'positive_predictive_value': precision,
-        'negative_predictive_value': _ratio(rest, rest + misses),
-        'prevalence': (hits + misses) / count,
-        'detection_rate': hits / count,
-        'detection_prevalence': (hits + false_alarms) / count,
-        'balanced_accuracy': (sensitivity + specificity) / 2 if both else None,
+        'negative_predictive_value': _ratio(true_negatives, true_negatives + false_negatives),
+        'prevalence': (true_positives + false_negatives) / count,
+        'detection_rate': true_positives / count,
+        'detection_prevalence': (true_positives + false_positives) / count,
+        'balanced_accuracy': balanced,
         'precision': precision,
         'recall': sensitivity,
-        'f1': _ratio(2 * hits, 2 * hits + misses + false_alarms),
-        'support': hits + misses,
+        'f1': _ratio(2 * true_positives, 2 * true_positives + false_negatives + false_positives),
+        'support': true_positives + false_negatives,
     }
 
 
 def average(classes: Sequence[Mapping[str, Number]], weights: np.ndarray) -> dict[str, Number]:
-    """The weighted mean of each statistic over the classes for which it is defined; of the support, the sum."""
-    found: dict[str, Number] = {}
+    """Returns the weighted mean of each statistic over the classes for which it is defined, and the total support."""
+    averages: dict[str, Number] = {}
     for name in classes[0]:
-        defined = [(row[name], weight) for row, weight in zip(classes, weights, strict=True) if row[name] is not None]
-        found[name] = _ratio(sum(value * weight for value, weight in defined), sum(weight for _, weight in defined))
-    found['support'] = sum(row['support'] for row in classes)
-    return found
+        pairs = [(row[name], weight) for row, weight in zip(classes, weights, strict=True)]
+        defined = [(value, weight) for value, weight in pairs if value is not None]
+        averages[name] = _ratio(sum(value * weight for value, weight in defined), sum(weight for _, weight in defined))
+    averages['support'] = sum(row['support'] or 0 for row in classes)
+    return averages
 
 
-def top_confusions(matrix: np.ndarray, names: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
-    """The most frequent errors, the greatest first, with the share of that truth's examples."""
+def top_confusions(matrix: np.ndarray, names: Sequence[str], limit: int = 10) -> list[Statistics]:
+    """Returns the most frequent errors in descending order, each with its share of the examples of the true class."""
     errors = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-errors, axis=None, kind='stable')[:most]
+    order = np.argsort(-errors, axis=None, kind='stable')[:limit]
     return [
         {
             'truth': names[truth],
@@ -173,21 +176,21 @@ def _ratio(numerator: float, denominator: float) -> Number:
     return float(numerator / denominator) if denominator else None
 
 
-def calibration(probabilities_NxK: np.ndarray, label_N: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """How well the probabilities of the predicted classes say how often these are right.
+def calibration(probabilities_NxK: np.ndarray, label_N: np.ndarray, bins: int = 15) -> Statistics:
+    """Measures how well the probability of the predicted class matches the accuracy.
 
     Returns:
-      expected_calibration_error: the mean over the examples of the difference between confidence and accuracy in
-      bins of equal width (Naeini 2015, Guo 2017); brier: the mean squared distance of the probabilities from the truth,
-      from 0 to 2 (Brier 1950); bins: for each {from, to, count, confidence, accuracy}, the last two None where it is
-      empty.
+      expected_calibration_error, the difference between confidence and accuracy in bins of equal width, averaged over
+      the examples (Naeini 2015, Guo 2017); brier, the mean squared distance between the probabilities and the one-hot
+      labels, from 0 to 2 (Brier 1950); bins, a list of {from, to, count, confidence, accuracy}, where the last
+      two are None for an empty bin.
     """
     probabilities = probabilities_NxK.astype(np.float64)
-    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label_N
-    # A confidence on the border of two belongs to the lower one, as in (0, 0.1], (0.1, 0.2], ...
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(which, minlength=bins)
-    sums = {'confidence': np.bincount(which, confidence, bins), 'accuracy': np.bincount(which, right, bins)}
+    confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == label_N
+    # Bins include their upper end: (0, 0.1], (0.1, 0.2], ...
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    sums = {'confidence': np.bincount(index, confidence, bins), 'accuracy': np.bincount(index, correct, bins)}
     truth = np.eye(probabilities.shape[-1])[label_N]
     return {
         'expected_calibration_error': float(np.abs(sums['confidence'] - sums['accuracy']).sum() / len(label_N)),

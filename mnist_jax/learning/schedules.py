@@ -1,28 +1,26 @@
-"""Learning-rate schedules: a factor of the optimizer's learning rate, from the epochs that are done.
+"""Learning-rate schedules: factors by which the optimizer's learning rate is multiplied.
 
-Each makes a function of `epoch`, the number of epochs done as a real number, and `epochs`, how many the run has.
+Each constructor returns a function of `epoch`, the number of completed epochs as a real number, and `epochs`, the
+length of the run.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.errors import check_range
+from mnist_jax.factory import Fraction, NonNegative, Positive
 
 Schedule = Callable[[jax.Array, float], jax.Array]
 
 
 def constant() -> Schedule:
-    """The learning rate as it is."""
+    """Always 1."""
     return lambda epoch, epochs: jnp.ones_like(epoch)
 
 
-def cosine(warmup: float = 0.0, final: float = 0.0) -> Schedule:
-    """Up from 0 in a line over `warmup` epochs, then half a cosine down to `final` (Loshchilov and Hutter 2017)."""
-    check_range('schedule.warmup', warmup, 0.0, math.inf)
-    check_range('schedule.final', final, 0.0, 1.0)
+def cosine(warmup: NonNegative = 0.0, final: Fraction = 0.0) -> Schedule:
+    """Rises linearly from 0 over `warmup` epochs, then falls to `final` along half a cosine (Loshchilov 2017)."""
 
     def factor(epoch: jax.Array, epochs: float) -> jax.Array:
         rising = epoch / max(warmup, 1e-9)
@@ -32,14 +30,11 @@ def cosine(warmup: float = 0.0, final: float = 0.0) -> Schedule:
     return factor
 
 
-def one_cycle(rise: float = 0.3, initial: float = 0.04, final: float = 4e-6) -> Schedule:
-    """Half a cosine up from `initial` over the share `rise` of the run, then one down to `final` (Smith 2018).
+def one_cycle(rise: Fraction = 0.3, initial: Fraction = 0.04, final: Fraction = 4e-6) -> Schedule:
+    """Rises from `initial` along half a cosine over the fraction `rise` of the run, then falls to `final` (Smith 2018).
 
     The defaults are those of PyTorch's OneCycleLR: 1/25, and 1e-4 of that.
     """
-    check_range('schedule.rise', rise, 0.0, 1.0)
-    check_range('schedule.initial', initial, 0.0, 1.0)
-    check_range('schedule.final', final, 0.0, 1.0)
 
     def factor(epoch: jax.Array, epochs: float) -> jax.Array:
         done = epoch / epochs
@@ -50,15 +45,13 @@ def one_cycle(rise: float = 0.3, initial: float = 0.04, final: float = 4e-6) -> 
     return factor
 
 
-def step_decay(every: float = 1.0, factor: float = 0.5) -> Schedule:
-    """Times `factor` after each `every` epochs."""
-    check_range('schedule.every', every, 1e-9, math.inf)
-    check_range('schedule.factor', factor, 0.0, 1.0)
+def step_decay(every: Positive = 1.0, factor: Fraction = 0.5) -> Schedule:
+    """Multiplies by `factor` after every `every` epochs."""
     return lambda epoch, epochs: factor ** jnp.floor(epoch / every)
 
 
-def _half_cosine(share: jax.Array, start: float, end: float) -> jax.Array:
-    return end + (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(share, 0, 1))) / 2
+def _half_cosine(fraction: jax.Array, start: float, end: float) -> jax.Array:
+    return end + (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1))) / 2
 
 
 SCHEDULES = {'constant': constant, 'cosine': cosine, 'one_cycle': one_cycle, 'step_decay': step_decay}

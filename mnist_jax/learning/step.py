@@ -1,49 +1,80 @@
-"""The train step and the evaluation step: pure functions that know nothing of devices.
+"""The train step and the evaluation step: pure functions that know nothing about devices.
 
-Why the device count does not change a bit of the result: the global batch is cut into chunks that depend on the
-config alone; the gradient of each chunk is computed by itself; the chunks' gradients are added as one binary tree,
-whose lower levels lie within a device and whose upper levels are `all_sum`. So each floating-point number is the
-same sum, in the same order, on one device and on eight. BatchNorm's sums, of the whole batch in every layer, are
-taken over the same chunks in the same order: `lockstep.py` says how.
+Why the number of devices does not change a single bit of the result: the global batch is cut into chunks that depend on
+the config alone. The gradient of each chunk is computed separately, and the gradients are added as one binary tree,
+whose lower levels lie within a device and whose upper levels are `all_sum`. Every floating-point number is therefore
+the same sum, in the same order, on one device and on eight. The sums of batch normalization, over the whole batch in
+every layer, are taken over the same chunks in the same order; see `lockstep.py`.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnist_jax.kernels import ops
-from mnist_jax.kernels.sums import ordered_sum, tree_sum
-from mnist_jax.learning.lockstep import lockstep_sum, run_in_lockstep
-from mnist_jax.models.architectures import Training
+from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
+from mnist_jax.learning import lockstep
+from mnist_jax.learning.losses import Loss
+from mnist_jax.learning.optimizers import Optimizer
+from mnist_jax.models.layers import Training
 
 Batch = dict[str, jax.Array]
+"""image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split."""
 Sums = dict[str, jax.Array]
-AllSum = Callable[[Any], Any]
+"""Sums over examples: loss, correct, count."""
+AllSum = Callable[[PyTree], PyTree]
+"""Sums a pytree over all devices."""
 
 INIT_STREAM, DROPOUT_STREAM = 0, 1
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes, and all that a checkpoint holds."""
+    """Everything that a step changes; part of every checkpoint."""
 
-    step: jax.Array  # int32: how many updates were made
-    params: Any
-    batch_stats: Any  # moving averages of BatchNorm; empty without it
+    step: jax.Array  # int32: number of updates so far
+    params: PyTree
+    batch_stats: PyTree  # moving averages of batch normalization; empty without it
     opt_state: optax.OptState
-    learning_rate_scale: jax.Array  # float32: what the schedule's learning rate is multiplied by
+    learning_rate_scale: jax.Array | np.ndarray  # float32: multiplies the scheduled learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """What a step needs besides the state and the batch; constants of the compiled program.
+
+    Attributes:
+      model: Maps images and a `Training` (None for inference) to logits.
+      loss: Maps logits BxK and labels B to one loss per example.
+      optimizer: Its `update` takes the learning rate as a keyword argument.
+      learning_rate: Maps the number of updates so far to the learning rate of the next one.
+      max_pixel: The pixel value that maps to 1.0.
+      dtype: The compute dtype of the model; parameters, losses and sums are float32.
+      skip_nonfinite: If true, a non-finite update or loss only increments the step.
+      chunk_size: Examples per chunk; divides the number of examples on a device.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    learning_rate: Callable[[jax.Array], jax.Array]
+    max_pixel: int
+    dtype: jnp.dtype
+    skip_nonfinite: bool
+    chunk_size: int
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int | jax.Array
+    model: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: int | jax.Array
 ) -> TrainState:
-    """The state before the first step."""
-    variables = model.init(_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
+    """Returns the state before the first step."""
+    variables = model.init(_random_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
     params = variables['params']
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -55,172 +86,158 @@ def create_state(
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    optimizer: optax.GradientTransformationExtraArgs,
-    learning_rate: Callable[[jax.Array], jax.Array],
-    max_pixel: int,
-    dtype: jnp.dtype,
-    seed: int | jax.Array,
-    skip_nonfinite: bool,
-    chunk_size: int,
-    all_sum: AllSum,
+    state: TrainState, batch: Batch, seed: int | jax.Array, parts: StepParts, all_sum: AllSum
 ) -> tuple[TrainState, Sums]:
-    """One update by the mean loss over the global batch, padding left out.
+    """Makes one update with the gradient of the mean loss over the unpadded examples of the global batch.
 
     Args:
-      batch: this device's share {image, label, mask, index} of the global batch.
-      model, loss, optimizer, seed: the parts of the experiment, and the seed of the dropout.
-      learning_rate: of the update that follows a step.
-      max_pixel, dtype: which pixel becomes 1.0; in what the model computes (parameters, losses and sums are float32).
-      skip_nonfinite: whether an update that is not finite, or whose loss is not, changes nothing but the step's number;
-        such a loss is then left out of the sums.
-      chunk_size, all_sum: how many examples make a chunk, which divides the share; adds a pytree over all devices.
+      state: The state before the update.
+      batch: This device's share of the global batch.
+      seed: The seed of the run, for dropout.
+      parts: The parts of the experiment.
+      all_sum: Sums a pytree over all devices.
 
     Returns:
-      The new state, and the global batch's sums {loss, correct, count} before the update, with nonfinite: 1 where the
-      loss or a new parameter is not finite, else 0.
+      The new state, and the sums of the global batch before the update, with `nonfinite`: 1 if the loss or a new
+      parameter is not finite, else 0. With `skip_nonfinite`, all sums are 0 if the loss is not finite.
     """
-    key = jax.random.fold_in(_stream(seed, DROPOUT_STREAM), state.step)
+    dropout_key = jax.random.fold_in(_random_stream(seed, DROPOUT_STREAM), state.step)
 
-    def summed_loss(params: Any, chunk: Batch) -> tuple[jax.Array, tuple[Sums, Any]]:
-        logits_BxK, updated = model.apply(
-            {'params': _cast(params, dtype), 'batch_stats': state.batch_stats},
-            _scaled(chunk['image'], max_pixel, dtype),
-            Training(chunk['mask'], chunk['index'], lockstep_sum),
-            rngs={'dropout': key},
+    def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
+        logits_BxK, updated = parts.model.apply(
+            {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats},
+            _scale(chunk['image'], parts.max_pixel, parts.dtype),
+            Training(chunk['mask'], chunk['index'], lockstep.lockstep_sum),
+            rngs={'dropout': dropout_key},
             mutable=['batch_stats'],
         )
-        sums = _sums(logits_BxK.astype(jnp.float32), chunk, loss)
+        sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
-    chunks = list(_chunks(batch, chunk_size))
+    chunks = _split(batch, parts.chunk_size)
     if state.batch_stats:
-        parts, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
+        chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
     else:
-        parts, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
-    # The barrier keeps the compiler from computing the sum and the update in one way here and in another there.
-    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(parts)))
+        chunk_results, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
+    # Without the barrier, the compiler may fuse sum and update differently on different device counts.
+    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
-    now = learning_rate(state.step) * state.learning_rate_scale
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=now)
+    learning_rate = parts.learning_rate(state.step) * state.learning_rate_scale
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
     params = optax.apply_updates(state.params, updates)
-    after = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
-    # A gradient that is not finite makes parameters that are not.
+    new_state = dataclasses.replace(
+        state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+    )
+    # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, params))]).all()
-    if skip_nonfinite:
-        after, sums = _where_finite(finite, after, sums, state)
-    return after, {**sums, 'nonfinite': 1.0 - finite}
+    if parts.skip_nonfinite:
+        unchanged = dataclasses.replace(state, step=state.step + 1)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)
+        counted = jnp.isfinite(sums['loss'])
+        sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
+    return new_state, {**sums, 'nonfinite': 1.0 - finite}
 
 
-def _where_finite(finite: jax.Array, after: TrainState, sums: Sums, before: TrainState) -> tuple[TrainState, Sums]:
-    """The state after an update, or that before it where this is not finite; the sums, or 0 where they are not."""
-    left = before.replace(step=before.step + 1)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, left)
-    counted = jnp.isfinite(sums['loss'])
-    return after, jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
+def train_steps(
+    state: TrainState, batches: Batch, seed: int | jax.Array, parts: StepParts, all_sum: AllSum
+) -> tuple[TrainState, Sums]:
+    """Makes one update per batch; `batches` and the returned sums have a leading axis of steps."""
+    return jax.lax.scan(lambda state, batch: train_step(state, batch, seed, parts, all_sum), state, batches)
 
 
-def train_steps(state: TrainState, batches: Batch, **given: Any) -> tuple[TrainState, Sums]:
-    """As many updates by `train_step` as `batches` is long: batches along a first axis, which the sums have too."""
-    return jax.lax.scan(lambda state, batch: train_step(state, batch, **given), state, batches)
-
-
-def _gradients_in_turn(summed_loss: Callable, params: Any, chunks: list[Batch]) -> list[tuple[Any, Sums]]:
-    """The gradient and the sums of each chunk."""
+def _gradients_in_turn(summed_loss: Callable, params: PyTree, chunks: list[Batch]) -> list[tuple[PyTree, Sums]]:
+    """Returns the gradient and the sums of each chunk, computed one after the other."""
     gradient = jax.jit(jax.value_and_grad(summed_loss, has_aux=True))  # traced once for all chunks
-    parts = []
+    results: list[tuple[PyTree, Sums]] = []
     for chunk in chunks:
-        now, chunk = jax.lax.optimization_barrier(
-            (params, {**chunk, 'image': ops.delay_until(parts[-1:], chunk['image'])})
-        )
-        (_, (sums, _)), grads = gradient(now, chunk)
-        parts.append((grads, sums))
-    return parts
+        image = ops.delay_until(results[-1:], chunk['image'])
+        ready_params, ready_chunk = jax.lax.optimization_barrier((params, {**chunk, 'image': image}))
+        (_, (sums, _)), grads = gradient(ready_params, ready_chunk)
+        results.append((grads, sums))
+    return results
 
 
 def _gradients_in_lockstep(
-    summed_loss: Callable, params: Any, chunks: list[Batch], all_sum: AllSum
-) -> tuple[list[tuple[Any, Sums]], Any]:
-    """The gradient and the sums of each chunk, and the new batch_stats, of a model that needs sums over the batch."""
+    summed_loss: Callable, params: PyTree, chunks: list[Batch], all_sum: AllSum
+) -> tuple[list[tuple[PyTree, Sums]], PyTree]:
+    """Returns the gradient and the sums of each chunk, and the new batch_stats, of a model with batch normalization."""
 
-    def loss_of_all(copies: list[Any]) -> tuple[jax.Array, Any]:
-        results = run_in_lockstep(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
+    def loss_of_all(copies: list[PyTree]) -> tuple[jax.Array, list]:
+        results = lockstep.run_in_lockstep(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
         return sum(loss for loss, _ in results), [aux for _, aux in results]
 
-    # A copy of the parameters for each chunk keeps their gradients apart.
+    # One copy of the parameters per chunk keeps the gradients of the chunks separate.
     (_, aux), grads = jax.value_and_grad(loss_of_all, has_aux=True)([params] * len(chunks))
     return [(grad, sums) for grad, (sums, _) in zip(grads, aux, strict=True)], aux[0][1]
 
 
 def eval_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    max_pixel: int,
-    dtype: jnp.dtype,
-    chunk_size: int,
-    all_sum: AllSum,
+    state: TrainState, batch: Batch, parts: StepParts, all_sum: AllSum, all_rows: AllSum
 ) -> tuple[Sums, jax.Array]:
-    """Evaluate this device's share of the global batch.
+    """Evaluates the global batch, of which `batch` is this device's share.
+
+    Args:
+      state: Its parameters and batch statistics are evaluated.
+      batch: This device's share of the global batch.
+      parts: The parts of the experiment.
+      all_sum: Sums a pytree over all devices.
+      all_rows: Concatenates the rows of an array over all devices.
 
     Returns:
-      The global batch's sums {loss, correct, count, confusion_matrix KxK: rows are the truth}, padding left out; and
-      for each example of the share, padding too, the probabilities BxK of its classes.
+      The sums over the unpadded examples, with `confusion_matrix` KxK, whose rows are the true classes; and the
+      probabilities BxK of the classes for every row of the global batch, including padding.
     """
 
-    def of_chunk(variables: Any, chunk: Batch) -> tuple[Sums, jax.Array]:
-        logits_BxK = infer(variables, chunk['image'], model=model, max_pixel=max_pixel, dtype=dtype)
+    def evaluate(variables: PyTree, chunk: Batch) -> tuple[Sums, jax.Array]:
+        logits_BxK = infer(variables, chunk['image'], parts.model, parts.max_pixel, parts.dtype)
         classes = logits_BxK.shape[-1]
-        truth_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
+        label_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
-        sums = {**_sums(logits_BxK, chunk, loss), 'confusion_matrix': truth_BxK.T @ prediction_BxK}
+        sums = {**_sums(logits_BxK, chunk, parts.loss), 'confusion_matrix': label_BxK.T @ prediction_BxK}
         return sums, jax.nn.softmax(logits_BxK)
 
-    variables = inference_variables(state, dtype)
-    of_chunk = jax.jit(of_chunk)  # traced once for all chunks
-    parts, probabilities = [], []
-    for chunk in _chunks(batch, chunk_size):
-        now, image = jax.lax.optimization_barrier((variables, ops.delay_until(parts[-1:], chunk['image'])))
-        sums, probabilities_BxK = of_chunk(now, {**chunk, 'image': image})
-        parts.append(sums)
+    variables = inference_variables(state, parts.dtype)
+    evaluate = jax.jit(evaluate)  # traced once for all chunks
+    chunk_sums: list[Sums] = []
+    probabilities: list[jax.Array] = []
+    for chunk in _split(batch, parts.chunk_size):
+        image = ops.delay_until(chunk_sums[-1:], chunk['image'])
+        ready_variables, ready_image = jax.lax.optimization_barrier((variables, image))
+        sums, probabilities_BxK = evaluate(ready_variables, {**chunk, 'image': ready_image})
+        chunk_sums.append(sums)
         probabilities.append(probabilities_BxK)
-    return all_sum(tree_sum(parts)), jnp.concatenate(probabilities)
+    return all_sum(tree_sum(chunk_sums)), all_rows(jnp.concatenate(probabilities))
 
 
-def inference_variables(state: TrainState, dtype: jnp.dtype) -> Any:
-    """What a model needs beside images to infer."""
+def inference_variables(state: TrainState, dtype: jnp.dtype) -> PyTree:
+    """Returns the variables that a model needs for inference."""
     return {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}
 
 
-def infer(variables: Any, image_BxHxWxC: jax.Array, *, model: nn.Module, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
-    """The logits BxK, float32, of images of pixels from 0 to `max_pixel`."""
-    return model.apply(variables, _scaled(image_BxHxWxC, max_pixel, dtype)).astype(jnp.float32)
+def infer(variables: PyTree, image_BxHxWxC: jax.Array, model: nn.Module, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
+    """Returns the logits BxK, float32, of images with pixels from 0 to `max_pixel`."""
+    logits_BxK = model.apply(variables, _scale(image_BxHxWxC, max_pixel, dtype))
+    return jnp.asarray(logits_BxK, jnp.float32)
 
 
-def _stream(seed: int | jax.Array, stream: int) -> jax.Array:
+def _random_stream(seed: int | jax.Array, stream: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), stream)
 
 
-def _chunks(batch: Batch, chunk_size: int) -> Iterator[Batch]:
-    for start in range(0, len(batch['label']), chunk_size):
-        yield {name: rows[start : start + chunk_size] for name, rows in batch.items()}
+def _split(batch: Batch, chunk_size: int) -> list[Batch]:
+    starts = range(0, len(batch['label']), chunk_size)
+    return [{name: rows[start : start + chunk_size] for name, rows in batch.items()} for start in starts]
 
 
-def _scaled(image_BxHxWxC: jax.Array, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
+def _scale(image_BxHxWxC: jax.Array, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
     return (image_BxHxWxC.astype(jnp.float32) / max_pixel).astype(dtype)
 
 
-def _cast(params: Any, dtype: jnp.dtype) -> Any:
+def _cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _sums(logits_BxK: jax.Array, batch: Batch, loss: Callable) -> Sums:
+def _sums(logits_BxK: jax.Array, batch: Batch, loss: Loss) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
     return {

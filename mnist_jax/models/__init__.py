@@ -1,1 +1,1 @@
-"""Architectures, the layers that they are made of, and the table of these."""
+"""Architectures, the layers that they are made of, and the table of a model's layers."""

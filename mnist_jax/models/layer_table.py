@@ -1,4 +1,4 @@
-"""The layer table of a model, found without computing anything."""
+"""The layers of a model with their shapes, parameters and cost, determined without computing anything."""
 
 import contextlib
 import math
@@ -11,12 +11,13 @@ import numpy as np
 
 from mnist_jax import text_tables
 from mnist_jax.errors import UserError
+from mnist_jax.kernels.sums import PyTree
 
 HEADER = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
 
 
 class Layer(NamedTuple):
-    """One row of the layer table. `multiply_adds` are those of the inference of one example."""
+    """One row of the layer table; `multiply_adds` is the cost of the forward pass for one example."""
 
     name: str
     kind: str
@@ -27,98 +28,103 @@ class Layer(NamedTuple):
 
 
 @contextlib.contextmanager
-def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, jax.Array]]]:
-    """The class and the output of each module that is called meanwhile, by its path, in the order of the calls."""
-    found: dict[tuple[str, ...], tuple[str, jax.Array]] = {}
+def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
+    """Records the class and the output of each module called in this context, by its path and in call order."""
+    outputs: dict[tuple[str, ...], tuple[str, Any]] = {}
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         if context.method_name == '__call__':
-            found[context.module.path] = (type(context.module).__name__, output)
+            outputs[context.module.path] = (type(context.module).__name__, output)
         return output
 
     with nn.intercept_methods(record):
-        yield found
+        yield outputs
 
 
 def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
-    """The layers of `model` in the order of their calls; a nested one has its path as its name."""
-    outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+    """Returns the layers of `model` in call order; the name of a nested layer is its path.
 
-    def init(key: jax.Array) -> Any:
-        with record_outputs() as found:
+    Raises:
+      UserError: the model does not fit images of `image_shape` (HxWxC).
+    """
+    shapes: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+
+    def init(key: jax.Array) -> PyTree:
+        with record_outputs() as outputs:
             variables = model.init(key, np.zeros((1, *image_shape), np.float32))
-        outputs.update({path: (kind, output.shape[1:]) for path, (kind, output) in found.items()})
+        shapes.update({path: (kind, output.shape[1:]) for path, (kind, output) in outputs.items()})
         return variables
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         variables = jax.eval_shape(init, key)
-    except ZeroDivisionError:  # What an initialiser makes of a dense layer without inputs.
-        raise _does_not_fit(image_shape, 'nothing is left of them before the dense layers') from None
+    except ZeroDivisionError:  # An initializer divides by the number of inputs of a dense layer.
+        raise _shape_error(image_shape, 'no pixels are left before the dense layers') from None
     except (ValueError, TypeError) as error:
-        raise _does_not_fit(image_shape, str(error).splitlines()[0]) from None
-    for path, (_, shape) in outputs.items():
+        raise _shape_error(image_shape, str(error).splitlines()[0]) from None
+    for path, (_, shape) in shapes.items():
         if 0 in shape:
-            raise _does_not_fit(image_shape, f'nothing is left of them after {"/".join(path)}')
-    found = [_layer(variables, path, kind, shape) for path, (kind, shape) in outputs.items()]
-    # A module that only holds others is no layer: its children are.
-    inner = {path[:-1] for path in outputs if path}
-    return [layer for layer, path in zip(found, outputs, strict=True) if layer.trainable or path not in inner]
+            raise _shape_error(image_shape, f'no pixels are left after {"/".join(path)}')
+    layers = [_layer(variables, path, kind, shape) for path, (kind, shape) in shapes.items()]
+    # A module that only contains others is not a layer: its children are.
+    parents = {path[:-1] for path in shapes if path}
+    return [layer for layer, path in zip(layers, shapes, strict=True) if layer.trainable or path not in parents]
 
 
-def _does_not_fit(image_shape: tuple[int, ...], reason: str) -> UserError:
+def _shape_error(image_shape: tuple[int, ...], reason: str) -> UserError:
     return UserError(
-        f'the model does not fit images of {image_shape}: {reason}; take smaller kernels or pools, or fewer'
+        f'the model does not fit images of shape {image_shape}: {reason}; use fewer or smaller kernels and pooling '
+        'windows'
     )
 
 
-def _layer(variables: Any, path: tuple[str, ...], kind: str, shape: tuple[int, ...]) -> Layer:
-    parameters = _own(variables['params'], path)
+def _layer(variables: PyTree, path: tuple[str, ...], kind: str, shape: tuple[int, ...]) -> Layer:
+    parameters = _own_arrays(variables['params'], path)
     kernel = math.prod(parameters['kernel'].shape) if 'kernel' in parameters else 0
     return Layer(
         name='/'.join(path) or kind,
         kind=kind,
         output_shape=shape,
         trainable=_count(parameters),
-        non_trainable=_count(_own(variables.get('batch_stats', {}), path)),
-        # Each of the places of a convolution's output (a dense layer has one) takes the whole kernel once.
+        non_trainable=_count(_own_arrays(variables.get('batch_stats', {}), path)),
+        # A convolution applies its whole kernel at every output position; a dense layer has one position.
         multiply_adds=kernel * math.prod(shape[:-1]),
     )
 
 
-def _own(tree: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """The arrays of the module at `path` itself, without those of the modules in it."""
+def _own_arrays(tree: PyTree, path: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the arrays of the module at `path`, without those of the modules inside it."""
     for name in path:
         tree = tree.get(name, {})
     return {name: leaf for name, leaf in tree.items() if not isinstance(leaf, Mapping)}
 
 
-def _count(arrays: Mapping[str, Any]) -> int:
+def _count(arrays: Mapping[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(array.shape) for array in arrays.values())
 
 
 def table_row(layer: Layer) -> tuple[str, ...]:
-    """A layer in the columns of `HEAD`."""
+    """Returns a layer as strings in the columns of `HEADER`."""
     total = layer.trainable + layer.non_trainable
     numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
-    return (layer.name, layer.kind, _shape(layer.output_shape), *numbers)
+    return (layer.name, layer.kind, _format_shape(layer.output_shape), *numbers)
 
 
 def format_table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """The layer table as text: layer, kind, output shape, parameters, and their totals."""
-    found = list_layers(model, image_shape)
-    rows = [HEADER, ('input', '', _shape(image_shape), '0', '0', '0'), *map(table_row, found)]
-    trainable = sum(layer.trainable for layer in found)
-    non_trainable = sum(layer.non_trainable for layer in found)
+    """Returns the layer table with its totals as text."""
+    layers = list_layers(model, image_shape)
+    rows = [HEADER, ('input', '', _format_shape(image_shape), '0', '0', '0'), *map(table_row, layers)]
+    trainable = sum(layer.trainable for layer in layers)
+    non_trainable = sum(layer.non_trainable for layer in layers)
     lines = text_tables.titled(rows, left=3)
     lines.append(lines[1])
     lines.append(
         f'parameters: {trainable + non_trainable:,} (trainable {trainable:,}, not trainable {non_trainable:,}); '
-        f'multiply-adds an example: {sum(layer.multiply_adds for layer in found):,}'
+        f'multiply-adds per example: {sum(layer.multiply_adds for layer in layers):,}'
     )
     return '\n'.join(lines)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return ' x '.join(map(str, shape))

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: figures, and a page of them."""
+"""What a user reads after a run: figures, the report page of a run and the page that compares runs."""

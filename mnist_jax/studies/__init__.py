@@ -1,1 +1,1 @@
-"""Many runs: reproduction of published experiments and cross-validation."""
+"""Studies of many runs: the reproduction of published experiments, and cross-validation."""

@@ -1,75 +1,82 @@
-"""k-fold cross-validation: one run a fold, and their mean."""
+"""k-fold cross-validation: one run per fold, and the mean and standard deviation of their results."""
 
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from mnist_jax import files, text_tables
-from mnist_jax.config import ConfigDict, check_config
+from mnist_jax.config import ConfigDict
+from mnist_jax.config_checks import check_config
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.train import train
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import read_metrics
 
-NUMBERS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
+METRICS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
 
 
-def cross_validate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train `config.folds` runs, each validated with another part of the training split; or go on with what is there.
+def cross_validate(config: ConfigDict, workdir: Path) -> JsonObject:
+    """Trains `config.folds` runs, each validated on a different part of the training split, or resumes them.
 
-    Each lives in a directory `fold-N` of the workdir, and `folds.json` holds their results, the mean and the standard
-    deviation. Returns what `folds.json` holds.
+    The run of fold N is in the directory `fold-N` of the workdir. Prints the results, their mean and their standard
+    deviation as a table, and writes them to `folds.json`.
+
+    Returns:
+      The contents of `folds.json`.
     """
     check_config(config)
     if not config.epochs:
-        raise UserError('config.epochs=0 is wrong: cross-validation needs an epoch at least')
+        raise UserError('config.epochs must be at least 1 for cross-validation, got 0')
     if Checkpoints(workdir).steps():
-        raise UserError(f'--workdir {str(workdir)!r} holds a run without folds; give another --workdir')
+        raise UserError(f'--workdir {str(workdir)!r} holds a run without folds; use another --workdir')
     folds = []
-    for number in range(1, config.folds + 1):
-        logging.info('Fold %d of %d', number, config.folds)
-        fold = config.copy_and_resolve_references()
-        fold.fold = number
-        place = workdir / f'fold-{number}'
-        folds.append(_result(number, train(fold, place, whole=workdir), place))
-    result = {'folds': folds, 'mean': {}, 'standard_deviation': {}}
-    for name in NUMBERS:
-        values = [fold[name] for fold in folds]
-        result['mean'][name] = statistics.mean(values)
-        result['standard_deviation'][name] = statistics.stdev(values)
+    for fold in range(1, config.folds + 1):
+        logging.info('Fold %d of %d', fold, config.folds)
+        fold_config = config.copy_and_resolve_references()
+        fold_config.fold = fold
+        fold_workdir = workdir / f'fold-{fold}'
+        result = train(fold_config, fold_workdir, lock_directory=workdir)
+        folds.append(_summarize_fold(fold, result, fold_workdir))
+    values = {name: [fold[name] for fold in folds] for name in METRICS}
+    summary: JsonObject = {
+        'folds': folds,
+        'mean': {name: statistics.mean(values[name]) for name in METRICS},
+        'standard_deviation': {name: statistics.stdev(values[name]) for name in METRICS},
+    }
     if processes.is_main():
-        files.write_text(workdir / 'folds.json', json.dumps(result, indent=2) + '\n')
-        print(_text(result), flush=True)
-    return result
+        files.write_text(workdir / 'folds.json', json.dumps(summary, indent=2) + '\n')
+        print(_format_summary(summary), flush=True)
+    return summary
 
 
-def _result(number: int, tested: dict[str, Any], workdir: Path) -> dict[str, Any]:
-    """The numbers of a fold: those of the validation are of the epoch whose parameters are the run's result."""
-    rows = [row for row in read_metrics(workdir) if row['step'] == tested['step']]
+def _summarize_fold(fold: int, result: JsonObject, workdir: Path) -> JsonObject:
+    """Returns the validation and test metrics of a fold, both at the step that the run ends with."""
+    rows = [row for row in read_metrics(workdir) if row['step'] == result['step']]
     if not rows or 'validation_accuracy' not in rows[-1]:
         raise UserError(
-            f'{str(workdir / "metrics.csv")!r} has no validation of step {tested["step"]}; remove {str(workdir)!r}, '
-            'and run again to train that fold anew'
+            f'{str(workdir / "metrics.csv")!r} must have validation metrics for step {result["step"]}; remove '
+            f'{str(workdir)!r} and run the same command again to retrain this fold'
         )
-    validated = rows[-1]
     return {
-        'fold': number,
-        'step': tested['step'],
-        'validation_accuracy': validated['validation_accuracy'],
-        'validation_loss': validated['validation_loss'],
-        'test_accuracy': tested['accuracy'],
-        'test_loss': tested['loss'],
-        'params_sha256': tested['params_sha256'],
+        'fold': fold,
+        'step': result['step'],
+        'validation_accuracy': rows[-1]['validation_accuracy'],
+        'validation_loss': rows[-1]['validation_loss'],
+        'test_accuracy': result['accuracy'],
+        'test_loss': result['loss'],
+        'params_sha256': result['params_sha256'],
     }
 
 
-def _text(result: dict[str, Any]) -> str:
-    rows = [['fold', *(name.replace('_', ' ') for name in NUMBERS)]]
-    rows += [[str(fold['fold']), *(text_tables.number(fold[name]) for name in NUMBERS)] for fold in result['folds']]
-    rows.append(['mean', *(text_tables.number(result['mean'][name]) for name in NUMBERS)])
-    rows.append(['deviation', *(text_tables.number(result['standard_deviation'][name]) for name in NUMBERS)])
+def _format_summary(summary: JsonObject) -> str:
+    def row(title: str, values: JsonObject) -> list[str]:
+        return [title, *(text_tables.number(values[name]) for name in METRICS)]
+
+    rows = [['fold', *(name.replace('_', ' ') for name in METRICS)]]
+    rows += [row(str(fold['fold']), fold) for fold in summary['folds']]
+    rows += [row('mean', summary['mean']), row('std. dev.', summary['standard_deviation'])]
     return '\n'.join(text_tables.titled(rows))

@@ -1,9 +1,9 @@
-"""Run every published experiment over several seeds, and set the results beside the published ones."""
+"""Reproduces the published experiments over several seeds, and compares the results with the published ones."""
 
 import os
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,194 +12,220 @@ import numpy as np
 from absl import logging
 
 from mnist_jax import files, text_tables
-from mnist_jax.config import ROOT
+from mnist_jax.config import CHECKOUT, CONFIGS, ROOT
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import SOURCES
-from mnist_jax.distributed.local_launch import SIGNALS, run
+from mnist_jax.distributed.local_launch import FORWARDED_SIGNALS, run_child
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.provenance import processor
 from mnist_jax.workdir.results import read_result
 
-STOPPED = {128 + number: number for number in SIGNALS}  # exit statuses of a run that was asked to
-TOLERANCE = 0.002  # below the published accuracy; that is of one run
-# Of each class in Kaggle's train.csv of 42,000 rows.
-KAGGLE_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
+# The signal that stopped a run, by the exit status of the run.
+SIGNAL_BY_STATUS = {128 + number: number for number in FORWARDED_SIGNALS}
+# How far our mean accuracy may be below the published accuracy, which comes from a single run.
+TOLERANCE = 0.002
+# The number of rows of each class in Kaggle's train.csv, 42,000 in all.
+KAGGLE_CLASS_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
+HEADER = (
+    'config', 'test split', 'published accuracy', 'published loss', 'our accuracy', 'range', 'our loss', 'seeds',
+    'training time', 'verdict',
+)  # fmt: skip
+ABOVE, MISSED, FAILED = 'mean above', 'MISSED', 'FAILED'  # verdicts
 
 
-class Published(NamedTuple):
-    """An experiment and what its authors show: one run."""
+class PublishedResult(NamedTuple):
+    """An experiment and the result of the single run that its authors published."""
 
     config: str
     accuracy: float | None
     loss: float | None
-    split: str | None = None  # None: the config's test split; else evaluated only, after the row of that
-    least_seeds: int = 1  # where runs take seconds and differ widely
+    split: str | None = None  # another split to evaluate the trained runs on; None is the config's test split
+    min_seeds: int = 1  # more than 1 if runs take seconds and their results vary widely
 
 
+# An experiment with `split` must follow the one that trains its config.
 EXPERIMENTS = (
-    Published('mlp', 0.9787, 0.1212),
-    Published('cnn', 0.9914, 0.0321),
-    Published('fashion_cnn', 0.9379, 0.1879),
-    Published('convnet_valid', 0.9922, 0.0271),
-    Published('convnet_same', None, None),
-    Published('digits_cnn', 0.9596, 0.00754, least_seeds=40),
-    Published('kaggle_mlp', 0.9768, 0.1751),
-    Published('kaggle_mlp', 0.9743, 0.1881, split='holdout'),
-    Published('kaggle_cnn', 0.9909, 0.0295),
+    PublishedResult('mlp', 0.9787, 0.1212),
+    PublishedResult('cnn', 0.9914, 0.0321),
+    PublishedResult('fashion_cnn', 0.9379, 0.1879),
+    PublishedResult('convnet_valid', 0.9922, 0.0271),
+    PublishedResult('convnet_same', None, None),
+    PublishedResult('digits_cnn', 0.9596, 0.00754, min_seeds=40),
+    PublishedResult('kaggle_mlp', 0.9768, 0.1751),
+    PublishedResult('kaggle_mlp', 0.9743, 0.1881, split='holdout'),
+    PublishedResult('kaggle_cnn', 0.9909, 0.0295),
 )
 
 
-class Measured(NamedTuple):
-    """An experiment's results here, one value a seed."""
+class Measurement(NamedTuple):
+    """Our results for an experiment, one value per seed."""
 
-    published: Published
+    published: PublishedResult
     accuracies: list[float]
     losses: list[float]
     seconds: list[float]
-    failed: int = 0  # seeds
+    failed: int = 0  # the number of seeds without a result
 
     def verdict(self) -> tuple[bool, str]:
-        """Whether the published accuracy is reproduced, and how."""
+        """Returns whether the published accuracy is reproduced, and the reason."""
         published = self.published.accuracy
         if self.failed or not self.accuracies:
-            return False, 'FAILED'
+            return False, FAILED
         if published is None:
             return True, 'none published'
         mean = statistics.mean(self.accuracies)
         if mean > published:
-            return True, 'mean above'
+            return True, ABOVE
         if mean >= published - TOLERANCE:
             return True, f'mean within {TOLERANCE}'
-        # A published figure has four digits: 285 of 297 examples were published as 0.9596.
+        # Published numbers have four digits: 285 correct examples of 297 were published as 0.9596.
         if round(min(self.accuracies), 4) <= published <= round(max(self.accuracies), 4):
             return True, 'in the range of the seeds'
-        return False, 'MISSED'
+        return False, MISSED
 
 
-def reproduce(names: Sequence[str], seeds: int, workdir: Path, overrides: Sequence[str] = ()) -> list[Measured]:
-    """Train every experiment over its seeds, going on with what is there, and write the table `RESULTS.md`.
+def reproduce(names: Sequence[str], seeds: int, workdir: Path, overrides: Sequence[str] = ()) -> list[Measurement]:
+    """Trains every experiment with several seeds, or resumes the existing runs, and writes `RESULTS.md`.
 
     Args:
-      names: of the experiments' configs; none of them for all.
-      seeds: how many: 0 to `seeds - 1`.
-      workdir: where the runs live, `NAME-SEED`, and the table; that of all experiments lies beside launch.sh.
-      overrides: further flags of each training.
+      names: The configs of the experiments to reproduce; all if empty.
+      seeds: The number of seeds; they are 0 to `seeds - 1`.
+      workdir: The directory of the runs, which are named CONFIG-SEED. RESULTS.md is written there too, or to the root
+        of the repository if all experiments are reproduced without overrides.
+      overrides: Further flags for each training command.
 
     Raises:
-      SystemExit: with status 1, after the table is written, where an experiment failed or was missed.
+      SystemExit: an experiment failed or its published accuracy was missed; RESULTS.md is written, and the status is 1.
     """
-    known = list(dict.fromkeys(published.config for published in EXPERIMENTS))
+    configs = list(dict.fromkeys(published.config for published in EXPERIMENTS))
     for name in names:
-        if name not in known:
-            raise UserError(f'--experiments={name} is none of the published ones: {", ".join(known)}')
+        if name not in configs:
+            raise UserError(f'--experiments must be among {", ".join(configs)}, got {name!r}')
     if seeds < 1:
-        raise UserError(f'--seeds={seeds} is wrong: at least 1 is wanted')
+        raise UserError(f'--seeds must be at least 1, got {seeds}')
     files.make_directory(workdir, '--workdir')
-    chosen = [published for published in EXPERIMENTS if not names or published.config in names]
-    if any(published.config == 'kaggle_mlp' for published in chosen):
+    selected = [published for published in EXPERIMENTS if not names or published.config in names]
+    if any(published.config == 'kaggle_mlp' for published in selected):
         write_kaggle_csv(workdir / 'kaggle.csv')
-    measured = [_measure(published, seeds, workdir, overrides) for published in chosen]
-    text = '\n'.join(_report(measured, seeds, overrides)) + '\n'
-    files.write_text((workdir if names or overrides else ROOT) / 'RESULTS.md', text)
+    measurements = []
+    for published in selected:
+        count = max(seeds, published.min_seeds)
+        finished = [seed for seed in range(count) if _run_seed(published, seed, workdir, overrides)]
+        measurement = read_measurement(published, finished, workdir)
+        measurements.append(measurement._replace(failed=count - len(finished)))
+    command = ' '.join(['./launch.sh reproduce', f'--seeds={seeds}', *overrides])
+    environment = f'{processor()}, {jax.default_backend()}, jax {jax.__version__}'
+    text = format_results([table_row(measurement) for measurement in measurements], command, environment)
+    files.write_text((workdir if names or overrides else CHECKOUT or workdir) / 'RESULTS.md', text)
     print(text, flush=True)
-    if not all(row.verdict()[0] for row in measured):
+    if not all(measurement.verdict()[0] for measurement in measurements):
         raise SystemExit(1)
-    return measured
+    return measurements
 
 
-def _measure(published: Published, seeds: int, workdir: Path, overrides: Sequence[str]) -> Measured:
-    """Train the seeds that are still to train, and read all results."""
-    found = Measured(published, [], [], [])
-    count = max(seeds, published.least_seeds)
-    for seed in range(count):
-        place = workdir / f'{published.config}-{seed}'
-        arguments = _arguments(published, seed, place, overrides)
-        logging.info('%s', ' '.join(arguments))
-        status = run(arguments, _environment(), output=subprocess.DEVNULL)
-        if status in STOPPED:
-            raise Interrupted(STOPPED[status], f'in {str(place)!r}')
-        if status:
-            logging.error('%s ended with status %d', place, status)
-            continue
-        result = read_result(place, published.split)
-        found.accuracies.append(result['accuracy'])
-        found.losses.append(result['loss'])
-        found.seconds.append(sum(row['seconds'] for row in read_metrics(place)))
-    return found._replace(failed=count - len(found.accuracies))
+def _run_seed(published: PublishedResult, seed: int, workdir: Path, overrides: Sequence[str]) -> bool:
+    """Trains or resumes the run of one seed in a child process, or only evaluates it if the experiment names a split.
 
-
-def _arguments(published: Published, seed: int, place: Path, overrides: Sequence[str]) -> list[str]:
-    """Training, which goes on with what is there; or, for a split of its own, its evaluation after that training."""
+    Returns whether the run succeeded.
+    """
+    run_workdir = workdir / f'{published.config}-{seed}'
+    flags = [f'--workdir={run_workdir}']
     if published.split:
-        return [f'--workdir={place}', '--mode=eval', f'--split={published.split}']
-    flags = [
-        f'--workdir={place}',
-        '--noreport',
-        f'--config={ROOT / "configs" / published.config}.py',
-        f'--config.seed={seed}',
-    ]
-    if published.config == 'kaggle_mlp':
-        flags.append(f'--config.dataset.raw_dir={place.parent / "kaggle.csv"}')
-    return [*flags, *overrides]
+        flags += ['--mode=eval', f'--split={published.split}']
+    else:
+        flags += ['--noreport', f'--config={CONFIGS / published.config}.py', f'--config.seed={seed}']
+        if published.config == 'kaggle_mlp':
+            flags.append(f'--config.dataset.raw_dir={workdir / "kaggle.csv"}')
+        flags += overrides
+    logging.info('%s', ' '.join(flags))
+    python_path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    status = run_child(flags, {**os.environ, 'PYTHONPATH': python_path}, output=subprocess.DEVNULL)
+    if status in SIGNAL_BY_STATUS:
+        raise Interrupted(SIGNAL_BY_STATUS[status], f'in {str(run_workdir)!r}')
+    if status:
+        logging.error('The run in %s failed with exit status %d', run_workdir, status)
+    return not status
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+def read_measurement(published: PublishedResult, seeds: Iterable[int], workdir: Path) -> Measurement:
+    """Reads the results of the finished runs CONFIG-SEED in `workdir`."""
+    workdirs = [workdir / f'{published.config}-{seed}' for seed in seeds]
+    results = [read_result(path, published.split) for path in workdirs]
+    return Measurement(
+        published,
+        accuracies=[result['accuracy'] for result in results],
+        losses=[result['loss'] for result in results],
+        seconds=[sum(row['seconds'] for row in read_metrics(path)) for path in workdirs],
+    )
 
 
 def write_kaggle_csv(path: Path) -> None:
-    """Write a CSV in Kaggle's format, with as many rows of each class, drawn at random from all of MNIST."""
+    """Writes a CSV in Kaggle's format, with Kaggle's number of rows per class, drawn at random from all of MNIST."""
     if path.exists():
         return
     mnist = SOURCES['mnist'](data_dir='', raw_dir='', train='train+test', validation='', test='test')
     mnist.data.prepare()
-    images, labels = mnist.split('train')
-    order = np.random.default_rng(0).permutation(len(labels))
-    drawn = np.concatenate([order[labels[order] == label][:count] for label, count in enumerate(KAGGLE_COUNTS)])
-    places = np.random.default_rng(1).permutation(drawn)
-    logging.info('Writing %s from MNIST (once)', path)
-    files.write_text(path, kaggle.text(images[places], labels[places]))
+    split = mnist.data.load('dataset.train', 'train+test')
+    order = np.random.default_rng(0).permutation(split.size)
+    labels = split.label[order]
+    drawn = np.concatenate([order[labels == label][:count] for label, count in enumerate(KAGGLE_CLASS_COUNTS)])
+    indices = np.random.default_rng(1).permutation(drawn)
+    logging.info('Writing %s from MNIST; this happens once', path)
+    files.write_text(path, kaggle.to_csv(split.image[indices], split.label[indices]))
 
 
-def _report(measured: Sequence[Measured], seeds: int, overrides: Sequence[str]) -> list[str]:
-    head = 'config, test split, published accuracy, loss, our accuracy, range, our loss, seeds, training, verdict'
-    rows = [head.split(', '), *map(_row, measured)]
-    above = sum(row.verdict()[1] == 'mean above' for row in measured)
-    missed = [row.published.config for row in measured if not row.verdict()[0]]
-    return [
-        '# The published experiments, reproduced',
+def format_results(rows: Sequence[Sequence[str]], command: str, environment: str) -> str:
+    """Returns the text of RESULTS.md; trains nothing.
+
+    Args:
+      rows: The cells of each experiment in the columns of `HEADER`, as `table_row` returns them.
+      command: The command that trained the runs.
+      environment: The hardware and the versions that it ran on.
+    """
+    above = sum(row[-1] == ABOVE for row in rows)
+    missed = [row[0] for row in rows if row[-1] in (MISSED, FAILED)]
+    lines = [
+        '# Reproduction of the published experiments',
         '',
-        f'`{" ".join(["./launch.sh reproduce", f"--seeds={seeds}", *overrides])}`',
-        f'on {processor()}, {jax.default_backend()}, jax {jax.__version__}.',
+        f'Command: `{command}`',
         '',
-        'Ours: the mean ± the standard deviation over the seeds, the least and the greatest of them, each after the',
-        'last epoch, or after the one that the published recipe chooses by validation. A published figure is one run.',
-        f'It is reproduced where our mean is at least that less {TOLERANCE}, or where it is in the range of our seeds.',
-        'Training is the median over the seeds of the time of all epochs. `kaggle_mlp` reads a CSV in the format of',
-        'Kaggle, written from MNIST.',
+        f'Environment: {environment}',
         '',
-        *text_tables.markdown(rows),
+        'Our accuracy and our loss are the mean ± the standard deviation over the seeds; the range is the lowest and',
+        'the highest accuracy. Each run is evaluated after its last epoch, or after the epoch that the published',
+        'recipe selects by validation. Each published result comes from a single run. It counts as reproduced if our',
+        f'mean accuracy is at most {TOLERANCE} below the published accuracy, or if the published accuracy is in the',
+        'range of our seeds. Training time is the total time of all epochs, the median over the seeds. `kaggle_mlp` is',
+        'trained on a CSV file in the format of Kaggle, generated from MNIST.',
         '',
-        f'The mean is above the published accuracy in {above} rows. Missed: {", ".join(missed) or "none"}.',
+        *text_tables.markdown([HEADER, *rows]),
+        '',
+        f'Our mean accuracy is above the published accuracy in {above} rows. Missed: {", ".join(missed) or "none"}.',
     ]
+    return '\n'.join(lines) + '\n'
 
 
-def _row(row: Measured) -> list[str]:
-    published = row.published
-    told = [text_tables.number(published.accuracy), text_tables.number(published.loss)]
-    cells = [published.config, published.split or 'test', *told]
-    if not row.accuracies:
-        return [*cells, 'failed', '', '', '0', '', row.verdict()[1]]
-    return [
-        *cells,
-        _mean_and_deviation(row.accuracies),
-        f'{min(row.accuracies):.4f} to {max(row.accuracies):.4f}',
-        _mean_and_deviation(row.losses),
-        str(len(row.accuracies)),
-        f'{statistics.median(row.seconds):,.0f} s',
-        row.verdict()[1],
+def table_row(measurement: Measurement) -> list[str]:
+    """Returns the cells of an experiment in the columns of `HEADER`."""
+    published, accuracies = measurement.published, measurement.accuracies
+    cells = [
+        published.config,
+        published.split or 'test',
+        text_tables.number(published.accuracy),
+        text_tables.number(published.loss),
     ]
+    if accuracies:
+        cells += [
+            _mean_and_deviation(accuracies),
+            f'{min(accuracies):.4f} to {max(accuracies):.4f}',
+            _mean_and_deviation(measurement.losses),
+            str(len(accuracies)),
+            f'{statistics.median(measurement.seconds):,.0f} s',
+        ]
+    else:
+        cells += ['failed', '', '', '0', '']
+    return [*cells, measurement.verdict()[1]]
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

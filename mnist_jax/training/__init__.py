@@ -1,1 +1,1 @@
-"""One training run: from a config to its parts, the loop over epochs, and evaluation."""
+"""One training run: building its parts from a config, the loop over epochs, and evaluation."""

@@ -1,7 +1,6 @@
-"""Evaluate a state on a split: what the training loop and `--mode=eval` share."""
+"""Evaluates a state on a split; shared by the training loop and `--mode=eval`."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -19,29 +18,31 @@ from mnist_jax.training.experiment import Experiment
 def evaluate_split(
     experiment: Experiment, state: TrainState, split: Examples, request: StopRequest | None = None
 ) -> tuple[Totals, np.ndarray]:
-    """The sums of `step.eval_step` over every example of the split, and the probabilities NxK of their classes.
+    """Returns the sums of `step.eval_step` over every example of the split, and the probabilities NxK of the classes.
 
     Raises:
-      Interrupted: `request` asks for it.
+      Interrupted: `request` asked to stop.
     """
     totals: Totals = {}
     probabilities = []
     for sums, probabilities_BxK in batch_results(experiment, state, split):
-        if request is not None and (signal := processes.agree_on_stop(request)[0]):
-            raise Interrupted(signal, 'in the validation')
+        if request is not None and (signal_number := processes.agree_on_stop(request)[0]):
+            raise Interrupted(signal_number, 'during validation')
         totals = metrics.add(totals, sums)
         probabilities.append(probabilities_BxK[: experiment.eval_batch_size])  # The rest is padding.
-    counted = int(totals['count'])
-    if counted != split.size:
-        raise AssertionError(f'{counted} of the {split.size} examples of a split were evaluated')
-    return totals, np.concatenate(probabilities)[:counted]
+    count = int(totals['count'])
+    if count != split.size:
+        raise AssertionError(f'evaluation must cover all {split.size} examples of the split, got {count}')
+    return totals, np.concatenate(probabilities)[:count]
 
 
-def batch_results(experiment: Experiment, state: TrainState, split: Examples) -> Iterator[Any]:
-    """What `step.eval_step` returns for each batch, in host memory; fetched while the next one is computed."""
-    computed = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
-    waiting = next(computed)
-    for now in computed:
-        yield to_host(waiting)
-        waiting = now
-    yield to_host(waiting)
+def batch_results(
+    experiment: Experiment, state: TrainState, split: Examples
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Yields the host copy of what `step.eval_step` returns for each batch, fetched while the next one is computed."""
+    results = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
+    previous = next(results)
+    for result in results:
+        yield to_host(previous)
+        previous = result
+    yield to_host(previous)

@@ -1,10 +1,21 @@
-"""The epochs of a run: its steps, validation, what is decided after each epoch, and when to save or to stop."""
+"""The loop over the epochs of a run.
 
+In pseudocode, `Loop.run` is
+
+    until all epochs are trained or early stopping stops the run:
+        for each remaining group of batches of the epoch:
+            state, sums = experiment.train_steps(state, group)     # learning/step.py, compiled for the devices
+            add the sums of the previous group to the epoch's metrics
+            save a checkpoint if one is due, or if the run was asked to stop; in that case, stop
+        validate, and write a row of metrics
+        let the callbacks update the best epoch, the learning rate and early stopping
+        save a checkpoint
+"""
+
+import dataclasses
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -13,51 +24,85 @@ from mnist_jax.distributed.devices import to_host
 from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted
 from mnist_jax.learning import metrics
-from mnist_jax.learning.metrics import Totals
+from mnist_jax.learning.callbacks import MetricsRow
+from mnist_jax.learning.step import Sums
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.metrics_log import MetricsLog, ProgressBar
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
-SUMS = ('loss', 'correct', 'count')
+OnStep = Callable[[int, StopRequest], None]
+"""Called after each step, with the number of updates so far and the stop request, which it may set."""
 
 
 class Loop:
-    """Trains the epochs of an experiment, one snapshot after the other."""
+    """Trains the remaining epochs of an experiment."""
 
-    def __init__(self, experiment: Experiment, writer: CheckpointWriter, monitor: MetricsLog, request: StopRequest):
+    def __init__(
+        self,
+        experiment: Experiment,
+        writer: CheckpointWriter,
+        metrics_log: MetricsLog,
+        request: StopRequest,
+        on_step: OnStep | None = None,
+    ):
         self._experiment = experiment
         self._config = experiment.config
         self._writer = writer
-        self._monitor = monitor
+        self._metrics_log = metrics_log
         self._request = request
+        self._on_step = on_step
         self._saved_at, self._saved_step = time.monotonic(), 0
-        self._scale = 1.0  # of the learning rate in this epoch
 
-    def train(self, snapshot: Snapshot) -> Snapshot:
-        """Train the epochs that are left, with a row of metrics and a checkpoint after each; the last snapshot.
+    def run(self, snapshot: Snapshot) -> Snapshot:
+        """Trains until all epochs are done or early stopping stops the run.
+
+        Args:
+          snapshot: Where to start: the first snapshot, or a restored one, possibly from the middle of an epoch.
+
+        Returns:
+          The last snapshot, which is also the last checkpoint.
 
         Raises:
-          Interrupted: the run was asked to stop; what was done is saved.
+          Interrupted: the run was asked to stop; all of its progress is saved.
           FloatingPointError: a loss or an update is not finite; the last checkpoint is from before it.
         """
-        epochs, done = self._config.epochs, snapshot.epoch.number
+        experiment, config = self._experiment, self._config
         self._saved_step = int(snapshot.state.step)
-        if done and self._stops(snapshot):
-            logging.info('This run is finished: it stopped early after %d of %d epochs', done, epochs)
-        elif done and done == epochs:
-            logging.info('This run is finished: all %d epochs are trained. Raise --config.epochs to go on.', epochs)
-        while snapshot.epoch.number < epochs and not self._stops(snapshot):
-            snapshot = self._train_epoch(snapshot)
-            self._request.unsaved = True  # Even where no step was left: the checkpoint of this step is replaced.
+        self._log_if_finished(snapshot)
+        while snapshot.epoch.number < config.epochs and not self._stops(snapshot):
+            state = experiment.replicas.replicate(snapshot.state)
+            first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
+            with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:
+                meter = _EpochMeter(experiment, snapshot, progress, self._request, self._on_step)
+                for group in experiment.train_calls(snapshot.epoch.number, first):
+                    state, sums = experiment.train_steps(state, group)
+                    self._request.unsaved = True
+                    meter.push(sums, len(group))
+                    signal_number, due = self._poll(meter.dispatched)
+                    if signal_number or due:
+                        meter.flush()
+                        self._save(Snapshot(state, snapshot.callbacks, meter.epoch))
+                    if signal_number:
+                        raise Interrupted(signal_number, f'after step {meter.step:,}')
+                meter.flush()
+            snapshot = Snapshot(state, snapshot.callbacks, meter.epoch)
+            self._request.unsaved = True  # Even if no step remained: the checkpoint of this step will be replaced.
             try:
-                snapshot = self._close_epoch(snapshot)
+                snapshot = self._finish_epoch(snapshot)
             except Interrupted:
-                self._save(snapshot)  # All steps of the epoch are made, and its validation is still to do.
+                self._save(snapshot)  # All steps of the epoch are done; its validation is not.
                 raise
             self._save(snapshot)
         return snapshot
+
+    def _log_if_finished(self, snapshot: Snapshot) -> None:
+        epochs, done = self._config.epochs, snapshot.epoch.number
+        if done and self._stops(snapshot):
+            logging.info('This run is finished: it stopped early after %d of %d epochs', done, epochs)
+        elif done and done == epochs:
+            logging.info('This run is finished: all %d epochs are trained; raise --config.epochs to continue', epochs)
 
     def _stops(self, snapshot: Snapshot) -> bool:
         return self._experiment.callbacks.early_stopping.stops(snapshot.callbacks.early_stopping)
@@ -66,116 +111,134 @@ class Loop:
         self._writer.save(snapshot)
         self._saved_at, self._saved_step = time.monotonic(), int(snapshot.state.step)
 
-    def _train_epoch(self, snapshot: Snapshot) -> Snapshot:
-        """Make the steps that are left of the epoch under way."""
-        experiment, so_far = self._experiment, snapshot.epoch
-        self._scale = float(snapshot.state.learning_rate_scale)
-        state = experiment.replicas.replicate(snapshot.state)
-        first, steps = int(snapshot.state.step), experiment.steps_per_epoch
-        before, began = so_far.seconds, time.perf_counter()
-        with self._monitor.progress(so_far.number + 1, steps) as progress:
-            pending, done = None, first
-            for batch in experiment.train_batches(so_far.number, first - so_far.number * steps):
-                state, sums = experiment.train_step(state, batch)
-                self._request.unsaved = True
-                # The call before this one is waited for after this one is on its way: the device is never idle.
-                if pending is not None:
-                    so_far, done = self._add(so_far, pending, done, progress)
-                pending = sums
-                signal, due = self._asked(done + experiment.steps_per_call)
-                if signal or due:
-                    so_far, done = self._add(so_far, pending, done, progress)
-                    pending = None
-                    so_far = so_far.replace(seconds=before + time.perf_counter() - began)
-                    self._save(Snapshot(state, snapshot.callbacks, so_far))
-                if signal:
-                    raise Interrupted(signal, f'after step {done:,}')
-            if pending is not None:
-                so_far, done = self._add(so_far, pending, done, progress)
-        so_far = so_far.replace(seconds=before + time.perf_counter() - began)
-        return Snapshot(state, snapshot.callbacks, so_far)
-
-    def _asked(self, made: int) -> tuple[int, bool]:
-        """(the signal that asks to stop, or 0; whether a checkpoint is due): the same in all processes."""
+    def _poll(self, step: int) -> tuple[int, bool]:
+        """Returns the signal that asks to stop (or 0), and whether a checkpoint is due; the same in all processes."""
         every, minutes = self._config.checkpoint_every_steps, self._config.checkpoint_every_minutes
-        late = bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
-        signal, late = processes.agree_on_stop(self._request, late)
-        return signal, late or bool(every and made - self._saved_step >= every)
+        overdue = bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
+        signal_number, overdue = processes.agree_on_stop(self._request, overdue)
+        return signal_number, overdue or bool(every and step - self._saved_step >= every)
 
-    def _add(
-        self, so_far: EpochProgress, sums: Mapping[str, jax.Array], done: int, progress: ProgressBar
-    ) -> tuple[EpochProgress, int]:
-        """The epoch so far with the sums of one call, of a step or several; and how many steps are done with them."""
-        steps = {name: np.atleast_1d(column) for name, column in to_host(sums).items()}
-        for number, nonfinite in enumerate(steps['nonfinite']):
-            if nonfinite and self._config.on_nonfinite == 'stop':
-                raise FloatingPointError(self._told_nonfinite(so_far.number, done, float(steps['loss'][number])))
-            totals: Totals = metrics.add(
-                {name: getattr(so_far, name) for name in SUMS}, {name: steps[name][number] for name in SUMS}
-            )
-            so_far = so_far.replace(
-                **{name: float(total) for name, total in totals.items()}, skipped=so_far.skipped + int(nonfinite)
-            )
-            done += 1
-        in_epoch = done - so_far.number * self._experiment.steps_per_epoch
-        if so_far.count:
-            progress.update(_means(so_far), so_far.count, in_epoch)
-        return so_far, done
-
-    def _told_nonfinite(self, epoch: int, before: int, loss: float) -> str:
-        experiment = self._experiment
-        index = experiment.train_indices(epoch, before - epoch * experiment.steps_per_epoch)
-        which, what = ('update', 'not finite') if np.isfinite(loss) else ('loss', loss)
-        return (
-            f'the {which} of step {before + 1} is {what}, at the learning rate '
-            f'{float(experiment.learning_rate(before)) * self._scale:g}, for the batch of the training '
-            f'examples {", ".join(map(str, index.tolist()))}; the last checkpoint is kept'
-        )
-
-    def _close_epoch(self, snapshot: Snapshot) -> Snapshot:
-        """Validate, record the epoch's metrics, and decide what follows: the best epoch, an end, the learning rate."""
+    def _finish_epoch(self, snapshot: Snapshot) -> Snapshot:
+        """Validates, records the metrics, and applies the callbacks; returns the snapshot after the epoch."""
         experiment, state = self._experiment, snapshot.state
-        row = self._row(snapshot)
-        self._monitor.write_epoch(row)
-        states, reduced = experiment.callbacks.update(snapshot.callbacks, row, row['learning_rate'])
-        if reduced != row['learning_rate']:
-            scale = float(state.learning_rate_scale) * reduced / row['learning_rate']
-            state = state.replace(learning_rate_scale=np.float32(scale))
-            logging.info('learning rate %g from here on', reduced)
-        so_far = EpochProgress(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
-        after = Snapshot(state, states, so_far)
-        if self._stops(after):
-            best, monitor = states.early_stopping, experiment.callbacks.early_stopping.monitor.name
-            where = f'epoch {best.best_step // experiment.steps_per_epoch}'
-            logging.info('Stopping early: %s was not better than %.4f, that of %s', monitor, best.best, where)
-        return after
+        step = (snapshot.epoch.number + 1) * experiment.steps_per_epoch
+        # The shortest decimal of the float32: 0.001, not 0.0010000000474974513.
+        learning_rate = float(str(np.float32(experiment.learning_rate(step - 1) * state.learning_rate_scale)))
+        row = self._epoch_row(snapshot, step, learning_rate)
+        self._metrics_log.write_epoch(row)
+        callbacks, new_learning_rate = experiment.callbacks.update(snapshot.callbacks, row, learning_rate)
+        if new_learning_rate != learning_rate:
+            scale = float(state.learning_rate_scale) * new_learning_rate / learning_rate
+            state = dataclasses.replace(state, learning_rate_scale=np.asarray(scale, np.float32))
+            logging.info('Reducing the learning rate to %g', new_learning_rate)
+        epoch = EpochProgress(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
+        snapshot = Snapshot(state, callbacks, epoch)
+        if self._stops(snapshot):
+            best = callbacks.early_stopping
+            logging.info(
+                'Stopping early: %s has not improved on %.4f, its value in epoch %d',
+                experiment.callbacks.early_stopping.monitor,
+                best.best,
+                best.best_step // experiment.steps_per_epoch,
+            )
+        return snapshot
 
-    def _row(self, snapshot: Snapshot) -> dict[str, Any]:
-        """The metrics of the epoch whose steps are all made."""
-        experiment, state, so_far = self._experiment, snapshot.state, snapshot.epoch
-        if not so_far.count:
-            raise FloatingPointError(f'no loss of epoch {so_far.number + 1} is finite; the last checkpoint is kept')
-        if so_far.skipped:
-            logging.warning('%d updates of this run so far were not finite and were skipped', so_far.skipped)
-        trained, validated = _means(so_far), {'loss': None, 'accuracy': None}
+    def _epoch_row(self, snapshot: Snapshot, step: int, learning_rate: float) -> MetricsRow:
+        """Returns the metrics of an epoch whose steps are all done."""
+        experiment, state, epoch = self._experiment, snapshot.state, snapshot.epoch
+        if not epoch.count:
+            raise FloatingPointError(f'no loss of epoch {epoch.number + 1} is finite; the last checkpoint is kept')
+        if epoch.skipped:
+            logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
+        train = _means(epoch)
+        validation: dict[str, float] | dict[str, None] = {'loss': None, 'accuracy': None}
         if experiment.source.validated:
-            validation = experiment.source.split('validation')
-            validated = metrics.means(evaluate_split(experiment, state, validation, self._request)[0])
-        step = (so_far.number + 1) * experiment.steps_per_epoch
-        learning_rate = experiment.learning_rate(step - 1) * state.learning_rate_scale
+            split = experiment.source.split('validation')
+            validation = metrics.means(evaluate_split(experiment, state, split, self._request)[0])
         return {
-            'epoch': so_far.number + 1,
+            'epoch': epoch.number + 1,
             'step': step,
-            'train_loss': trained['loss'],
-            'train_accuracy': trained['accuracy'],
-            'validation_loss': validated['loss'],
-            'validation_accuracy': validated['accuracy'],
-            # The decimal that a float32 is shown as: 0.001 and not 0.0010000000474974513.
-            'learning_rate': float(str(np.float32(learning_rate))),
-            'seconds': round(so_far.seconds, 3),
-            'images_per_second': round(so_far.count / so_far.seconds, 1),
+            'train_loss': train['loss'],
+            'train_accuracy': train['accuracy'],
+            'validation_loss': validation['loss'],
+            'validation_accuracy': validation['accuracy'],
+            'learning_rate': learning_rate,
+            'seconds': round(epoch.seconds, 3),
+            'images_per_second': round(epoch.count / epoch.seconds, 1),
         }
 
 
-def _means(so_far: EpochProgress) -> dict[str, float]:
-    return metrics.means({name: np.float64(getattr(so_far, name)) for name in SUMS})
+class _EpochMeter:
+    """Accumulates the metrics of the current epoch, one call behind the device.
+
+    The sums of a call are fetched only after the next one has been dispatched, so that the device never waits.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        snapshot: Snapshot,
+        progress: ProgressBar,
+        request: StopRequest,
+        on_step: OnStep | None,
+    ):
+        self.epoch: EpochProgress = snapshot.epoch
+        self.step = int(snapshot.state.step)  # updates whose sums are in `epoch`
+        self.dispatched = self.step  # updates dispatched to the device
+        self._experiment = experiment
+        self._scale = float(snapshot.state.learning_rate_scale)
+        self._progress = progress
+        self._request = request
+        self._on_step = on_step
+        self._pending: Sums | None = None
+        self._seconds_before, self._start = snapshot.epoch.seconds, time.perf_counter()
+
+    def push(self, sums: Sums, steps: int) -> None:
+        """Takes the sums of a call that made `steps` updates, and adds those of the previous call."""
+        previous, self._pending = self._pending, sums
+        self.dispatched += steps
+        if previous is not None:
+            self._add(previous)
+
+    def flush(self) -> None:
+        """Waits for the last call, and adds its sums."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._add(pending)
+        seconds = self._seconds_before + time.perf_counter() - self._start
+        self.epoch = dataclasses.replace(self.epoch, seconds=seconds)
+
+    def _add(self, sums: Sums) -> None:
+        config, steps_per_epoch = self._experiment.config, self._experiment.steps_per_epoch
+        columns = {name: np.atleast_1d(column) for name, column in to_host(sums).items()}
+        for index, nonfinite in enumerate(columns['nonfinite']):
+            if nonfinite and config.on_nonfinite == 'stop':
+                raise FloatingPointError(self._describe_nonfinite(float(columns['loss'][index])))
+            self.epoch = dataclasses.replace(
+                self.epoch,
+                loss=self.epoch.loss + float(columns['loss'][index]),
+                correct=self.epoch.correct + float(columns['correct'][index]),
+                count=self.epoch.count + float(columns['count'][index]),
+                skipped=self.epoch.skipped + int(nonfinite),
+            )
+            self.step += 1
+            if self._on_step is not None:
+                self._on_step(self.step, self._request)
+        if self.epoch.count:
+            in_epoch = self.step - self.epoch.number * steps_per_epoch
+            self._progress.update(_means(self.epoch), self.epoch.count, in_epoch)
+
+    def _describe_nonfinite(self, loss: float) -> str:
+        epoch, steps_per_epoch = self.epoch.number, self._experiment.steps_per_epoch
+        index = self._experiment.train_indices(epoch, self.step - epoch * steps_per_epoch)
+        problem = f'update of step {self.step + 1} is not finite'
+        if not np.isfinite(loss):
+            problem = f'loss of step {self.step + 1} is {loss}'
+        return (
+            f'the {problem} (learning rate {self._experiment.learning_rate(self.step) * self._scale:g}, training '
+            f'examples {", ".join(map(str, index.tolist()))}); the last checkpoint is kept'
+        )
+
+
+def _means(epoch: EpochProgress) -> dict[str, float]:
+    return {'loss': epoch.loss / epoch.count, 'accuracy': epoch.correct / epoch.count}

@@ -1,1 +1,1 @@
-"""What a run directory holds: checkpoints, metrics, results and provenance."""
+"""The contents of a workdir: checkpoints, metrics, results and provenance."""

@@ -1,11 +1,10 @@
-"""Saves the snapshots of a run as Orbax checkpoints, in the background and whatever the disk does."""
+"""Saves the snapshots of a run as Orbax checkpoints in the background, and survives failing disks."""
 
 import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,23 +16,29 @@ from mnist_jax.distributed import processes
 from mnist_jax.errors import first_line
 from mnist_jax.workdir.snapshot import Snapshot
 
-OVERHEAD_BYTES = 8192  # bytes that Orbax needs at most beside each array
-KEEP_LATEST = 2  # latest checkpoints, so that there is one to fall back to
+OVERHEAD_BYTES = 8192  # upper bound on what Orbax writes for an array in addition to its bytes
+KEEP_LATEST = 2  # latest checkpoints to keep, so that there is one to fall back to
 
 
 class CheckpointWriter:
-    """Saves snapshots under their steps; keeps the latest ones and the best.
+    """Saves snapshots under their step numbers; keeps the latest ones and the best one.
 
-    What cannot be written, on a full disk for example, is told, and the run goes on: the next save is another try.
+    A checkpoint that cannot be written, on a full disk for example, is logged and the run continues; the next save
+    tries again. As a context manager, it waits for the last save, and retries it once if it failed.
     """
 
     def __init__(self, directory: Path, prepare: Callable[[], None]):
-        """`prepare` is called before each save, and raises an OSError where it cannot be made."""
+        """Opens the writer.
+
+        Args:
+          directory: The directory of the checkpoints.
+          prepare: Called before each save; raises an OSError if nothing can be saved.
+        """
         self._directory = directory
         self._prepare = prepare
         self._best_step = -1
-        self._saving: tuple[Snapshot, Any] | None = None
-        self._unsaved: Snapshot | None = None  # what could not be written, where that was the last
+        self._saving: tuple[Snapshot, ocp.AsyncResponse[bool]] | None = None
+        self._unsaved: Snapshot | None = None  # the last snapshot, if it could not be written
         self._orbax: ocp.training.Checkpointer | None = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -45,23 +50,24 @@ class CheckpointWriter:
         )
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to save; it is written in the background, and whole or not at all."""
-        self.finish()
+        """Starts to save the snapshot in the background, atomically; waits for the previous save first."""
+        self._finish()
         self._best_step = snapshot.callbacks.early_stopping.best_step
+        # Host arrays make the checkpoint independent of the devices.
         host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
         step = int(host.state.step)
         tree = host.with_digest(host.sha256)
-        if not self._has_room(host, sum(np.asarray(leaf).nbytes + OVERHEAD_BYTES for leaf in jax.tree.leaves(tree))):
+        if not self._has_space(host, sum(np.asarray(leaf).nbytes + OVERHEAD_BYTES for leaf in jax.tree.leaves(tree))):
             return
         try:
-            self._orbax = self._orbax or self._open()  # This removes what a failed one left.
-            there = any(checkpoint.step == step for checkpoint in self._orbax.checkpoints)
-            self._saving = host, self._orbax.save_async(step, tree, overwrite=there)
+            self._orbax = self._orbax or self._open()  # Opening it deletes what a failed save left behind.
+            exists = any(checkpoint.step == step for checkpoint in self._orbax.checkpoints)
+            self._saving = host, self._orbax.save_async(step, tree, overwrite=exists)
         except Exception as error:
-            self._failed(host, error)
+            self._handle_failure(host, error)
 
-    def _has_room(self, host: Snapshot, size: int) -> bool:
-        """Whether so many bytes can be written now, as all processes see it. Orbax would try, and fail, for seconds."""
+    def _has_space(self, host: Snapshot, size: int) -> bool:
+        """Returns whether `size` bytes can be written in every process; Orbax itself takes seconds to fail."""
         problem = None
         try:
             self._prepare()
@@ -69,68 +75,76 @@ class CheckpointWriter:
         except OSError as error:
             problem = error
         if processes.any_process(problem is not None):
-            self._tell(host, problem)
+            self._record_failure(host, problem)
             return False
         return True
 
-    def finish(self) -> bool:
-        """Wait for what is being saved; whether the last snapshot is."""
+    def _finish(self) -> None:
+        """Waits for the save in progress."""
         if self._saving is not None:
             (host, response), self._saving = self._saving, None
             try:
                 response.result()
                 self._unsaved = None
             except Exception as error:
-                self._failed(host, error)
-        return self._unsaved is None
+                self._handle_failure(host, error)
 
-    def _failed(self, host: Snapshot, error: Exception) -> None:
-        """Begin anew after Orbax, which raises what it likes for a disk that fails, and for ever after."""
-        if processes.is_distributed():  # They are not at the same place any more.
+    def _handle_failure(self, host: Snapshot, error: Exception) -> None:
+        """Discards the Checkpointer, which may keep failing after a disk failure; the next save opens a new one."""
+        if processes.is_distributed():  # The processes are out of sync.
             raise error
         self._close()
         self._orbax = None
-        self._tell(host, error)
+        self._record_failure(host, error)
 
     def _close(self) -> None:
-        with contextlib.suppress(Exception):  # A failure that was told before.
+        with contextlib.suppress(Exception):  # The failure has been logged already.
             if self._orbax is not None:
                 self._orbax.close()
 
-    def _tell(self, host: Snapshot, error: Exception | None) -> None:
+    def _record_failure(self, host: Snapshot, error: Exception | None) -> None:
         self._unsaved = host
-        logging.error('the checkpoint of step %d cannot be written: %s', host.state.step, _reason(error))
+        logging.error('The checkpoint of step %d cannot be written: %s', host.state.step, _describe(error))
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Orbax's question: which of the checkpoints, in their order, are to be kept."""
+    def should_preserve(
+        self,
+        checkpoints: Sequence[ocp.training.CheckpointMetadata],
+        *,
+        context: ocp.training.preservation_policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """Returns for each checkpoint whether Orbax keeps it; see its `PreservationPolicy`."""
         latest = [checkpoint.step for checkpoint in checkpoints[-KEEP_LATEST:]]
         return [checkpoint.step in (*latest, self._best_step) for checkpoint in checkpoints]
 
     def __enter__(self) -> 'CheckpointWriter':
         return self
 
-    def __exit__(self, kind: type | None, *exception: object) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if not self.finish():
+            self._finish()
+            if self._unsaved is not None:
                 self.save(self._unsaved)
-                if not self.finish() and kind is not None:
+                self._finish()
+                if exc_type is not None:
                     self.check()
         finally:
             self._close()
 
     def check(self) -> None:
-        """Raise an OSError where the last snapshot could not be written in the end."""
+        """Raises an OSError if the last snapshot could not be written, not even by the retry."""
         if self._unsaved is not None:
             raise OSError(
-                f'the last checkpoint, of step {self._unsaved.state.step}, is not written to '
-                f'{str(self._directory)!r}; where it can be, the same command goes on from the one before'
+                f'the last checkpoint, at step {self._unsaved.state.step}, could not be written to '
+                f'{str(self._directory)!r}; once the disk is writable, run the same command again to resume from the '
+                'previous checkpoint'
             )
 
 
-def _reason(error: Exception | None) -> str:
+def _describe(error: Exception | None) -> str:
+    """Returns the cause of a failed save in a few words."""
     if error is None:
-        return 'another process says so'
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, amid much else
+        return 'it failed in another process'
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore hides it in a long message.
     if code:
         return os.strerror(int(code[1]))
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

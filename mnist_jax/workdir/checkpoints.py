@@ -1,9 +1,9 @@
-"""What a workdir keeps of a run so that it can go on or be evaluated: `config.json`, digests, Orbax checkpoints."""
+"""What a workdir keeps so that a run can be resumed or evaluated: `config.json`, digests, Orbax checkpoints."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
@@ -13,181 +13,209 @@ from orbax.checkpoint import v1 as ocp
 from mnist_jax import files
 from mnist_jax.config import (
     ConfigDict,
-    check_config,
     check_resumable,
     config_from_json,
     config_sha256,
     config_to_json,
     fill_added_fields,
 )
+from mnist_jax.config_checks import check_config
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.snapshot import Snapshot
 
 
-class DamagedError(UserError):
-    """A checkpoint that cannot be read, or is not what was written."""
+class DamagedCheckpointError(UserError):
+    """A checkpoint cannot be read, or is not what was written."""
 
 
 class Checkpoints:
     """The config and the checkpoints in a workdir.
 
-    Leaves are saved as host arrays, so that a checkpoint knows nothing of the devices that computed it.
+    Leaves are saved as host arrays, so that checkpoints do not depend on the devices.
     """
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
-        self._config = workdir / 'config.json'
-        self._digests = workdir / 'digests.json'
+        self._config_path = workdir / 'config.json'
+        self._digests_path = workdir / 'digests.json'
         self._directory = (workdir / 'checkpoints').absolute()
         self._written: dict[Path, str] = {}
 
     def read_config(self) -> ConfigDict | None:
-        """The config of the run in this workdir, or None where there is none; UserError where it is another's."""
+        """Returns the config of the run in this workdir, or None if there is none.
+
+        Raises:
+          UserError: `config.json` is damaged or was changed.
+        """
         config, problem = self._read_config()
-        if config is None and self._config.exists():
-            raise UserError(f'{problem}; the command that trained the run writes it anew')
+        if config is None and self._config_path.exists():
+            raise UserError(f'{problem}; to rewrite it, run the training command again')
         return config
 
     def _read_config(self) -> tuple[ConfigDict | None, str]:
-        """The config of the run, or else what is wrong with its file."""
-        path = str(self._config)
-        if not self._config.exists():
+        """Returns the config of the run and '', or None and what is wrong with its file."""
+        path = str(self._config_path)
+        if not self._config_path.exists():
             return None, f'{path!r} is missing'
         try:
-            config = fill_added_fields(config_from_json(files.read_json(self._config)))
+            config = fill_added_fields(config_from_json(files.read_json(self._config_path)))
             check_config(config)
         except (OSError, ValueError, UserError, RecursionError) as error:
             return None, f'{path!r} is damaged: {error}'
-        if self._begun('config') not in (None, config_sha256(config)):
-            return None, f'{path!r} was changed, and is not of the run beside it (sha256)'
+        if self._saved_digest('config') not in (None, config_sha256(config)):
+            return None, f'{path!r} was changed: its SHA-256 does not match {self._digests_path.name}'
         return config, ''
 
     def check_config(self, config: ConfigDict) -> None:
-        """Raise a UserError unless the run in this workdir is of `config`, with more epochs perhaps.
+        """Raises a UserError unless the run in this workdir has this config, apart from `CHANGEABLE_FIELDS`.
 
-        Without a config.json that is good, its digest decides.
+        If `config.json` is missing or damaged, compares its digest instead.
         """
         saved, problem = self._read_config()
         if saved is not None:
             check_resumable(saved, config)
-        elif self._begun('config') == config_sha256(config):
-            logging.warning('%s; it is written anew', problem)
+        elif self._saved_digest('config') == config_sha256(config):
+            logging.warning('%s; it will be rewritten', problem)
         else:
             raise UserError(
-                f'{problem}, and the config that is given is not that of the run (sha256); give that one, or another '
-                '--workdir'
+                f'{problem}, and the config that was passed is not the config of the run (their SHA-256 digests '
+                'differ); pass the config of the run, or use another --workdir'
             )
 
     def write_config(self, config: ConfigDict, data: Mapping[str, str]) -> None:
-        """Write `config.json`, and `digests.json`: the sha256 of what the run computes, and of each prepared split."""
+        """Writes `config.json` and `digests.json`.
+
+        Args:
+          config: The config of the run; its digest leaves out `CHANGEABLE_FIELDS`.
+          data: The SHA-256 of each prepared split.
+        """
         digests = {'config': config_sha256(config), 'data': dict(data)}
-        self._written = {self._digests: json.dumps(digests, indent=2) + '\n', self._config: config_to_json(config)}
+        self._written = {
+            self._digests_path: json.dumps(digests, indent=2) + '\n',
+            self._config_path: config_to_json(config),
+        }
         for path, text in self._written.items():
             files.write_text(path, text)
 
-    def _keep_config(self) -> None:
-        """Write anew what vanished of what `write_config` wrote."""
+    def _rewrite_missing(self) -> None:
+        """Rewrites the files of `write_config` that are missing."""
         for path, text in self._written.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_text(path, text)
-                logging.warning('%s had vanished, and was written anew', path)
+                logging.warning('%s was missing and has been rewritten', path)
 
-    def _begun(self, what: str) -> Any:
-        """A digest of what the run was begun with, or None where it is not known."""
-        if not self._digests.exists():
+    def _saved_digest(self, name: Literal['config', 'data']) -> object:
+        """Returns a digest from the start of the run, or None if it is unknown."""
+        if not self._digests_path.exists():
             return None
         try:
-            return files.read_json(self._digests)[what]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f'{str(self._digests)!r} is damaged: {error}; remove it to go on without it') from None
+            digests = files.read_json(self._digests_path)
+            if not isinstance(digests, dict) or name not in digests:
+                raise ValueError(f'it must be a JSON object with {name!r}')
+            return digests[name]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'{str(self._digests_path)!r} is damaged: {error}; delete it to continue without it'
+            ) from None
 
     def check_data(self, data: Mapping[str, str]) -> None:
-        """Raise a UserError where this run has checkpoints and was begun with other data."""
-        if self.steps() and self._begun('data') not in (None, dict(data)):
+        """Raises a UserError if this run has checkpoints and was started with different data."""
+        if self.steps() and self._saved_digest('data') not in (None, dict(data)):
             raise UserError(
-                f'the data set is not the one that the run in {str(self.workdir)!r} was begun with: '
-                f'{self._digests.name} has the sha256 of its splits; give that data set, or another --workdir'
+                f'the dataset must be the one that the run in {str(self.workdir)!r} was started with (the SHA-256 '
+                f'digests of its splits are in {self._digests_path.name}); use that dataset, or another --workdir'
             )
 
     def steps(self) -> list[int]:
-        """The steps of which there are checkpoints, in order."""
+        """Returns the steps that have a checkpoint, in order."""
         if not self._directory.is_dir():
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def create_directory(self) -> None:
-        """Create the directory of the checkpoints."""
-        # Orbax looks for what it has written with a pattern, and so finds nothing there.
+        """Creates the directory of the checkpoints."""
+        # Orbax globs for its files, and these characters break the glob.
         if set(str(self._directory)) & set('[]\\'):
-            raise UserError(f'{str(self._directory)!r} has a [, ] or \\ in its name; give another --workdir')
-        files.make_directory(self._directory, 'the place of the checkpoints')
+            raise UserError(f'--workdir must not contain [, ] or \\ in its path, got {str(self.workdir.absolute())!r}')
+        files.make_directory(self._directory, '--workdir: the checkpoint directory')
 
     def open(self, prepare: Callable[[], None]) -> CheckpointWriter:
-        """What saves checkpoints here; a context manager that waits for the last one at its end.
+        """Returns the writer of this workdir's checkpoints, a context manager.
 
-        Before each save, `prepare` is called, and what vanished of config.json and the digests is written anew.
+        Args:
+          prepare: Called before each save; then missing files of `write_config` are rewritten.
         """
 
-        def prepare_all() -> None:
+        def prepare_workdir() -> None:
             prepare()
-            self._keep_config()
+            self._rewrite_missing()
 
-        return CheckpointWriter(self._directory, prepare_all)
+        return CheckpointWriter(self._directory, prepare_workdir)
 
-    def restore(self, step: int, like: Snapshot) -> Snapshot:
-        """What the checkpoint at `step` holds; `like` has its structure, shapes and types.
+    def restore(self, step: int, abstract_snapshot: Snapshot) -> Snapshot:
+        """Restores the checkpoint at `step`.
+
+        Args:
+          step: A step that has a checkpoint.
+          abstract_snapshot: A snapshot with the structure, shapes and dtypes to restore.
 
         Raises:
-          DamagedError: it cannot be read, or its digest is another than when it was written.
+          DamagedCheckpointError: it cannot be read, or its digest is not the one that was saved with it.
         """
         path = self._directory / str(step)
-        _check_plain(path)
+        _check_regular_files(path)
         try:
-            found = ocp.load(path, jax.tree.map(_zeros, like.with_digest(bytes(32))))
-        except Exception as error:  # Orbax and TensorStore raise what they like for a damaged file.
+            restored = ocp.load(path, jax.tree.map(_zeros, abstract_snapshot.with_digest(bytes(32))))
+        except Exception as error:  # For a damaged file, Orbax and TensorStore raise arbitrary errors.
             # TensorStore appends its whole specification in brackets.
             reason = first_line(error).split(' [tensorstore_spec')[0]
-            raise DamagedError(f'the checkpoint {str(path)!r} is damaged, or not of this config: {reason}') from None
-        snapshot = Snapshot(*found['snapshot'])
-        if snapshot.sha256 != found['sha256'].tobytes():
-            raise DamagedError(
-                f'the checkpoint {str(path)!r} is damaged: its contents are not those that were saved (sha256)'
+            raise DamagedCheckpointError(
+                f'checkpoint {str(path)!r} is damaged, or was saved with another config: {reason}'
+            ) from None
+        snapshot = Snapshot(*restored['snapshot'])
+        if snapshot.sha256 != restored['sha256'].tobytes():
+            raise DamagedCheckpointError(
+                f'checkpoint {str(path)!r} is damaged: its contents do not match the SHA-256 that was saved with them'
             )
         if snapshot.state.step != step:
-            raise DamagedError(f'the checkpoint {str(path)!r} is damaged: it is of step {snapshot.state.step}')
+            raise DamagedCheckpointError(
+                f'checkpoint {str(path)!r} is damaged: it must be at step {step}, got step {snapshot.state.step}'
+            )
         return snapshot
 
-    def restore_newest(self, steps: Sequence[int], like: Snapshot) -> tuple[Snapshot, list[int]]:
-        """The newest snapshot of `steps` that is good, and the steps of the damaged ones, which are newer."""
+    def restore_newest(self, steps: Sequence[int], abstract_snapshot: Snapshot) -> tuple[Snapshot, list[int]]:
+        """Restores the newest intact checkpoint of `steps`; also returns the steps of the newer, damaged ones."""
         damaged: list[int] = []
         for step in reversed(steps):
             try:
-                return self.restore(step, like), damaged
-            except DamagedError as error:
+                return self.restore(step, abstract_snapshot), damaged
+            except DamagedCheckpointError as error:
                 logging.warning('%s', error)
                 damaged.append(step)
         raise UserError(
-            f'no checkpoint in {str(self._directory)!r} can be used; give another --workdir, or remove this one to '
-            'begin anew'
+            f'no checkpoint in {str(self._directory)!r} can be restored; use another --workdir, or delete this one to '
+            'start over'
         )
 
     def move_to_damaged(self, steps: Sequence[int]) -> None:
-        """Move damaged checkpoints to `damaged/`, out of the way of those that follow."""
+        """Moves damaged checkpoints to `damaged/`, so that new ones can take their places."""
         for step in steps:
-            place = self.workdir / 'damaged'
-            files.make_directory(place, 'the place of damaged checkpoints')
-            number = len(list(place.iterdir()))
-            (self._directory / str(step)).rename(place / f'{step}-{number}')
+            directory = self.workdir / 'damaged'
+            files.make_directory(directory, '--workdir: the directory of damaged checkpoints')
+            count = len(list(directory.iterdir()))
+            (self._directory / str(step)).rename(directory / f'{step}-{count}')
 
 
-def _check_plain(checkpoint: Path) -> None:
-    """Raise a DamagedError for a link, or for what would be waited for for ever, such as a pipe."""
+def _check_regular_files(checkpoint: Path) -> None:
+    """Raises a DamagedCheckpointError for a link, or anything that would block forever, such as a FIFO."""
     for path in (checkpoint, *checkpoint.rglob('*')):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise DamagedError(f'the checkpoint {str(checkpoint)!r} is damaged: {str(path)!r} is no plain file')
+            raise DamagedCheckpointError(
+                f'checkpoint {str(checkpoint)!r} is damaged: {str(path)!r} is not a regular file'
+            )
 
 
-def _zeros(leaf: Any) -> Any:
-    return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') else leaf
+def _zeros(leaf: object) -> object:
+    return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') else leaf

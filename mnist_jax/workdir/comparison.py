@@ -1,16 +1,18 @@
-"""Compare finished runs: a table, and whether two of them differ by more than chance."""
+"""Compares finished runs: a table, and tests whether any two differ by more than chance."""
 
 import glob
 import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mnist_jax import files, text_tables
+from mnist_jax.config import ConfigDict
 from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.learning import metrics
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import read_metrics
@@ -18,97 +20,71 @@ from mnist_jax.workdir.results import read_predictions, read_result
 
 
 class FinishedRun(NamedTuple):
-    """What a workdir holds of a finished run."""
+    """What the workdir of a finished run holds."""
 
     name: str
     workdir: Path
-    config: Any
-    result: dict[str, Any]
-    epochs: list[dict[str, float]]  # the numbers of metrics.csv
+    config: ConfigDict
+    result: JsonObject
+    epochs: list[dict[str, float]]  # the rows of metrics.csv
 
     @property
     def seconds(self) -> float | None:
-        """Of training, all epochs together; None where metrics.csv is missing."""
+        """The total training time of all epochs, or None if metrics.csv is missing."""
         return sum(row['seconds'] for row in self.epochs) if self.epochs or not self.result['step'] else None
 
     @property
-    def epochs_told(self) -> str:
-        """How many there were, or NA."""
+    def epochs_text(self) -> str:
+        """The number of epochs as text, or NA."""
         return 'NA' if self.seconds is None else str(len(self.epochs))
 
     @property
-    def seconds_told(self) -> str:
-        """How long training took, or NA."""
+    def seconds_text(self) -> str:
+        """The training time as text, or NA."""
         return 'NA' if self.seconds is None else f'{self.seconds:,.1f} s'
 
 
 HEADER = (
-    'run', 'data set', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95 % interval', 'loss', 'training',
+    'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'loss', 'training time',
     'images/s',
 )  # fmt: skip
-PAIR_HEADER = ('run', 'and run', 'difference', 'only first right', 'only second right', 'P-value', '')
+PAIR_HEADER = ('first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', '')
 
 
 def comparison_table(patterns: Sequence[str]) -> str:
-    """The comparison of the runs whose workdirs are given, by path or by pattern, as text."""
+    """Returns the comparison of the runs in the workdirs `patterns`, paths or glob patterns, as text."""
     runs = read_runs(patterns)
     lines = text_tables.titled([HEADER, *map(table_row, runs)], left=3)
-    comparable, apart = pair_rows(runs)
-    if comparable:
-        lines += ['', "McNemar's exact test of the difference in accuracy, pair by pair", '']
-        lines += text_tables.titled([PAIR_HEADER, *comparable], left=2)
-    return '\n'.join([*lines, '', apart] if apart else lines)
+    rows, note = pair_rows(runs)
+    if rows:
+        lines += ['', "McNemar's exact test of the difference in accuracy for each pair of runs", '']
+        lines += text_tables.titled([PAIR_HEADER, *rows], left=2)
+    return '\n'.join([*lines, '', note] if note else lines)
 
 
 def read_runs(patterns: Sequence[str]) -> list[FinishedRun]:
-    """The runs whose workdirs the patterns name, each once."""
+    """Reads the runs in the workdirs `patterns`, paths or glob patterns, each run once."""
     workdirs = find_runs(patterns)
     return [read_run(workdir, name) for workdir, name in zip(workdirs, _short_names(workdirs), strict=True)]
 
 
-def pair_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
-    """A row for each two runs that were evaluated on the same examples, and a line on those that were not."""
-    both = list(itertools.combinations(runs, 2))
-    rows = [_pair(*pair) for pair in both]
-    apart = [f'{one.name} and {other.name}' for (one, other), row in zip(both, rows, strict=True) if row is None]
-    told = f'Evaluated on different examples, and so without a test: {"; ".join(apart)}' if apart else ''
-    return [row for row in rows if row is not None], told
-
-
 def find_runs(patterns: Sequence[str]) -> list[Path]:
-    """The workdirs that the patterns name, each once, in order."""
-    found: dict[Path, None] = {}
+    """Returns the workdirs that match the patterns, each once, in order."""
+    workdirs: dict[Path, None] = {}
     for pattern in patterns:
         if Path(pattern).is_dir():
-            found[Path(pattern).resolve()] = None
+            workdirs[Path(pattern).resolve()] = None
             continue
         paths = [Path(match).resolve() for match in sorted(glob.glob(pattern))]
         matches = [path for path in paths if (path / 'config.json').is_file()]
         if not matches:
-            raise UserError(f"--run={pattern!r} is no workdir, nor a pattern of workdirs such as 'runs/cnn-*'")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def read_run(workdir: Path, name: str) -> FinishedRun:
-    """The run in a workdir; UserError where it is not finished."""
-    config = Checkpoints(workdir).read_config()
-    if config is None:
-        raise UserError(f'{str(workdir)!r} holds no config.json; give the workdir of a run')
-    run = FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
-    numbers = [int(row['epoch']) for row in run.epochs]
-    # A run that was stopped within an epoch has no row of that.
-    steps = run.epochs[0]['step'] * (len(numbers) + 1) if numbers else math.inf
-    if numbers != list(range(1, len(numbers) + 1)) or run.result['step'] >= steps:
-        raise UserError(
-            f'{str(workdir / "metrics.csv")!r} is damaged: it has rows of {len(numbers)} epochs, the last of them '
-            f'{numbers[-1]}, and the result is of step {run.result["step"]:,}; without the file, all else is told'
-        )
-    return run
+            raise UserError(f"--run must be a workdir, or a pattern of workdirs such as 'runs/cnn-*', got {pattern!r}")
+        workdirs.update(dict.fromkeys(matches))
+    return list(workdirs)
 
 
 def _short_names(workdirs: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell all of them apart."""
+    """Returns the last parts of each path, as many as it takes to make all names different."""
     parts = [tuple(map(files.printable, workdir.parts)) for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ['/'.join(path[-length:]) for path in parts]
@@ -117,8 +93,26 @@ def _short_names(workdirs: Sequence[Path]) -> list[str]:
     return names
 
 
+def read_run(workdir: Path, name: str) -> FinishedRun:
+    """Reads the run in a workdir; raises a UserError if it is not finished."""
+    config = Checkpoints(workdir).read_config()
+    if config is None:
+        raise UserError(f'{str(workdir)!r} has no config.json; choose the workdir of a run')
+    run = FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
+    epochs = [int(row['epoch']) for row in run.epochs]
+    # An epoch in which a run was stopped has no row.
+    limit = run.epochs[0]['step'] * (len(epochs) + 1) if epochs else math.inf
+    if epochs != list(range(1, len(epochs) + 1)) or run.result['step'] >= limit:
+        raise UserError(
+            f'{str(workdir / "metrics.csv")!r} is damaged: it must have one row per epoch up to step '
+            f'{run.result["step"]:,}, but its last row, number {len(epochs)}, is for epoch {epochs[-1]}; '
+            'delete it to see everything else'
+        )
+    return run
+
+
 def table_row(run: FinishedRun) -> list[str]:
-    """The run in the columns of `HEAD`."""
+    """Returns a run as strings in the columns of `HEADER`."""
     lower, upper = run.result['statistics']['overall']['accuracy_interval']
     speeds = [row['images_per_second'] for row in run.epochs]
     return [
@@ -126,26 +120,46 @@ def table_row(run: FinishedRun) -> list[str]:
         run.result['dataset'],
         run.config.model.name,
         f'{run.result["parameters"]:,}',
-        run.epochs_told,
+        run.epochs_text,
         f'{run.result["step"]:,}',
         f'{run.result["accuracy"]:.4f}',
         f'{lower:.4f} to {upper:.4f}',
         f'{run.result["loss"]:.4f}',
-        run.seconds_told,
+        run.seconds_text,
         f'{np.median(speeds):,.0f}' if speeds else 'NA',
     ]
 
 
-def _pair(first: FinishedRun, second: FinishedRun) -> list[str] | None:
+def pair_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
+    """Compares all pairs of runs.
+
+    Returns:
+      A row of `PAIR_HEADER` for each pair that was evaluated on the same examples, and a sentence about the other
+      pairs, or ''.
+    """
+    rows, untested = [], []
+    for first, second in itertools.combinations(runs, 2):
+        row = _pair_row(first, second)
+        if row is None:
+            untested.append(f'{first.name} and {second.name}')
+        else:
+            rows.append(row)
+    if not untested:
+        return rows, ''
+    return rows, f'Not tested, because they were evaluated on different examples: {"; ".join(untested)}'
+
+
+def _pair_row(first: FinishedRun, second: FinishedRun) -> list[str] | None:
+    """Returns a row of `PAIR_HEADER`, or None if the runs were evaluated on different examples."""
     if first.result['split_sha256'] != second.result['split_sha256']:
         return None
-    (label, one), (other_label, other) = (read_predictions(run.workdir, run.result) for run in (first, second))
-    if not np.array_equal(label, other_label):
-        raise UserError(f'the predictions of {first.name!r} and {second.name!r} are not of the same examples')
-    only_first, only_second = (
-        int(((one == label) & (other != label)).sum()),
-        int(((one != label) & (other == label)).sum()),
-    )
+    label, first_prediction = read_predictions(first.workdir, first.result)
+    second_label, second_prediction = read_predictions(second.workdir, second.result)
+    if not np.array_equal(label, second_label):
+        raise UserError(f'the predictions of {first.name!r} and {second.name!r} must be for the same examples')
+    first_correct, second_correct = first_prediction == label, second_prediction == label
+    only_first = int((first_correct & ~second_correct).sum())
+    only_second = int((~first_correct & second_correct).sum())
     p_value = metrics.mcnemar_exact(only_first, only_second)
     return [
         first.name,
@@ -154,5 +168,5 @@ def _pair(first: FinishedRun, second: FinishedRun) -> list[str] | None:
         str(only_first),
         str(only_second),
         f'{p_value:.3g}',
-        'significant at 5 %' if p_value < 0.05 else 'may be chance',
+        'significant at 5%' if p_value < 0.05 else 'may be chance',
     ]

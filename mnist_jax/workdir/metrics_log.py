@@ -1,4 +1,4 @@
-"""What a person and a program see of a run: lines, the progress bar, `metrics.csv`, TensorBoard."""
+"""The progress of a run, for people and programs: log lines, the progress bar, `metrics.csv` and TensorBoard."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from tensorboardX import SummaryWriter
@@ -33,57 +32,56 @@ OPTIONAL = ('validation_loss', 'validation_accuracy')
 
 
 def configure_logging() -> None:
-    """Show this program's lines, and of the libraries' what is at least a warning, as plain text on standard error."""
+    """Logs to standard error as plain text: all messages of this program, and the warnings and errors of libraries."""
     package = str(Path(__file__).parent.parent)
 
-    def shown(record: python_logging.LogRecord) -> bool:
-        if 'tensorflow_datasets' in record.pathname:  # It warns of every configuration that is not its own.
+    def is_shown(record: python_logging.LogRecord) -> bool:
+        if 'tensorflow_datasets' in record.pathname:  # It warns about every configuration that is not its own.
             return record.levelno >= python_logging.ERROR
-        if 'orbax' in record.pathname:  # What it cannot write it tells many times, with tracebacks, and then raises.
+        if 'orbax' in record.pathname:  # It logs a failed write many times, with tracebacks, before it raises.
             return record.levelno >= python_logging.CRITICAL
         return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 
     handler = logging.get_absl_handler()
-    handler.python_handler.setStream(sys.stderr)  # That at its import may have been closed.
-    handler.addFilter(shown)
+    handler.python_handler.setStream(sys.stderr)  # The stream at import time may have been closed.
+    handler.addFilter(is_shown)
     handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     logging.set_verbosity(logging.INFO)
-    python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)  # For the same.
+    python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)  # For the same reason as Orbax.
     sys.unraisablehook = _unraisable
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
 
 
-def _unraisable(raised: Any) -> None:
-    """What was raised where nobody can catch it, but for what TensorStore still does after Orbax gave up on a disk."""
-    if 'Event loop is closed' not in str(raised.exc_value):
-        sys.__unraisablehook__(raised)
+def _unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """Reports an unraisable exception, except those of TensorStore after Orbax has given up on a disk."""
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.csv` as numbers, without the fields that are empty; none where there is no such file."""
+    """Returns the rows of `metrics.csv` as numbers, without empty fields; [] if there is no such file."""
     path = workdir / 'metrics.csv'
     rows, damaged = _read_rows(path)
     if damaged:
         raise UserError(
-            f'{str(path)!r} is damaged: {len(rows)} of its lines are rows of metrics, others are not; '
-            'without the file, all else is told'
+            f'{str(path)!r} is damaged: only {len(rows)} of its rows can be read; delete it to see everything else'
         )
     return [{name: float(text) for name, text in row.items() if text} for row in rows]
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
-    """The good rows, and whether there is anything else."""
+    """Returns the valid rows, and whether the file is damaged: whether it has invalid rows, or none at all."""
     if not path.exists():
         return [], False
     try:
         rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode(errors='replace'), newline='')))
     except (ValueError, csv.Error):
         return [], True
-    good = [row for row in rows if _is_good(row)]
-    return good, len(good) < len(rows) or not rows
+    valid = [row for row in rows if _is_valid(row)]
+    return valid, len(valid) < len(rows) or not rows
 
 
-def _is_good(row: Mapping[str | None, Any]) -> bool:
+def _is_valid(row: Mapping[str, str]) -> bool:
     try:
         int(row['epoch']), int(row['step'])
         numbers = [float(row[name]) for name in COLUMNS if row[name] or name not in OPTIONAL]
@@ -93,39 +91,43 @@ def _is_good(row: Mapping[str | None, Any]) -> bool:
 
 
 class MetricsLog:
-    """Writes the metrics of a run's epochs to its workdir and to the terminal."""
+    """Writes the metrics of each epoch to the workdir and to the terminal."""
 
     def __init__(self, workdir: Path, epochs: int, step: int, writes: bool = True):
-        """`step` is where the run begins or goes on; rows of later steps, of a lost piece of work, are dropped.
+        """Opens the log.
 
-        One that does not write keeps silent too.
+        Args:
+          workdir: The directory of the run.
+          epochs: The number of epochs of the run.
+          step: The step at which the run starts or resumes; rows of later steps, whose work was lost, are dropped.
+          writes: If false, nothing is written or logged.
         """
         self._writes, self._epochs = writes, epochs
         if not writes:
             return
-        self._csv = workdir / 'metrics.csv'
-        rows, damaged = _read_rows(self._csv)
+        self._csv_path = workdir / 'metrics.csv'
+        rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
         if damaged:
-            left = ', '.join(row['epoch'] for row in self._rows) or 'none'
-            logging.warning('%s was damaged; rows of these epochs are left: %s', self._csv, left)
+            kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
+            logging.warning('%s was damaged; kept the rows of these epochs: %s', self._csv_path, kept)
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     @staticmethod
     def create_directory(workdir: Path) -> None:
-        """Create the place of TensorBoard's files; UserError where they or the metrics cannot be written."""
+        """Creates the TensorBoard directory; raises a UserError if it or `metrics.csv` cannot be written."""
         path = workdir / 'metrics.csv'
         if path.exists() and not path.is_file():
-            raise UserError(f'{str(path)!r} is no plain file, and the metrics are to be there; move it')
-        files.make_directory(workdir / 'tensorboard', "the place of TensorBoard's files")
+            raise UserError(f'{str(path)!r} must be a regular file, because the metrics are written there; move it')
+        files.make_directory(workdir / 'tensorboard', '--workdir: the TensorBoard directory')
 
     def progress(self, epoch: int, steps: int) -> 'ProgressBar':
-        """A progress bar for an epoch of `steps` steps; nothing where standard error is no terminal."""
-        shown = self._writes and sys.stderr.isatty()
-        return ProgressBar(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, shown)
+        """Returns a progress bar for an epoch of `steps` steps; it is hidden unless standard error is a terminal."""
+        is_shown = self._writes and sys.stderr.isatty()
+        return ProgressBar(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, is_shown)
 
-    def write_epoch(self, row: Mapping[str, float | int | None]) -> None:
-        """Record a finished epoch: a line, a row of `metrics.csv`, and TensorBoard's scalars."""
+    def write_epoch(self, row: Mapping[str, float | None]) -> None:
+        """Records a finished epoch: a log line, a row of `metrics.csv`, and TensorBoard scalars."""
         if not self._writes:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
@@ -134,25 +136,25 @@ class MetricsLog:
         writer.writeheader()
         writer.writerows(self._rows)
         try:
-            files.write_text(self._csv, text.getvalue())
+            files.write_text(self._csv_path, text.getvalue())
             for name in COLUMNS[2:]:
                 if row[name] is not None:
                     self._tensorboard.add_scalar(name, row[name], row['step'])
             self._tensorboard.flush()
-        except OSError as error:  # All rows are written anew after the next epoch.
-            logging.error('%s cannot be written: %s', self._csv, error.strerror)
-        logging.info('%s', _line(row, self._epochs))
+        except OSError as error:  # The next epoch writes all rows again.
+            logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
+        logging.info('%s', _format_epoch(row, self._epochs))
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
+        """Closes the TensorBoard file."""
         try:
             if self._writes:
                 self._tensorboard.close()
         except OSError as error:
-            logging.error("TensorBoard's file cannot be written: %s", error.strerror)
+            logging.error('The TensorBoard file cannot be written: %s', error.strerror)
 
 
-def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
+def _format_epoch(row: Mapping[str, float | None], epochs: int) -> str:
     parts = [
         f'epoch {row["epoch"]:>{len(str(epochs))}}/{epochs}',
         f'loss {row["train_loss"]:.4f}',
@@ -164,7 +166,7 @@ def _line(row: Mapping[str, float | int | None], epochs: int) -> str:
 
 
 class ProgressBar:
-    """The progress bar of an epoch: loss, accuracy, images/s and the time left."""
+    """The progress bar of an epoch: loss, accuracy, images/s and the remaining time."""
 
     def __init__(self, title: str, steps: int, shown: bool):
         self._bar = tqdm(
@@ -176,7 +178,7 @@ class ProgressBar:
         )
 
     def update(self, means: Mapping[str, float], images: float, steps: int) -> None:
-        """So far: the means of the epoch, how many images and steps it had."""
+        """Shows the mean metrics of the epoch so far, after this many images and steps."""
         if not self._bar.disable:
             speed = images / max(self._bar.format_dict['elapsed'], 1e-9)
             self._bar.set_postfix_str(

@@ -1,4 +1,4 @@
-"""Where a run comes from: each start of its training, with command, commit, versions and hardware, in its workdir."""
+"""Provenance of a run: the command, commit, versions and hardware of each start, kept in its workdir."""
 
 import datetime
 import importlib.metadata
@@ -8,14 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from mnist_jax import files
-from mnist_jax.config import ROOT
+from mnist_jax.config import CHECKOUT
 from mnist_jax.distributed import processes
+from mnist_jax.files import JsonObject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
-MAX_STARTS = 100  # starts that are kept, the latest
+MAX_STARTS = 100  # latest starts to keep
 FIELDS = {
     'began': str,
     'step': int,
@@ -29,8 +29,8 @@ FIELDS = {
 
 
 def record_start(workdir: Path, step: int, devices: str) -> None:
-    """Add this start, at `step` on `devices`, to `provenance.json`."""
-    now = {
+    """Appends this start, at `step` on `devices`, to `provenance.json`."""
+    start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
         'step': step,
         'command': _command(),
@@ -43,25 +43,27 @@ def record_start(workdir: Path, step: int, devices: str) -> None:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    text = json.dumps([*read_provenance(workdir)[1 - MAX_STARTS :], now], indent=2)
+    text = json.dumps([*read_provenance(workdir)[1 - MAX_STARTS :], start], indent=2)
     files.write_text(workdir / 'provenance.json', f'{text}\n')
 
 
-def read_provenance(workdir: Path) -> list[dict[str, Any]]:
-    """The starts that are on record, the first one first; none where nothing readable is."""
+def read_provenance(workdir: Path) -> list[JsonObject]:
+    """Returns the recorded starts, oldest first; unreadable ones are left out."""
     try:
-        found = files.read_json(workdir / 'provenance.json')
+        starts = files.read_json(workdir / 'provenance.json')
     except (OSError, ValueError):
         return []
-    return [start for start in found if _is_start(start)] if isinstance(found, list) else []
-
-
-def _is_start(start: Any) -> bool:
-    return isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in FIELDS.items())
+    if not isinstance(starts, list):
+        return []
+    return [
+        start
+        for start in starts
+        if isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in FIELDS.items())
+    ]
 
 
 def processor() -> str:
-    """The number of cores that this process may use, and the name of the processor."""
+    """Returns the number of cores that this process may use, and the name of the processor."""
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
@@ -70,20 +72,22 @@ def processor() -> str:
 
 
 def _command() -> str:
-    if Path(sys.argv[0]).name != 'main.py':
+    if Path(sys.argv[0]).name not in ('main.py', 'mnist-jax'):
         return f'{Path(sys.argv[0]).name}, from Python'
     return shlex.join(['python', '-m', 'mnist_jax.main', *sys.argv[1:]])
 
 
 def _commit() -> str:
-    """The commit of this code, and whether it was changed since."""
+    """Returns the commit of this code, and whether tracked files have changed since."""
+    if CHECKOUT is None:  # An installed package may lie in another project's repository.
+        return f'mnist_jax {importlib.metadata.version("mnist_jax")}'
     try:
         name = _git('rev-parse', 'HEAD')
-        return f'{name} and changes' if _git('status', '--porcelain', '--untracked-files=no') else name
+        return f'{name} with changes' if _git('status', '--porcelain', '--untracked-files=no') else name
     except (OSError, subprocess.SubprocessError):
         return 'unknown'
 
 
 def _git(*arguments: str) -> str:
-    command = ['git', '-C', str(ROOT), *arguments]
+    command = ['git', '-C', str(CHECKOUT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

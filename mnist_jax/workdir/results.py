@@ -1,4 +1,4 @@
-"""The results of an evaluation: `eval.json` and `predictions.npz` in a workdir, and as text for people."""
+"""The result of an evaluation: `eval.json` and `predictions.npz` in a workdir, and the same as text."""
 
 import io
 import json
@@ -6,16 +6,17 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mnist_jax import files, text_tables
-from mnist_jax.errors import UserError, comma_separated
+from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.learning import metrics
 
-LINE = 118  # characters of a line of JSON
-# Of eval.json, what other parts of the program read, and its types.
+LINE_WIDTH = 118  # maximum length of a line of JSON, in characters
+HEADER_BYTES = 4096  # upper bound on the header of an array in an .npz file
+# The fields of eval.json that other modules read, and their types.
 FIELDS = {
     'dataset': str,
     'split': str,
@@ -31,167 +32,186 @@ FIELDS = {
 }
 
 
-def result_paths(workdir: Path, part: str | None = None) -> tuple[Path, Path]:
-    """Where result and predictions lie: of what training evaluated at its end, or of another `part`, by its name."""
-    suffix = f'-{part}' if part else ''
-    return workdir / f'eval{suffix}.json', workdir / f'predictions{suffix}.npz'
+def result_paths(workdir: Path, suffix: str | None = None) -> tuple[Path, Path]:
+    """Returns the paths of the result and of the predictions.
+
+    Args:
+      workdir: The directory of the run.
+      suffix: Names an evaluation other than the one at the end of training, as in `eval-SUFFIX.json`.
+    """
+    ending = f'-{suffix}' if suffix else ''
+    return workdir / f'eval{ending}.json', workdir / f'predictions{ending}.npz'
 
 
 def write_result(
-    workdir: Path, part: str | None, result: dict[str, Any], labels: np.ndarray, probabilities_NxK: np.ndarray
+    workdir: Path, suffix: str | None, result: JsonObject, labels: np.ndarray, probabilities_NxK: np.ndarray
 ) -> None:
-    """Write both files, each whole or not at all."""
-    result_path, predictions_path = result_paths(workdir, part)
+    """Writes both files of `result_paths`, each atomically."""
+    result_path, predictions_path = result_paths(workdir, suffix)
     arrays = io.BytesIO()
     np.savez(arrays, label=labels, prediction=probabilities_NxK.argmax(-1), probabilities=probabilities_NxK)
     files.write_bytes(predictions_path, arrays.getvalue())
-    files.write_text(result_path, _json(result) + '\n')
+    files.write_text(result_path, _to_json(result) + '\n')
 
 
-def _json(value: Any, indent: int = 0) -> str:
-    """JSON in which what fits on a line is on one, and the rest an item a line."""
+def _to_json(value: object, indent: int = 0) -> str:
+    """Returns JSON that puts each container on one line if it fits, and otherwise each of its items on its own line."""
     text = json.dumps(value, allow_nan=False)
-    if not isinstance(value, dict | list | tuple) or (len(text) + indent <= LINE and indent):
+    if not isinstance(value, dict | list | tuple) or (len(text) + indent <= LINE_WIDTH and indent):
         return text
     inner = ' ' * (indent + 2)
     if isinstance(value, dict):
-        items = [f'{json.dumps(name)}: {_json(item, indent + 2)}' for name, item in value.items()]
-        begin, end = '{}'
+        items = [f'{json.dumps(name)}: {_to_json(item, indent + 2)}' for name, item in value.items()]
+        opening, closing = '{}'
     else:
-        items = [_json(item, indent + 2) for item in value]
-        begin, end = '[]'
-    return f'{begin}\n{inner}' + f',\n{inner}'.join(items) + f'\n{" " * indent}{end}'
+        items = [_to_json(item, indent + 2) for item in value]
+        opening, closing = '[]'
+    return f'{opening}\n{inner}' + f',\n{inner}'.join(items) + f'\n{" " * indent}{closing}'
 
 
-def read_result(workdir: Path, part: str | None = None) -> dict[str, Any]:
-    """The result that `write` wrote; UserError where it is missing or is no such result."""
-    path, _ = result_paths(workdir, part)
+def read_result(workdir: Path, suffix: str | None = None) -> JsonObject:
+    """Reads what `write_result` wrote; raises a UserError if it is missing or damaged."""
+    path, _ = result_paths(workdir, suffix)
     if not path.is_file():
-        raise UserError(f'{str(workdir)!r} holds no {path.name}; it is written when a training ends, or by --mode=eval')
+        raise UserError(f'{str(workdir)!r} has no {path.name}; it is written when training ends, and by --mode=eval')
     try:
-        return _checked(files.read_json(path))
+        return _check_result(files.read_json(path))
     except KeyError as error:
-        raise UserError(f'{str(path)!r} is damaged: it has no {error}; --mode=eval writes it anew') from None
+        raise UserError(f'{str(path)!r} is damaged: it has no {error}; --mode=eval rewrites it') from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval writes it anew') from None
+        raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval rewrites it') from None
 
 
-def _checked(found: Any) -> dict[str, Any]:
-    """What was read, its statistics computed anew; ValueError, KeyError or TypeError where it is no result."""
+def _check_result(result: object) -> JsonObject:
+    """Returns the result with recomputed statistics; raises a ValueError, KeyError or TypeError if it is invalid."""
+    if not isinstance(result, dict):
+        raise ValueError('it must be a JSON object')
     wrong = [
-        name for name, kind in FIELDS.items() if not isinstance(found[name], kind) or isinstance(found[name], bool)
+        f'{name} must be of type {kind.__name__}, got {type(result[name]).__name__}'
+        for name, kind in FIELDS.items()
+        if not isinstance(result[name], kind) or isinstance(result[name], bool)
     ]
     if wrong:
-        raise ValueError(f'{comma_separated(wrong)} is wrong')
-    names = [str(name) for name in found['statistics']['by_class']]
-    rows = found['confusion_matrix']
-    if [len(row) for row in rows] != [len(names)] * len(names) or not names:
-        raise ValueError(f'its confusion matrix is not {len(names)} x {len(names)}')
+        raise ValueError('; '.join(wrong))
+    class_names = [str(name) for name in result['statistics']['by_class']]
+    rows = result['confusion_matrix']
+    if [len(row) for row in rows] != [len(class_names)] * len(class_names) or not class_names:
+        raise ValueError(f'its confusion matrix must be {len(class_names)} x {len(class_names)}')
     if not all(type(count) is int and 0 <= count < 2**53 for row in rows for count in row):
-        raise ValueError('its confusion matrix has a cell that is no count')
+        raise ValueError('its confusion matrix must contain non-negative integers')
     matrix = np.array(rows, np.int64)
-    if not 0 < matrix.sum() == found['count'] or np.trace(matrix) != found['correct']:
-        raise ValueError('its counts are not those of its confusion matrix')
-    if found['accuracy'] != found['correct'] / found['count'] or not math.isfinite(found['loss']):
-        raise ValueError('its accuracy or its loss is wrong')
-    return {**found, 'statistics': metrics.statistics(matrix, names)}
+    if not 0 < matrix.sum() == result['count'] or np.trace(matrix) != result['correct']:
+        raise ValueError('its count and correct must match its confusion matrix')
+    if result['accuracy'] != result['correct'] / result['count']:
+        raise ValueError(f'accuracy must be correct / count, got {result["accuracy"]}')
+    if not math.isfinite(result['loss']):
+        raise ValueError(f'loss must be finite, got {result["loss"]}')
+    return {**result, 'statistics': metrics.statistics(matrix, class_names)}
 
 
-def read_predictions(workdir: Path, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predicted classes of the examples whose `result` is given, both of shape N."""
+def read_predictions(workdir: Path, result: JsonObject) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the labels N and the predicted classes N of the examples that `result` covers."""
     label, prediction = _read_arrays(workdir, result, 'label', 'prediction')
-    path = result_paths(workdir)[1]
     classes = len(result['confusion_matrix'])
-    fits = all(_are_classes(array, classes, result['count']) for array in (label, prediction))
-    if not fits or (label == prediction).sum() != result['correct']:
-        raise UserError(f'{str(path)!r} does not fit eval.json beside it; --mode=eval writes both anew')
+    valid = all(_are_classes(array, classes, result['count']) for array in (label, prediction))
+    if not valid or (label == prediction).sum() != result['correct']:
+        raise _mismatch(workdir)
     return label, prediction
 
 
 def _are_classes(array_N: np.ndarray, classes: int, count: int) -> bool:
-    whole = array_N.dtype.kind in 'iu' and array_N.shape == (count,)
-    return whole and 0 <= array_N.min() <= array_N.max() < classes
+    integers = array_N.dtype.kind in 'iu' and array_N.shape == (count,)
+    return integers and 0 <= array_N.min() <= array_N.max() < classes
 
 
-def read_probabilities(workdir: Path, result: Mapping[str, Any]) -> np.ndarray:
-    """The probabilities NxK of the classes of these examples."""
-    (found,) = _read_arrays(workdir, result, 'probabilities')
-    fits = found.shape == (result['count'], len(result['confusion_matrix'])) and found.dtype == np.float32
-    # What is not a number is not close to 1 either.
-    if not fits or not (found >= 0).all() or not np.allclose(found.sum(-1), 1, atol=1e-3):
-        path = str(result_paths(workdir)[1])
-        raise UserError(f'{path!r} does not fit eval.json beside it; --mode=eval writes both anew')
-    return found
+def read_probabilities(workdir: Path, result: JsonObject) -> np.ndarray:
+    """Returns the class probabilities NxK of the examples that `result` covers."""
+    (probabilities,) = _read_arrays(workdir, result, 'probabilities')
+    shape = (result['count'], len(result['confusion_matrix']))
+    valid = probabilities.shape == shape and probabilities.dtype == np.float32
+    # NaN fails both comparisons.
+    if not valid or not (probabilities >= 0).all() or not np.allclose(probabilities.sum(-1), 1, atol=1e-3):
+        raise _mismatch(workdir)
+    return probabilities
 
 
-def _read_arrays(workdir: Path, result: Mapping[str, Any], *names: str) -> list[np.ndarray]:
+def _mismatch(workdir: Path) -> UserError:
+    result_path, predictions_path = result_paths(workdir)
+    return UserError(f'{str(predictions_path)!r} does not match {result_path.name}; --mode=eval rewrites both')
+
+
+def _read_arrays(workdir: Path, result: JsonObject, *names: str) -> list[np.ndarray]:
     _, path = result_paths(workdir)
-    most = result['count'] * max(8, 4 * len(result['confusion_matrix']))  # bytes: an int64, or float32s, an example
+    # An array has one int64 per example, or one float32 per class and example.
+    max_bytes = result['count'] * max(8, 4 * len(result['confusion_matrix'])) + HEADER_BYTES
     try:
         if not path.is_file():
-            raise FileNotFoundError('it is no file')
+            raise FileNotFoundError('it is not a regular file')
         with zipfile.ZipFile(path) as archive:
             for name in names:
-                if archive.getinfo(f'{name}.npy').file_size > most + 4096:  # and a header; nothing is unpacked
-                    raise ValueError(f'{name} is larger than the results of {result["count"]} examples')
+                if archive.getinfo(f'{name}.npy').file_size > max_bytes:  # Checked before anything is unpacked.
+                    raise ValueError(f'{name} must have at most {max_bytes:,} bytes for {result["count"]:,} examples')
         with np.load(path, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
-    except Exception as error:  # A damaged zip file raises what it likes.
-        raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval writes it anew') from None
+    except Exception as error:  # A damaged zip file raises arbitrary errors.
+        raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval rewrites it') from None
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """The result for people: overall, by class, the confusion matrix, the most frequent errors."""
-    found = result['statistics']
-    overall = found['overall']
+def format_result(result: JsonObject) -> str:
+    """Returns the result as text: overall, by class, the confusion matrix, and the most frequent errors."""
+    statistics = result['statistics']
+    overall = statistics['overall']
     lower, upper = overall['accuracy_interval']
-    names = list(found['by_class'])
+    class_names = list(statistics['by_class'])
     lines = [
         f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
         '',
-        f'accuracy   {result["accuracy"]:.4f} (95 % interval {lower:.4f} to {upper:.4f})',
+        f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
         f'loss       {result["loss"]:.4f}',
         f'kappa      {text_tables.number(overall["kappa"])}',
-        f'chance     {overall["no_information_rate"]:.4f}, the share of the largest class; P-value of the accuracy '
-        f'over it: {_p_value(overall["p_value"])}',
-        f"symmetry   P-value {_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
+        f'baseline   {overall["no_information_rate"]:.4f} (always predicting the largest class); p-value of '
+        f'accuracy > baseline: {_format_p_value(overall["p_value"])}',
+        f"symmetry   p-value {_format_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
         '',
     ]
-    lines += text_tables.titled([*class_rows(found), *mean_rows(found)])
-    lines += ['', 'confusion matrix: a row for each truth, a column for each prediction', '']
-    matrix = [[name, *map(str, row)] for name, row in zip(names, result['confusion_matrix'], strict=True)]
-    lines += text_tables.titled([['', *names], *matrix])
-    errors = error_rows(found)
+    lines += text_tables.titled([*class_rows(statistics), *mean_rows(statistics)])
+    lines += ['', 'confusion matrix (rows: truth, columns: prediction)', '']
+    matrix = [[name, *map(str, row)] for name, row in zip(class_names, result['confusion_matrix'], strict=True)]
+    lines += text_tables.titled([['', *class_names], *matrix])
+    errors = error_rows(statistics)
     if errors[1:]:
         lines += ['', 'most frequent errors', '', *text_tables.titled(errors, left=2)]
     return '\n'.join(lines)
 
 
-def class_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
-    """The statistics of each class, below a head."""
+def class_rows(statistics: JsonObject) -> list[list[str]]:
+    """Returns the statistics of each class as rows below a header."""
     return [['class', *metrics.COLUMNS.values()], *_rows(statistics['by_class'])]
 
 
-def mean_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
-    """Their means over the classes, each counting the same and each as often as it occurs."""
-    return _rows({'macro mean': statistics['macro'], 'weighted': statistics['weighted']})
+def mean_rows(statistics: JsonObject) -> list[list[str]]:
+    """Returns the means over the classes as rows: with equal weights, and weighted by the support of each class."""
+    return _rows({'macro mean': statistics['macro'], 'weighted mean': statistics['weighted']})
 
 
-def _rows(by_name: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    return [[name, *(text_tables.number(row[key]) for key in metrics.COLUMNS)] for name, row in by_name.items()]
+def _rows(statistics_by_name: Mapping[str, JsonObject]) -> list[list[str]]:
+    return [
+        [name, *(text_tables.number(statistics[key]) for key in metrics.COLUMNS)]
+        for name, statistics in statistics_by_name.items()
+    ]
 
 
-def error_rows(statistics: Mapping[str, Any]) -> list[list[str]]:
-    """The most frequent errors, below a head."""
+def error_rows(statistics: JsonObject) -> list[list[str]]:
+    """Returns the most frequent errors as rows below a header."""
     rows = [
         [error['truth'], error['prediction'], str(error['count']), f'{error["share"]:.2%}']
         for error in statistics['top_confusions']
     ]
-    return [['truth', 'taken for', 'times', 'of that truth'], *rows]
+    return [['truth', 'prediction', 'count', 'share of truth'], *rows]
 
 
-def _p_value(value: float | None) -> str:
+def _format_p_value(value: float | None) -> str:
     if value is None:
         return 'NA'
-    # What R prints for less than the spacing of double precision at 1.
+    # R prints values below the spacing of double precision at 1 in this way.
     return f'{value:.2g}' if value >= np.finfo(float).eps else '< 2.2e-16'

@@ -1,43 +1,44 @@
-"""What a run is at a step, with the digests of that."""
+"""The complete state of a run at a step, and its digests."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import numpy as np
 
+from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.callbacks import CallbackStates
 from mnist_jax.learning.step import TrainState
 
 
 def params_sha256(state: TrainState) -> str:
-    """The digest of parameters and batch statistics, leaf by leaf in sorted order of their paths."""
-    return _sha256((state.params, state.batch_stats)).hexdigest()
+    """Returns the SHA-256 of the parameters and batch statistics, leaf by leaf in sorted order of their paths."""
+    return _sha256((state.params, state.batch_stats)).hex()
 
 
-def _sha256(tree: Any) -> Any:
+def _sha256(tree: PyTree) -> bytes:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for _, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves):
-        found.update(leaf.tobytes())
-    return found
+        digest.update(leaf.tobytes())
+    return digest.digest()
 
 
 @flax.struct.dataclass
 class EpochProgress:
-    """The epoch that is under way."""
+    """The progress within the current epoch."""
 
-    number: int = 0  # of epochs that are complete
-    loss: float = 0.0  # sums over the examples of its steps so far
+    number: int = 0  # completed epochs
+    loss: float = 0.0  # sums over the examples of the epoch's steps so far
     correct: float = 0.0
     count: float = 0.0
-    seconds: float = 0.0  # that these steps took
+    seconds: float = 0.0  # duration of these steps
     skipped: int = 0  # steps of the whole run whose update was not finite
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds: all that the run needs to go on as if it had not stopped."""
+    """The contents of a checkpoint: everything a run needs to resume as if it had never stopped."""
 
     state: TrainState
     callbacks: CallbackStates
@@ -45,9 +46,9 @@ class Snapshot(NamedTuple):
 
     @property
     def sha256(self) -> bytes:
-        """The digest of everything in it."""
-        return _sha256(self).digest()
+        """The digest of all leaves."""
+        return _sha256(self)
 
-    def with_digest(self, digest: bytes) -> dict[str, Any]:
-        """What Orbax saves: this and its digest."""
+    def with_digest(self, digest: bytes) -> dict[str, PyTree]:
+        """Returns the tree that Orbax saves: the snapshot and its digest."""
         return {'snapshot': self, 'sha256': np.frombuffer(digest, np.uint8)}

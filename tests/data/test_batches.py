@@ -1,4 +1,4 @@
-"""Batches: every example once an epoch, in an order of (seed, epoch) alone."""
+"""Tests that batches contain every example once per epoch, in an order that depends only on (seed, epoch)."""
 
 import numpy as np
 import pytest
@@ -8,25 +8,25 @@ from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 
 
-class Stored:
-    """Examples that are no arrays in memory."""
+class FakeStream:
+    """Examples that `batches` reads in the background, because they are not a `Split`."""
 
     def __init__(self, split):
         self._split, self.size = split, split.size
 
-    def take(self, places):
-        return self._split.take(places)
+    def take(self, indices):
+        return self._split.take(indices)
 
 
 SPLIT = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, dtype=np.int32))
 
 
-def test_an_epoch_has_every_example_once_and_pads_the_last_batch():
-    found = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6, rows=slice(0, 6)))
-    assert [batch['mask'].tolist() for batch in found] == [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]]
-    index = np.concatenate([batch['index'][batch['mask'] == 1] for batch in found])
+def test_an_epoch_contains_every_example_once_and_pads_the_last_batch():
+    epoch = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6, rows=slice(0, 6)))
+    assert [batch['mask'].tolist() for batch in epoch] == [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]]
+    index = np.concatenate([batch['index'][batch['mask'] == 1] for batch in epoch])
     assert sorted(index) == list(range(10)) and list(index) != list(range(10))
-    for batch in found:
+    for batch in epoch:
         real = batch['mask'] == 1
         np.testing.assert_array_equal(batch['image'][real].ravel(), batch['index'][real])
         np.testing.assert_array_equal(batch['label'][real], batch['index'][real])
@@ -36,46 +36,46 @@ def test_an_epoch_has_every_example_once_and_pads_the_last_batch():
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    orders = {(s, e): tuple(batches.permutation(s, e, 50)) for s in (0, 1) for e in (0, 1)}
+    orders = {(seed, epoch): tuple(batches.permutation(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(set(orders.values())) == 4
     assert orders[0, 1] == tuple(batches.permutation(0, 1, 50))
 
 
-def test_evaluation_keeps_the_order():
-    found = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3, rows=slice(0, 3)))
-    assert [batch['index'].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
-    assert found[-1]['mask'].tolist() == [1, 0, 0]
+def test_evaluation_keeps_the_order_of_the_split():
+    evaluation = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3, rows=slice(0, 3)))
+    assert [batch['index'].tolist() for batch in evaluation] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
+    assert evaluation[-1]['mask'].tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize('examples', [SPLIT, Stored(SPLIT)])
-def test_processes_load_their_shares_of_the_same_batches(examples, monkeypatch):
-    monkeypatch.setattr(batches, 'READ_AT_ONCE', 3)
-    given = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 6}
-    whole = list(batches.train_batches(SPLIT, **given, rows=slice(0, 6)))
-    shares = [list(batches.train_batches(examples, **given, rows=slice(n, n + 2))) for n in (0, 2, 4)]
-    for batch, *parts in zip(whole, *shares, strict=True):
+@pytest.mark.parametrize('examples', [SPLIT, FakeStream(SPLIT)])
+def test_processes_load_their_rows_of_the_same_batches(examples, monkeypatch):
+    monkeypatch.setattr(batches, 'READ_SIZE', 3)
+    options = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 6}
+    whole = list(batches.train_batches(SPLIT, **options, rows=slice(0, 6)))
+    per_process = [list(batches.train_batches(examples, **options, rows=slice(n, n + 2))) for n in (0, 2, 4)]
+    for batch, *parts in zip(whole, *per_process, strict=True):
         for name, rows in batch.items():
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), rows)
 
 
-@pytest.mark.parametrize('examples', [SPLIT, Stored(SPLIT)])
-def test_an_epoch_goes_on_from_any_of_its_batches(examples):
-    given = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4)}
-    whole = [batch['index'].tolist() for batch in batches.train_batches(SPLIT, **given)]
+@pytest.mark.parametrize('examples', [SPLIT, FakeStream(SPLIT)])
+def test_an_epoch_can_be_resumed_at_any_batch(examples):
+    options = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4)}
+    whole = [batch['index'].tolist() for batch in batches.train_batches(SPLIT, **options)]
     for first in range(4):
-        found = batches.train_batches(examples, **given, first=first)
-        assert [batch['index'].tolist() for batch in found] == whole[first:]
+        resumed = batches.train_batches(examples, **options, first=first)
+        assert [batch['index'].tolist() for batch in resumed] == whole[first:]
 
 
-def test_what_fails_while_reading_ahead_is_told():
-    class Failing(Stored):
-        def take(self, places):
-            if 7 in places:
+def test_errors_while_reading_ahead_are_raised():
+    class DamagedStream(FakeStream):
+        def take(self, indices):
+            if 7 in indices:
                 raise UserError('example 7 is damaged')
-            return super().take(places)
+            return super().take(indices)
 
     with pytest.raises(UserError, match='example 7 is damaged'):
-        list(batches.eval_batches(Failing(SPLIT), 2, 2, slice(0, 2)))
+        list(batches.eval_batches(DamagedStream(SPLIT), 2, 2, slice(0, 2)))
 
 
 def test_steps_per_epoch():

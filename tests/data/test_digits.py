@@ -1,4 +1,4 @@
-"""scikit-learn's digits, prepared."""
+"""Tests the prepared digits dataset of scikit-learn."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from mnist_jax.data.source import SOURCES
 
 
-def test_the_digits_are_those_of_scikit_learn_in_their_order(tmp_path):
+def test_the_digits_are_those_of_scikit_learn_in_order(tmp_path):
     source = SOURCES['digits'](
         data_dir=str(tmp_path), raw_dir='', train='train[:90%]', validation='train[90%:]', test='test'
     )

@@ -1,4 +1,4 @@
-"""What trains, validates and tests: parts of the prepared data, and the ways to choose them."""
+"""Tests the splits of a run, and the ways to select validation examples."""
 
 import numpy as np
 import pytest
@@ -7,54 +7,60 @@ from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
 
 
-def mnist(data_dir, train='train[:1000]', validation='', **fields):
+def mnist(data_dir, train='train[:1000]', validation='', **options):
     return SOURCES['mnist'](
-        data_dir=data_dir, raw_dir='', train=train, validation=validation, test='test[:10]', **fields
+        data_dir=data_dir, raw_dir='', train=train, validation=validation, test='test[:10]', **options
     )
 
 
-def test_a_random_fraction_validates_and_the_rest_trains_in_file_order(data_dir):
+def test_a_random_fraction_is_for_validation_and_the_rest_for_training_both_in_file_order(data_dir):
     whole = mnist(data_dir).split('train')
-    found = mnist(data_dir, validation_fraction=0.1, split_seed=3)
-    train, validation = found.split('train'), found.split('validation')
-    assert (len(train.label), len(validation.label), found.count('train')) == (900, 100, 900)
-    everything = [image.tobytes() for image in whole.image]
-    places = [[everything.index(image.tobytes()) for image in part.image] for part in (train, validation)]
-    assert sorted(places[0] + places[1]) == list(range(1000))
-    for part, where in zip((train, validation), places, strict=True):
-        assert where == sorted(where)
-        np.testing.assert_array_equal(part.label, whole.label[where])
-    assert max(places[1]) - min(places[1]) > 500
-    again, other = (mnist(data_dir, validation_fraction=0.1, split_seed=seed) for seed in (3, 4))
-    np.testing.assert_array_equal(again.split('validation').image, validation.image)
-    assert (other.split('validation').image != validation.image).any()
-    assert len(found.split('test').label) == 10
+    source = mnist(data_dir, validation_fraction=0.1, split_seed=3)
+    train, validation = source.split('train'), source.split('validation')
+    assert (len(train.label), len(validation.label), source.count('train')) == (900, 100, 900)
+    all_images = [image.tobytes() for image in whole.image]
+    indices = [[all_images.index(image.tobytes()) for image in split.image] for split in (train, validation)]
+    assert sorted(indices[0] + indices[1]) == list(range(1000))
+    for split, split_indices in zip((train, validation), indices, strict=True):
+        assert split_indices == sorted(split_indices)
+        np.testing.assert_array_equal(split.label, whole.label[split_indices])
+    assert max(indices[1]) - min(indices[1]) > 500
+    same_seed, other_seed = (mnist(data_dir, validation_fraction=0.1, split_seed=seed) for seed in (3, 4))
+    np.testing.assert_array_equal(same_seed.split('validation').image, validation.image)
+    assert (other_seed.split('validation').image != validation.image).any()
+    assert len(source.split('test').label) == 10
 
 
-def test_without_a_way_to_validate_there_is_no_validation(data_dir):
-    found = mnist(data_dir)
-    assert found.split('validation') is None and not found.validated
-    assert mnist(data_dir, validation='train[1000:]').validated and mnist(data_dir, fold=(1, 2)).validated
+def test_a_source_without_validation_examples_has_no_validation_split(data_dir):
+    source = mnist(data_dir)
+    assert not source.validated and source.split_names == ('train', 'test')
+    with pytest.raises(UserError, match=r"dataset.validation must be a split in TFDS's slicing notation"):
+        source.split('validation')
+    for options in ({'validation': 'train[1000:]'}, {'validation_fraction': 0.1}, {'fold': (1, 2)}):
+        source = mnist(data_dir, **options)
+        assert source.validated and source.split_names == ('train', 'validation', 'test')
 
 
 @pytest.mark.parametrize(
-    ('fields', 'told'),
+    ('options', 'message'),
     [
-        ({'validation_fraction': 1.0}, 'dataset.validation_fraction=1.0 is wrong: a number from 0 to below 1'),
-        ({'validation_fraction': -0.1}, 'dataset.validation_fraction=-0.1 is wrong'),
-        ({'split_seed': -1}, 'dataset.split_seed=-1 is wrong: a whole number from 0 to 2147483647 is wanted'),
+        ({'validation_fraction': 1.0}, 'dataset.validation_fraction must be at least 0 and less than 1, got 1.0'),
+        ({'validation_fraction': -0.1}, 'dataset.validation_fraction must be at least 0 and less than 1, got -0.1'),
+        ({'split_seed': -1}, 'dataset.split_seed must be an integer from 0 to 2147483647, got -1'),
         (
             {'validation_fraction': 0.0001},
-            'dataset.validation_fraction=0.0001 of 1,000 examples leaves 1,000 to train on and 0 to validate with',
+            'dataset.validation_fraction must leave at least one example for training and one for validation, '
+            'got 0.0001, which leaves 1,000 and 0 of 1,000 examples',
         ),
         (
             {'validation_fraction': 0.1, 'validation': 'train[1000:]'},
-            "dataset.validation and dataset.validation_fraction both say what validates; leave one of them out: ''",
+            'dataset.validation and dataset.validation_fraction must not both select the validation examples; unset '
+            "one of them (''",
         ),
-        ({'fold': (1, 1001)}, 'config.folds=1001 is more than the 1,000 examples of dataset.train'),
+        ({'fold': (1, 1001)}, 'config.folds must be at most the 1,000 examples of dataset.train, got 1001'),
     ],
 )
-def test_wrong_fields_are_told(data_dir, fields, told):
+def test_invalid_fields_are_refused(data_dir, options, message):
     with pytest.raises(UserError) as error:
-        mnist(data_dir, **fields).count('train')
-    assert str(error.value).startswith(told)
+        mnist(data_dir, **options).count('train')
+    assert str(error.value).startswith(message)

@@ -1,11 +1,12 @@
-"""The device count changes nothing of the result."""
+"""The number of devices does not change the result."""
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mnist_jax.distributed.devices import Replicas, batch_layout, native, preserves_bits, start_backend
+from mnist_jax.distributed import devices as devices_module
+from mnist_jax.distributed.devices import Replicas, batch_layout, preserves_bits, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import tree_sum
 from mnist_jax.learning.losses import LOSSES
@@ -13,7 +14,8 @@ from mnist_jax.training.experiment import make_experiment
 from mnist_jax.workdir.snapshot import params_sha256
 
 
-def train_some(config, steps=5):
+def train_few_steps(config, steps=5):
+    """Trains for a few steps; returns the digest of the parameters and the losses."""
     experiment = make_experiment(config)
     state = experiment.replicas.replicate(experiment.create_state())
     losses = []
@@ -27,29 +29,29 @@ def train_some(config, steps=5):
     ('model', 'batch_size', 'fields'),
     [('cnn', 64, {}), ('mlp', 100, {}), ('cnn', 50, {'model__batch_norm': True, 'model__stage_dropout': (0.2, 0.2)})],
 )
-def test_one_two_four_and_eight_devices_give_the_same_bits(small, model, batch_size, fields):
+def test_1_2_4_and_8_devices_are_bit_identical(small, model, batch_size, fields):
     config = {'batch_size': batch_size, 'chunks': 8, 'model__dropout': (0.5,), **fields}
-    found = {devices: train_some(small(model, devices=devices, **config)) for devices in (1, 2, 4, 8)}
-    assert len({digest for digest, _ in found.values()}) == 1
-    assert len({tuple(losses) for _, losses in found.values()}) == 1
+    results = [train_few_steps(small(model, devices=devices, **config)) for devices in (1, 2, 4, 8)]
+    assert len({digest for digest, _ in results}) == 1
+    assert len({tuple(losses) for _, losses in results}) == 1
 
 
 @pytest.mark.parametrize(('loss', 'chunks'), [(name, chunks) for name in LOSSES for chunks in (1, 2)])
-def test_no_loss_depends_on_devices(small, loss, chunks):
+def test_losses_do_not_depend_on_the_number_of_devices(small, loss, chunks):
     fields = {'chunks': chunks, 'batch_size': 50, 'loss': ConfigDict({'name': loss})}
-    on_one, on_two = (train_some(small(devices=devices, **fields), steps=2) for devices in (1, 2))
+    on_one, on_two = (train_few_steps(small(devices=devices, **fields), steps=2) for devices in (1, 2))
     assert on_one == on_two
 
 
-def test_empty_chunks_do_not_change_the_bits(small):
-    # Five devices have two chunks each, of which the last two are empty.
-    expected, found = (train_some(small(devices=devices, chunks=8)) for devices in (1, 5))
-    assert preserves_bits(8, 5) and found == expected
+def test_empty_chunks_do_not_change_the_result(small):
+    # Five devices have two chunks each; the last two chunks are empty.
+    on_one, on_five = (train_few_steps(small(devices=devices, chunks=8)) for devices in (1, 5))
+    assert preserves_bits(8, 5) and on_five == on_one
 
 
-def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small):
-    expected, found = train_some(small(devices=1))[1], train_some(small(devices=3))[1]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def test_a_device_count_that_does_not_divide_the_chunks_agrees_within_rounding(small):
+    on_one, on_three = train_few_steps(small(devices=1))[1], train_few_steps(small(devices=3))[1]
+    np.testing.assert_allclose(on_three, on_one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_device_count_that_does_not_divide_the_chunks_agrees_to_rounding(small
         (128, 8, 16, (16, 256)),
     ],
 )
-def test_batch_layout(batch_size, chunks, devices, layout):
+def test_a_padded_batch_gives_each_device_the_same_number_of_chunks(batch_size, chunks, devices, layout):
     assert batch_layout(batch_size, chunks, devices) == layout
 
 
@@ -71,30 +73,30 @@ def test_batch_layout(batch_size, chunks, devices, layout):
     ('chunks', 'devices', 'same'),
     [(8, 1, True), (8, 2, True), (8, 3, False), (8, 5, True), (8, 8, True), (8, 16, True), (6, 1, True), (6, 2, False)],
 )
-def test_same_bits(chunks, devices, same):
+def test_preserves_bits_predicts_whether_the_sums_are_bit_identical(chunks, devices, same):
     assert preserves_bits(chunks, devices) == same
     rows = np.random.default_rng(0).normal(size=(chunks, 1000)).astype(np.float32)
-    each = -(-chunks // devices)
-    padded = np.concatenate([rows, np.zeros((each * devices - chunks, 1000), np.float32)])
-    on_devices = [tree_sum(padded[start : start + each]) for start in range(0, len(padded), each)]
+    share = -(-chunks // devices)
+    padded = np.concatenate([rows, np.zeros((share * devices - chunks, 1000), np.float32)])
+    on_devices = [tree_sum(padded[start : start + share]) for start in range(0, len(padded), share)]
     assert (tree_sum(on_devices) == tree_sum(rows)).all() == same
 
 
-def test_several_steps_in_one_call_give_the_same_bits(small):
-    found = []
+def test_several_steps_per_call_are_bit_identical_to_single_steps(small):
+    results = []
     for steps_per_call in (1, 2, 5):
         experiment = make_experiment(small(steps_per_call=steps_per_call, model__dropout=(0.5,)))
         state, losses = experiment.replicas.replicate(experiment.create_state()), []
-        for batch in experiment.train_batches(0):
-            state, sums = experiment.train_step(state, batch)
+        for group in experiment.train_calls(0):
+            state, sums = experiment.train_steps(state, group)
             losses += np.atleast_1d(sums['loss']).tolist()
-        found.append((params_sha256(state), losses))
-    assert len(found[0][1]) == experiment.steps_per_epoch == 5
-    assert found[1:] == found[:1] * 2
+        results.append((params_sha256(state), losses))
+    assert len(results[0][1]) == experiment.steps_per_epoch == 5
+    assert results[1:] == results[:1] * 2
 
 
 @pytest.mark.parametrize('fields', [{}, {'batch_norm': True, 'stage_dropout': (0.2, 0.2)}])
-def test_bfloat16_computes_and_float32_keeps(small, fields):
+def test_bfloat16_is_used_for_compute_and_float32_for_the_state(small, fields):
     fields = {f'model__{name}': value for name, value in fields.items()}
     states = {}
     for dtype in ('float32', 'bfloat16'):
@@ -109,44 +111,51 @@ def test_bfloat16_computes_and_float32_keeps(small, fields):
     np.testing.assert_allclose(states['bfloat16'][1], states['float32'][1], rtol=0.02)
 
 
-def test_an_unknown_dtype_is_told(small):
-    with pytest.raises(UserError, match=r"config.dtype='float16' is unknown.*; the choices are: bfloat16, float32"):
+def test_an_unknown_dtype_is_an_error_that_lists_the_choices(small):
+    with pytest.raises(UserError, match=r"config\.dtype must be one of bfloat16, float32, got 'float16'"):
         make_experiment(small(dtype='float16'))
 
 
-def test_a_process_loads_the_rows_of_its_devices():
+def test_a_process_loads_only_the_rows_of_its_devices():
     class Device:
         def __init__(self, process_index):
             self.process_index = process_index
 
     replicas = Replicas([Device(process) for process in (1, 1, 0, 0, 2, 2)])
-    assert len(replicas.local) == 2 and replicas.share(24) == slice(8, 16)
-    assert Replicas(jax.local_devices()[:4]).share(24) == slice(0, 24)
+    assert len(replicas.local) == 2 and replicas.local_rows(24) == slice(8, 16)
+    assert Replicas(jax.local_devices()[:4]).local_rows(24) == slice(0, 24)
 
 
-def test_all_sum_is_one_collective():
+def test_all_sum_needs_one_collective():
     replicas = Replicas(jax.local_devices()[:4])
 
-    def summed(state, batch, offset, all_sum):
-        return state, all_sum({'a': batch['x'] * state + offset, 'b': batch['x'].sum()})
+    def sum_batch(state, batch, offset):
+        return state, replicas.all_sum({'a': batch['x'] * state + offset, 'b': batch['x'].sum()})
 
-    step = replicas.compile(summed, offset=np.float32(1))
-    batch = replicas.shard({'x': np.arange(8, dtype=np.float32)})
-    _, found = step(np.float32(2), batch)
-    np.testing.assert_array_equal(found['a'], [2 * (0 + 2 + 4 + 6) + 4, 2 * (1 + 3 + 5 + 7) + 4])
-    assert float(found['b']) == 28
-    assert str(jax.make_jaxpr(step)(np.float32(2), batch)).count('all_gather[') == 1
+    step = replicas.compile(sum_batch, constants=1)
+    arguments = np.float32(2), replicas.shard({'x': np.arange(8, dtype=np.float32)}), np.float32(1)
+    _, sums = step(*arguments)
+    np.testing.assert_array_equal(sums['a'], [2 * (0 + 2 + 4 + 6) + 4, 2 * (1 + 3 + 5 + 7) + 4])
+    assert float(sums['b']) == 28
+    assert str(jax.make_jaxpr(step)(*arguments)).count('all_gather[') == 1
 
 
-def test_the_cpu_is_one_device_whose_cores_share_each_operation(monkeypatch):
+def test_all_rows_keeps_the_order_of_the_global_batch():
+    replicas = Replicas(jax.local_devices()[:4])
+    step = replicas.compile(lambda state, batch: (state, replicas.all_rows(batch['x'])))
+    x = np.arange(8, dtype=np.float32)
+    np.testing.assert_array_equal(step(np.float32(2), replicas.shard({'x': x}))[1], x)
+
+
+def test_by_default_the_cpu_is_one_device_that_uses_every_core(monkeypatch):
     threads = []
-    monkeypatch.setattr(native, 'set_threads', threads.append)
+    monkeypatch.setattr(devices_module, 'set_threads', threads.append)
     monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(6)))
     assert len(start_backend(0)) == 1
     assert len(start_backend(4)) == 4
     assert threads == [6, 1]
 
 
-def test_more_devices_than_there_are_is_told():
-    with pytest.raises(UserError, match='devices=9 is more than there are: 1 to 8'):
+def test_too_many_devices_are_an_error_that_says_how_many_are_available():
+    with pytest.raises(UserError, match=r'config\.devices must be from 1 to 8 \(.*\), or 0 for automatic, got 9'):
         start_backend(9)

@@ -1,4 +1,4 @@
-"""How the processes of a run meet; what they compute together is in test_launch.py."""
+"""How the processes of a run connect; test_local_launch.py covers what they compute together."""
 
 import socket
 
@@ -9,29 +9,27 @@ from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
 
 
-def test_processes_that_cannot_meet_are_told(monkeypatch):
-    monkeypatch.setattr(processes, 'MEETING_SECONDS', 0.5)
+def test_processes_that_cannot_connect_are_an_error(monkeypatch):
+    monkeypatch.setattr(processes, 'CONNECT_TIMEOUT', 0.5)
     with socket.create_server(('', 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=r'--coordinator=localhost:\d+: this port cannot be used \(.*in use'):
+        with pytest.raises(UserError, match=r'--coordinator must name a free port.*, got localhost:\d+ \(.*in use'):
             processes.connect(f'localhost:{port}', 2, 0)
-    with pytest.raises(UserError, match=r'--coordinator=127.0.0.1:\d+: process 0 does not answer \(.*refused'):
+    message = r'--coordinator must be the address of process 0, got 127.0.0.1:\d+: no answer \(.*refused'
+    with pytest.raises(UserError, match=message):
         processes.connect(f'127.0.0.1:{port}', 2, 1)
 
 
-def test_what_jax_finds_of_a_cluster_is_used(monkeypatch):
-    def find(*arguments, **fields):
-        found.append(arguments)
-
-    found = []
-    monkeypatch.setattr(jax.distributed, 'initialize', find)
+def test_without_flags_the_cluster_that_jax_detects_is_used(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *arguments, **options: calls.append(arguments))
     processes.connect(None, None, None)
     processes.connect(None, 1, None)
-    assert found == [()]
+    assert calls == [()]
 
-    def fail(**fields):
+    def fail(**options):
         raise ValueError('Number of processes must be defined.')
 
     monkeypatch.setattr(jax.distributed, 'initialize', fail)
-    with pytest.raises(UserError, match='JAX finds other processes, but not all about them: Number of processes'):
+    with pytest.raises(UserError, match='JAX detected a cluster, but not all of its settings: Number of processes'):
         processes.connect(None, None, None)

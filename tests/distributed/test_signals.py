@@ -1,4 +1,4 @@
-"""Signals in a process that is not the program's own; what they do to the program is in tests/faults."""
+"""Signals in a process that the program does not own, such as a notebook; tests/faults covers one that it owns."""
 
 import os
 import signal
@@ -6,35 +6,37 @@ import time
 
 import pytest
 
-from mnist_jax.distributed.signals import SIGNALS, handling, stop_on_signals
+from mnist_jax.distributed.signals import SIGNALS, handle_signals, stop_on_signals
+
+TIMEOUT = 60  # seconds
 
 
 @pytest.mark.parametrize('number', SIGNALS)
-def test_a_notebook_is_interrupted_and_not_ended(number):
-    before = signal.getsignal(number)
+def test_a_signal_interrupts_a_notebook_and_does_not_end_it(number):
+    previous = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), stop_on_signals():
         os.kill(os.getpid(), number)
-        time.sleep(10)
-    assert signal.getsignal(number) is before
+        time.sleep(TIMEOUT)
+    assert signal.getsignal(number) is previous
 
 
-def test_what_is_unsaved_is_waited_for(capsys):
+def test_unsaved_work_defers_the_stop(capsys):
     with stop_on_signals() as request:
         request.unsaved = True
         os.kill(os.getpid(), signal.SIGTERM)
-        until = time.monotonic() + 10
+        deadline = time.monotonic() + TIMEOUT
         while not request.signal:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
     assert request.signal == signal.SIGTERM
-    assert 'to be stopped by SIGTERM at the next step' in capsys.readouterr().err
+    assert 'SIGTERM: stopping after this step; send again to stop immediately' in capsys.readouterr().err
 
 
-def test_the_inner_listener_hears_and_then_the_outer_one():
-    heard = []
-    with handling(heard.append, (signal.SIGUSR1,)):
-        with handling(lambda number: heard.append(-number), (signal.SIGUSR1,)):
+def test_signals_go_to_the_inner_callback_and_afterwards_to_the_outer_one_again():
+    received = []
+    with handle_signals(received.append, (signal.SIGUSR1,)):
+        with handle_signals(lambda number: received.append(-number), (signal.SIGUSR1,)):
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR1)
-    assert heard == [-signal.SIGUSR1, signal.SIGUSR1]
+    assert received == [-signal.SIGUSR1, signal.SIGUSR1]

@@ -1,7 +1,10 @@
-"""What the fault tests share: a short run of the CNN as a process, that can be hurt."""
+"""Helpers of the fault tests: a short run of the CNN, as a process into which faults are injected."""
 
 import contextlib
 import functools
+import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from conftest import ROOT, environment, results
 
+EPOCHS = 5
 STEPS_PER_EPOCH = 10
 RUN = (
     f'--config={ROOT}/configs/cnn.py',
@@ -19,40 +23,83 @@ RUN = (
     '--config.dataset.test=test[:300]',
     '--config.batch_size=64',
     '--config.devices=1',
-    '--config.epochs=5',
+    f'--config.epochs={EPOCHS}',
     '--config.model.dropout=(0.3, 0.3)',
 )
 SMALL = ('--config.model.stages=((4,), (8,))', '--config.model.hidden=(16, 16)')
-PATIENCE = 120  # seconds
+TIMEOUT_SECONDS = 120
+# The program, modified to stop itself with SIGSTOP after some steps, and to hang forever after step `hang_after`.
+PAUSING_PROGRAM = """
+import functools, json, os, signal, sys, time
+import mnist_jax.train
+from mnist_jax import main
+
+pause_after, hang_after = json.loads(sys.argv.pop(1))
+
+
+def on_step(step, request):
+    if step in pause_after:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while step == hang_after:
+        time.sleep(1)
+
+
+mnist_jax.train.train = functools.partial(mnist_jax.train.train, on_step=on_step)
+main.main()
+"""
 
 
 class Program:
-    """The program as it is started in a directory, its files there, and what it said."""
+    """The program as a process: its command, its files and its output."""
 
     def __init__(
         self,
         directory: Path,
         data_dir: str,
         cache: Path | None = None,
-        enter: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
         model: Sequence[str] = SMALL,
     ):
-        """`cache` is the place of compiled programs; `enter` is a command that runs the program somewhere else."""
+        """Prepares the command; nothing is started.
+
+        Args:
+          directory: The directory for the workdir and the output.
+          data_dir: The TFDS data directory.
+          cache: The directory of compiled programs; by default, the user's.
+          wrapper: A command that runs the program, for example in a mount namespace.
+          model: The flags of the model; () for that of configs/cnn.py.
+        """
         self.directory, self.workdir = directory, directory / 'run'
-        self._enter, self._run = enter, (*RUN, *model)
+        self._wrapper, self._run = wrapper, (*RUN, *model)
         self._environment = environment(data_dir)
         if cache is not None:
             self._environment['XDG_CACHE_HOME'] = str(cache)
 
     @contextlib.contextmanager
-    def started(self, *arguments: str, workdir: Path | None = None) -> Iterator[subprocess.Popen]:
-        """Training with these further arguments, as it runs; what it says goes to `said`."""
+    def started(
+        self,
+        *arguments: str,
+        workdir: Path | None = None,
+        pause_after: Sequence[int] = (),
+        hang_after: int | None = None,
+    ) -> Iterator[subprocess.Popen]:
+        """Starts training or, with '--mode=eval', evaluation; kills the process at the end.
+
+        Args:
+          *arguments: Additional flags.
+          workdir: The workdir, by default that of this program.
+          pause_after: Steps after which the process stops itself; see `wait_until_paused` and `resume`.
+          hang_after: The step after which the process hangs.
+        """
         config = () if '--mode=eval' in arguments else ('--noreport', *self._run)
         flags = [*config, *arguments, f'--workdir={workdir or self.workdir}']
-        command = [*self._enter, sys.executable, '-m', 'mnist_jax.main', *flags]
+        program = ['-m', 'mnist_jax.main']
+        if pause_after or hang_after is not None:
+            program = ['-c', PAUSING_PROGRAM, json.dumps([pause_after, hang_after])]
+        command = [*self._wrapper, sys.executable, *program, *flags]
         with (
-            open(self.directory / 'said', 'w') as said,
-            subprocess.Popen(command, env=self._environment, stdout=said, stderr=said) as process,
+            open(self.directory / 'output', 'w') as output,
+            subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=output, stderr=output) as process,
         ):
             try:
                 yield process
@@ -60,45 +107,56 @@ class Program:
                 process.kill()
 
     def run(self, *arguments: str, workdir: Path | None = None) -> int:
-        """The exit status of training, or of evaluation with '--mode=eval'."""
+        """Returns the exit status of training, or of evaluation with '--mode=eval'."""
         with self.started(*arguments, workdir=workdir) as process:
-            return process.wait(PATIENCE)
+            return process.wait(TIMEOUT_SECONDS)
 
     @property
-    def said(self) -> str:
-        """What the last process said, on either stream."""
-        return (self.directory / 'said').read_text(errors='replace')
+    def output(self) -> str:
+        """What the last process wrote to standard output and standard error."""
+        return (self.directory / 'output').read_text(errors='replace')
 
     def error(self) -> str:
-        """The one line that the last process ended with; it has no traceback."""
-        assert 'Traceback' not in self.said, self.said
-        (line,) = [line for line in self.said.splitlines() if line.startswith('error: ')]
+        """Returns the one error line of the last process; fails if there is a traceback."""
+        assert 'Traceback' not in self.output, self.output
+        (line,) = [line for line in self.output.splitlines() if line.startswith('error: ')]
         return line
 
     def results(self) -> tuple:
-        """What this run and another one have in common where they are equal."""
+        """Returns what equal runs have in common; see `conftest.results`."""
         return results(self.workdir)
 
 
 @functools.cache
-def undisturbed(data_dir: str, model: Sequence[str] = SMALL) -> tuple[tuple, float]:
-    """The results of the run that nothing happens to, and the seconds that it takes."""
+def uninterrupted(data_dir: str, model: Sequence[str] = SMALL) -> tuple[tuple, float]:
+    """Returns the results of a run without faults, and how many seconds it takes."""
     with tempfile.TemporaryDirectory() as directory:
         program = Program(Path(directory), data_dir, model=model)
-        began = time.monotonic()
-        assert program.run() == 0, program.said
-        return program.results(), time.monotonic() - began
+        start = time.monotonic()
+        assert program.run() == 0, program.output
+        return program.results(), time.monotonic() - start
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
-    """Wait for this, while the process runs."""
-    end = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Waits for a condition while the process runs; fails if it ends first."""
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < end and (process is None or process.poll() is None)
+        assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
 
 
+def wait_until_paused(process: subprocess.Popen) -> None:
+    """Waits until the process has stopped itself after one of the steps `pause_after`."""
+    options = os.WSTOPPED | os.WNOHANG
+    wait_until(lambda: process.poll() is None and os.waitid(os.P_PID, process.pid, options) is not None, process)
+
+
+def resume(process: subprocess.Popen) -> None:
+    """Lets a paused process continue."""
+    process.send_signal(signal.SIGCONT)
+
+
 def epochs_done(workdir: Path) -> int:
-    """How many rows metrics.csv has."""
+    """Returns the number of rows in metrics.csv."""
     path = workdir / 'metrics.csv'
     return path.read_text().count('\n') - 1 if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, on a small file system of the test's own (Linux's user namespaces)."""
+"""Disks that are full, read-only or gone, simulated by a small file system in a Linux user namespace."""
 
 import os
 import shutil
@@ -7,39 +7,38 @@ from pathlib import Path
 
 import pytest
 from conftest import results
-from harness import Program, epochs_done, undisturbed, until
+from harness import TIMEOUT_SECONDS, Program, resume, uninterrupted, wait_until_paused
 
 FULL = 'No space left on device'
 
 
 class Disk:
-    """A file system of 8 MB that only processes see which enter its namespace."""
+    """A file system of 8 MB that only processes in its mount namespace see."""
 
-    def __init__(self, place: Path):
-        self._place = place
-        place.mkdir()
+    def __init__(self, mount_point: Path):
+        mount_point.mkdir()
         mount = 'mount -t tmpfs -o size=8m tmpfs "$0" && echo mounted && exec sleep 3600'
-        command = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', mount, str(place)]
+        command = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', mount, str(mount_point)]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.mounted = self._holder.stdout.readline() == 'mounted\n'
         self.enter = ('nsenter', f'--target={self._holder.pid}', '--user', '--mount', '--preserve-credentials')
-        self.seen = Path(f'/proc/{self._holder.pid}/root{place}')  # from here
+        self.root = Path(f'/proc/{self._holder.pid}/root{mount_point}')  # the path from outside the namespace
 
     def fill(self) -> None:
-        """Until nothing can be written."""
-        with open(self.seen / 'ballast', 'wb', buffering=0) as file:
+        """Writes until the disk is full."""
+        with open(self.root / 'ballast', 'wb', buffering=0) as file:
             try:
                 while file.write(bytes(4096)):
                     pass
             except OSError as error:
                 assert error.strerror == FULL
 
-    def within(self, *command: str) -> None:
-        """Run a command there."""
+    def run(self, *command: str) -> None:
+        """Runs a command in the namespace."""
         subprocess.run([*self.enter, *command], check=True)
 
     def close(self) -> None:
-        """Give it back."""
+        """Ends the namespace, and with it the file system."""
         self._holder.kill()
         self._holder.communicate()
 
@@ -47,91 +46,99 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path):
     if not shutil.which('unshare') or not shutil.which('nsenter'):
-        pytest.skip('there is no unshare or nsenter (util-linux) on this machine')
-    found = Disk(tmp_path / 'disk')
+        pytest.skip('unshare and nsenter (util-linux) are not installed')
+    disk = Disk(tmp_path / 'disk')
     try:
-        if not found.mounted:
-            pytest.skip('this machine gives no user namespace to mount a file system in')
-        yield found
+        if not disk.mounted:
+            pytest.skip('this machine does not allow mounting a file system in a user namespace')
+        yield disk
     finally:
-        found.close()
+        disk.close()
 
 
 @pytest.fixture
 def program(tmp_path, data_dir, disk):
-    found = Program(tmp_path, data_dir, enter=disk.enter)
-    found.workdir = tmp_path / 'disk' / 'run'
-    return found
+    program = Program(tmp_path, data_dir, wrapper=disk.enter)
+    program.workdir = tmp_path / 'disk' / 'run'
+    return program
 
 
 def check_results(disk, data_dir):
-    """The run is that to which nothing happened."""
-    assert results(disk.seen / 'run') == undisturbed(data_dir)[0]
+    """Checks that the run has the results of a run without faults."""
+    assert results(disk.root / 'run') == uninterrupted(data_dir)[0]
 
 
-def test_a_disk_that_is_full_for_a_while(data_dir, disk, program):
-    with program.started() as process:
-        until(lambda: epochs_done(disk.seen / 'run') == 1, process)
+def test_run_survives_a_disk_that_is_temporarily_full(data_dir, disk, program):
+    with program.started(pause_after=(15, 35)) as process:
+        wait_until_paused(process)
         disk.fill()
-        until(lambda: f'cannot be written: {FULL}' in program.said, process)
-        os.unlink(disk.seen / 'ballast')
-        assert process.wait(60) == 0, program.said
-    assert 'Traceback' not in program.said
+        resume(process)
+        wait_until_paused(process)
+        assert f'cannot be written: {FULL}' in program.output
+        os.unlink(disk.root / 'ballast')
+        resume(process)
+        assert process.wait(TIMEOUT_SECONDS) == 0, program.output
+    assert 'Traceback' not in program.output
     check_results(disk, data_dir)
 
 
-@pytest.mark.whole
-def test_a_disk_that_stays_full(data_dir, disk, program):
-    with program.started() as process:
-        until(lambda: epochs_done(disk.seen / 'run') == 2, process)
+@pytest.mark.slow_faults
+def test_run_on_a_disk_that_stays_full_prints_its_result_and_can_be_resumed(data_dir, disk, program):
+    with program.started(pause_after=(25,)) as process:
+        wait_until_paused(process)
         disk.fill()
-        assert process.wait(60) == 1, program.said
-    assert 'the last checkpoint, of step 50, is not written' in program.error()
-    assert 'accuracy   0.' in program.said  # The result, which cannot be written either.
-    assert f'metrics.csv cannot be written: {FULL}' in program.said
-    os.unlink(disk.seen / 'ballast')
+        resume(process)
+        assert process.wait(TIMEOUT_SECONDS) == 1, program.output
+    assert 'the last checkpoint, at step 50, could not be written' in program.error()
+    assert 'accuracy   0.' in program.output  # The result is printed, because eval.json cannot be written either.
+    assert f'metrics.csv cannot be written: {FULL}' in program.output
+    os.unlink(disk.root / 'ballast')
     assert program.run() == 0
-    assert 'Going on from the checkpoint of ' in program.said
+    assert 'Resuming from the checkpoint of ' in program.output
     check_results(disk, data_dir)
 
 
-@pytest.mark.whole
-def test_a_disk_that_is_full_at_the_begin(data_dir, disk, program):
+@pytest.mark.slow_faults
+def test_run_on_a_full_disk_is_refused(data_dir, disk, program):
     disk.fill()
     assert program.run() == 1
     assert FULL in program.error()
-    assert not list((disk.seen / 'run').glob('checkpoints/*'))
-    os.unlink(disk.seen / 'ballast')
-    assert program.run() == 0, program.said
+    assert not list((disk.root / 'run').glob('checkpoints/*'))
+    os.unlink(disk.root / 'ballast')
+    assert program.run() == 0, program.output
     check_results(disk, data_dir)
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize('stays', [False, True])
-def test_a_disk_that_becomes_read_only(data_dir, disk, program, stays):
+@pytest.mark.slow_faults
+@pytest.mark.parametrize('permanent', [False, True])
+def test_run_survives_a_disk_that_becomes_read_only(data_dir, disk, program, permanent):
     run = str(program.workdir)
-    with program.started() as process:
-        until(lambda: epochs_done(disk.seen / 'run') == 1, process)
-        disk.within('mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', run)
-        until(lambda: 'cannot be written: Read-only file system' in program.said, process)
-        if not stays:
-            disk.within('umount', run)
-        assert process.wait(60) == int(stays), program.said
-    if stays:
-        assert 'the last checkpoint, of step 50, is not written' in program.error()
-        disk.within('umount', run)
-        assert program.run() == 0, program.said
+    with program.started(pause_after=(15, 35)) as process:
+        wait_until_paused(process)
+        disk.run('mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', run)
+        resume(process)
+        wait_until_paused(process)
+        assert 'cannot be written: Read-only file system' in program.output
+        if not permanent:
+            disk.run('umount', run)
+        resume(process)
+        assert process.wait(TIMEOUT_SECONDS) == int(permanent), program.output
+    if permanent:
+        assert 'the last checkpoint, at step 50, could not be written' in program.error()
+        disk.run('umount', run)
+        assert program.run() == 0, program.output
     check_results(disk, data_dir)
 
 
-@pytest.mark.whole
-def test_a_workdir_that_vanishes(data_dir, disk, program):
-    with program.started() as process:
-        until(lambda: epochs_done(disk.seen / 'run') == 1, process)
-        shutil.rmtree(disk.seen / 'run')
-        assert process.wait(60) == 0, program.said
-    assert 'config.json had vanished, and was written anew' in program.said
+@pytest.mark.slow_faults
+def test_run_survives_the_deletion_of_its_workdir(data_dir, disk, program):
+    with program.started(pause_after=(15,)) as process:
+        wait_until_paused(process)
+        shutil.rmtree(disk.root / 'run')
+        resume(process)
+        assert process.wait(TIMEOUT_SECONDS) == 0, program.output
+    assert 'config.json was missing and has been rewritten' in program.output
     check_results(disk, data_dir)
-    (disk.seen / 'run' / 'eval.json').unlink()
-    assert program.run('--mode=eval') == 0, program.said
+    (disk.root / 'run' / 'eval.json').unlink()
+    assert program.run('--mode=eval') == 0, program.output
     check_results(disk, data_dir)

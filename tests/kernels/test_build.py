@@ -1,5 +1,6 @@
-"""The kernels: what is done where they cannot be had."""
+"""Compiling and loading the kernels, what happens if that fails, and that the number of threads does not matter."""
 
+import shutil
 import subprocess
 
 import jax
@@ -9,69 +10,80 @@ import pytest
 
 from mnist_jax import files
 from mnist_jax.kernels import build, ops
-from mnist_jax.kernels.build import loaded, set_threads
+from mnist_jax.kernels.build import kernels_available, set_threads
 
 
 @pytest.mark.parametrize(
-    ('error', 'told'),
+    ('error', 'reason'),
     [
         (ModuleNotFoundError("No module named 'ziglang'"), "No module named 'ziglang'"),
         (
-            subprocess.CalledProcessError(1, 'cc', stderr='kernels.c:1: error: what\nand more'),
-            'kernels.c:1: error: what',
+            subprocess.CalledProcessError(1, 'cc', stderr='gemm.c:1: error: expected expression\nand more'),
+            'gemm.c:1: error: expected expression',
         ),
         (OSError(28, 'No space left on device'), 'No space left on device'),
     ],
 )
-def test_that_they_cannot_be_compiled_is_told_in_one_line(monkeypatch, caplog, error, told):
+def test_a_failed_compilation_is_logged_in_one_line(caplog, error, reason):
     def fail():
         raise error
 
-    monkeypatch.setattr(build, '_compiled', fail)
-    assert build._library.__wrapped__() is None
+    assert build.load_library(fail) is None
     (message,) = [record.getMessage() for record in caplog.records]
-    assert told in message and 'and more' not in message
+    assert reason in message and 'and more' not in message
 
 
-def test_without_them_xla_computes_the_same(monkeypatch):
+def test_xla_computes_the_same_without_the_kernels(monkeypatch):
     x, kernel, bias = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
     with_kernels = ops.dense(x, kernel, bias[0], True)
-    monkeypatch.setattr(build, '_library', lambda: None)
-    assert not loaded()
+    monkeypatch.setattr(build, 'enabled', False)
+    assert not kernels_available()
     set_threads(2)
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.asarray(bias[0]), True), with_kernels, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(('channels', 'features', 'kernel'), [(1, 70, 3), (1, 6, 3), (2, 40, 5), (64, 40, 2)])
-def test_the_number_of_threads_changes_no_bit(channels, features, kernel):
+def test_results_are_bit_identical_for_any_number_of_threads(channels, features, kernel):
     keys = jax.random.split(jax.random.key(0), 4)
     image, bias = jax.random.normal(keys[0], (11, 28, 28, channels)), jax.random.normal(keys[1], (features,))
     weights = jax.random.normal(keys[2], (kernel, kernel, channels, features))
     gradient = jax.random.normal(keys[3], (11, 28, 28, features))
 
-    def computed(threads):
+    def output_and_gradients(threads):
         set_threads(threads)
-        output, vjp = jax.vjp(lambda *given: ops.conv(*given, 'SAME', True), image, weights, bias)
+        output, vjp = jax.vjp(lambda *arrays: ops.conv(*arrays, 'SAME', True), image, weights, bias)
         return jax.tree.leaves((output, vjp(gradient)))
 
     try:
         for threads in (2, 3, 8):
-            for one, other in zip(computed(1), computed(threads), strict=True):
+            for one, other in zip(output_and_gradients(1), output_and_gradients(threads), strict=True):
                 np.testing.assert_array_equal(one, other)
     finally:
         set_threads(1)
 
 
-def test_they_are_compiled_once(monkeypatch):
-    found = build._compiled()
-    monkeypatch.setattr(subprocess, 'run', lambda *command, **given: pytest.fail('compiled again'))
-    assert build._compiled() == found and found.is_file()
+def test_the_library_is_compiled_only_once(monkeypatch):
+    library = build.compile_library()
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: pytest.fail('compiled again'))
+    assert build.compile_library() == library and library.is_file()
 
 
-def test_a_damaged_one_is_compiled_again(monkeypatch, tmp_path):
+def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
-    found = build._compiled()
-    assert found.parent == tmp_path
-    whole = found.read_bytes()
-    found.write_bytes(whole[:20_000])
-    assert build._compiled() == found and found.read_bytes() == whole
+    library = build.compile_library()
+    assert library.parent == tmp_path
+    contents = library.read_bytes()
+    library.write_bytes(contents[:20_000])
+    assert build.compile_library() == library and library.read_bytes() == contents
+
+
+@pytest.mark.parametrize('source', ['gemm.c', 'simd.h'])
+def test_a_changed_source_gives_another_library(monkeypatch, tmp_path, source):
+    library = build.compile_library()
+    sources = shutil.copytree(build.SOURCES, tmp_path / 'sources')
+    monkeypatch.setattr(build, 'SOURCES', sources)
+    monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
+    with (sources / source).open('a') as file:
+        file.write('// A comment.\n')
+    changed = build.compile_library()
+    assert changed.is_file() and changed.name != library.name

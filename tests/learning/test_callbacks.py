@@ -1,10 +1,11 @@
-"""EarlyStopping and ReduceLROnPlateau, epoch by epoch, as Keras's documentation says and as Keras 3.15 does."""
+"""EarlyStopping and ReduceLROnPlateau, epoch by epoch, against the documentation and the behavior of Keras 3.15."""
 
 import math
 
 import pytest
 
 from mnist_jax.errors import UserError
+from mnist_jax.factory import construct
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 
 EARLY = {'monitor': 'validation_accuracy', 'mode': 'auto', 'min_delta': 0.0, 'patience': 2, 'restore_best': False}
@@ -24,11 +25,11 @@ def row(monitor, epoch, value):
 
 
 def stopped_and_best(values, **fields):
-    """The epoch after which training stops, from 1, or None; and the best epoch."""
+    """Returns the epoch after which training stops, or None, and the best epoch. Epochs count from 1."""
     early = EarlyStopping(**{**EARLY, **fields})
     state = early.init()
     for epoch, value in enumerate(values, start=1):
-        state = early.update(state, row(early.monitor.name, epoch, value))
+        state = early.update(state, row(early.monitor, epoch, value))
         if early.stops(state):
             return epoch, state.best_step // 10
     return None, state.best_step // 10
@@ -37,21 +38,21 @@ def stopped_and_best(values, **fields):
 @pytest.mark.parametrize(
     ('values', 'fields', 'expected'),
     [
-        # Two epochs without improvement after the best, the third.
+        # Two epochs without an improvement follow the best one, the third.
         ([0.1, 0.2, 0.3, 0.3, 0.2, 0.9], {}, (5, 3)),
-        # The count of epochs begins anew with an improvement.
+        # An improvement resets the count.
         ([0.1, 0.0, 0.2, 0.1, 0.3, 0.1, 0.2], {}, (7, 5)),
         ([0.1, 0.2, 0.3, 0.4], {}, (None, 4)),
-        # Equal is not better, and the first of equals is the best.
+        # An equal value is not an improvement, so the first epoch remains the best.
         ([0.5, 0.5, 0.5], {}, (3, 1)),
-        # A rise of min_delta or less is not one; steps are measured from the best value that counted.
+        # A rise of at most min_delta does not count; it is measured from the last value that counted.
         ([0.5, 0.54, 0.58, 0.59, 0.62], {'min_delta': 0.05, 'patience': 3}, (None, 3)),
         ([0.5, 0.54, 0.55, 0.56], {'min_delta': 0.0625, 'patience': 3}, (4, 1)),
-        # Patience 1 stops at the first epoch that is not better.
+        # With patience 1, the first epoch without an improvement stops the run.
         ([0.1, 0.2, 0.2], {'patience': 1}, (3, 2)),
-        # Patience 0 never stops here, and the best epoch is still known.
+        # Patience 0 never stops the run; the best epoch is still tracked.
         ([0.3, 0.2, 0.1, 0.0], {'patience': 0}, (None, 1)),
-        # A loss falls; 'auto' knows.
+        # 'auto' minimizes a loss.
         ([3.0, 2.0, 2.5, 2.1], {'monitor': 'validation_loss'}, (4, 2)),
         ([3.0, 2.0, 2.5, 2.1], {'monitor': 'train_loss', 'mode': 'min'}, (4, 2)),
         ([3.0, 4.0, 2.5, 2.1], {'monitor': 'train_loss', 'mode': 'max'}, (4, 2)),
@@ -62,29 +63,29 @@ def test_early_stopping(values, fields, expected):
 
 
 def learning_rates(values, **fields):
-    """The learning rate after each epoch, from 1.0 on."""
+    """Returns the learning rate after each epoch, starting at 1.0."""
     reduce = ReduceLROnPlateau(**{**REDUCE, **fields})
-    state, rate, found = reduce.init(), 1.0, []
+    state, rate, rates = reduce.init(), 1.0, []
     for epoch, value in enumerate(values, start=1):
-        state, rate = reduce.update(state, row(reduce.monitor.name, epoch, value), rate)
-        found.append(rate)
-    return found
+        state, rate = reduce.update(state, row(reduce.monitor, epoch, value), rate)
+        rates.append(rate)
+    return rates
 
 
 @pytest.mark.parametrize(
     ('values', 'fields', 'expected'),
     [
-        # Halved after each two epochs without improvement.
+        # Halved after every two epochs without an improvement.
         ([5, 4, 4, 4, 4, 4], {}, [1, 1, 1, 0.5, 0.5, 0.25]),
         ([5, 4, 4, 3, 3, 2, 2], {}, [1, 1, 1, 1, 1, 1, 1]),
-        # min_delta is 1e-4: less of a fall than that is none.
+        # min_delta is 1e-4: a smaller fall does not count.
         ([5, 4.99995, 4.99991], {}, [1, 1, 0.5]),
         ([5, 4.9998, 4.9996], {}, [1, 1, 1]),
-        # After a reduction, two epochs of cooldown: the second of them, and all that follow, count again.
+        # Two epochs of cooldown follow a reduction; counting resumes with the second one.
         ([5, 5, 5, 5, 5, 5, 5, 5], {'cooldown': 2}, [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]),
-        # An improvement in the cooldown sets the best value.
+        # An improvement during the cooldown sets the best value.
         ([5, 5, 5, 4, 4.5, 4.5], {'cooldown': 1}, [1, 1, 0.5, 0.5, 0.5, 0.25]),
-        # Not below min_lr, which is itself reached.
+        # Reduced to min_lr, but never below it.
         ([5, 5, 5, 5, 5], {'patience': 1, 'min_lr': 0.3}, [1, 0.5, 0.3, 0.3, 0.3]),
         ([5, 5, 5], {'patience': 0}, [1, 1, 1]),
         ([1, 2, 2, 2], {'monitor': 'validation_accuracy'}, [1, 1, 1, 0.5]),
@@ -94,7 +95,7 @@ def test_reduce_lr_on_plateau(values, fields, expected):
     assert learning_rates(values, **fields) == expected
 
 
-def test_without_validation_nothing_is_known_and_nothing_happens():
+def test_missing_validation_metrics_change_nothing_but_monitoring_them_is_an_error():
     early, reduce = EarlyStopping(**EARLY), ReduceLROnPlateau(**REDUCE)
     missing = {'validation_accuracy': None, 'validation_loss': None, 'step': 10}
     assert early.update(early.init(), missing) == early.init() and early.init().best_step == -1
@@ -108,19 +109,44 @@ def test_without_validation_nothing_is_known_and_nothing_happens():
 
 
 @pytest.mark.parametrize(
-    ('make', 'fields', 'told'),
+    ('make', 'fields', 'message'),
     [
-        (EarlyStopping, {**EARLY, 'monitor': 'val_loss'}, "early_stopping.monitor='val_loss' is unknown"),
-        (EarlyStopping, {**EARLY, 'mode': 'best'}, "early_stopping.mode='best' is unknown; the choices are: auto, max"),
-        (EarlyStopping, {**EARLY, 'patience': -1}, 'early_stopping.patience=-1 is wrong: a whole number from 0'),
-        (EarlyStopping, {**EARLY, 'min_delta': -0.1}, 'early_stopping.min_delta=-0.1 is wrong'),
-        (ReduceLROnPlateau, {**REDUCE, 'factor': 1.0}, 'reduce_lr.factor=1.0 is wrong'),
-        (ReduceLROnPlateau, {**REDUCE, 'cooldown': -1}, 'reduce_lr.cooldown=-1 is wrong'),
-        (EarlyStopping, {**EARLY, 'min_delta': math.inf}, 'early_stopping.min_delta=inf is wrong'),
-        (ReduceLROnPlateau, {**REDUCE, 'min_lr': math.nan}, 'reduce_lr.min_lr=nan is wrong'),
+        (
+            EarlyStopping,
+            {**EARLY, 'monitor': 'val_loss'},
+            'early_stopping.monitor must be one of train_accuracy, train_loss, validation_accuracy, validation_loss, ',
+        ),
+        (EarlyStopping, {**EARLY, 'mode': 'best'}, "early_stopping.mode must be one of auto, max, min, got 'best'"),
+        (
+            EarlyStopping,
+            {**EARLY, 'patience': -1},
+            'early_stopping.patience must be an integer from 0 to 2147483647, got -1',
+        ),
+        (
+            EarlyStopping,
+            {**EARLY, 'min_delta': -0.1},
+            'early_stopping.min_delta must be a number from 0 to 1e+30, got -0.1',
+        ),
+        (ReduceLROnPlateau, {**REDUCE, 'factor': 1.0}, 'reduce_lr.factor must be at least 0 and less than 1, got 1.0'),
+        (
+            ReduceLROnPlateau,
+            {**REDUCE, 'cooldown': -1},
+            'reduce_lr.cooldown must be an integer from 0 to 2147483647, got -1',
+        ),
+        (
+            EarlyStopping,
+            {**EARLY, 'min_delta': math.inf},
+            'early_stopping.min_delta must be a number from 0 to 1e+30, got inf',
+        ),
+        (
+            ReduceLROnPlateau,
+            {**REDUCE, 'min_lr': math.nan},
+            'reduce_lr.min_lr must be a number from 0 to 1e+30, got nan',
+        ),
     ],
 )
-def test_wrong_fields_are_told(make, fields, told):
+def test_wrong_fields_are_errors(make, fields, message):
+    section = 'early_stopping' if make is EarlyStopping else 'reduce_lr'
     with pytest.raises(UserError) as error:
-        make(**fields)
-    assert str(error.value).startswith(told)
+        construct(section, make, fields)
+    assert str(error.value).startswith(message)

@@ -11,22 +11,23 @@ def identity(tree):
     return tree
 
 
-def standardised(weight, rows):
-    """Rows less their mean, times `weight`, divided by the root of the sum of squares of what that gives."""
+def standardize(weight, rows):
+    """Subtracts the mean, multiplies by `weight`, and divides by the root of the sum of squares plus `weight`."""
     total, count = lockstep_sum((rows.sum(), jnp.float32(rows.size)))
     scaled = (rows - total / count) * weight
     (squares,) = lockstep_sum([jnp.square(scaled).sum()])
     return {'rows': scaled / jnp.sqrt(squares + weight), 'count': count}
 
 
-def test_each_chunk_gets_the_sums_over_all_of_them():
-    # The mean of 1 2 6 7 is 4; less that, and times 2: -6 -4 4 6, whose squares add up to 104; 104 + 2 is 106.
+def test_every_chunk_gets_the_sum_over_all_chunks():
+    # The mean of 1 2 6 7 is 4. Centered and doubled: -6 -4 4 6, with the sum of squares 104; 104 + 2 is 106.
     chunks = [(jnp.float32(2), jnp.array(rows, jnp.float32)) for rows in ([1, 2], [6, 7])]
-    found = run_in_lockstep(standardised, chunks, identity)
-    np.testing.assert_allclose(np.stack([part['rows'] for part in found]) * np.sqrt(106), [[-6, -4], [4, 6]], rtol=1e-6)
-    assert [float(part['count']) for part in found] == [4, 4]
-    # `all_sum` adds up what comes from elsewhere: here, another device with the same chunks.
-    doubled = run_in_lockstep(standardised, chunks, lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree))
+    results = run_in_lockstep(standardize, chunks, identity)
+    rows = np.stack([result['rows'] for result in results])
+    np.testing.assert_allclose(rows * np.sqrt(106), [[-6, -4], [4, 6]], rtol=1e-6)
+    assert [float(result['count']) for result in results] == [4, 4]
+    # `all_sum` adds the sums of other devices: here, of one other device with the same chunks.
+    doubled = run_in_lockstep(standardize, chunks, lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree))
     np.testing.assert_allclose(doubled[0]['rows'] * np.sqrt(210), [-6, -4], rtol=1e-6)
     assert float(doubled[1]['count']) == 8
 
@@ -41,14 +42,14 @@ def test_the_gradient_is_that_of_the_whole_batch():
 
     def chunked(weight, rows, chunks):
         arguments = [(weight, part) for part in jnp.split(rows, chunks)]
-        parts = run_in_lockstep(standardised, arguments, identity)
-        return jnp.vdot(jnp.concatenate([part['rows'] for part in parts]), target)
+        results = run_in_lockstep(standardize, arguments, identity)
+        return jnp.vdot(jnp.concatenate([result['rows'] for result in results]), target)
 
     expected = jax.grad(whole, (0, 1))(jnp.float32(1.5), rows)
     for chunks in (1, 2, 3, 4):
-        found = jax.jit(jax.grad(chunked, (0, 1)), static_argnums=2)(jnp.float32(1.5), rows, chunks)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+        gradients = jax.jit(jax.grad(chunked, (0, 1)), static_argnums=2)(jnp.float32(1.5), rows, chunks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected)
 
 
-def test_a_function_without_a_total_runs_chunk_by_chunk():
-    assert [int(found) for found in run_in_lockstep(lambda number: number + 1, [(1,), (2,)], identity)] == [2, 3]
+def test_a_function_without_sums_runs_chunk_by_chunk():
+    assert [int(result) for result in run_in_lockstep(lambda number: number + 1, [(1,), (2,)], identity)] == [2, 3]

@@ -1,10 +1,11 @@
-"""Losses against Keras 3.15, whose values stand here, and by hand."""
+"""Losses against values from Keras 3.15, and against values worked out by hand."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mnist_jax.errors import UserError
+from mnist_jax.factory import build
 from mnist_jax.learning import losses
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]])
@@ -17,21 +18,21 @@ KERAS = [
 
 
 @pytest.mark.parametrize(('name', 'fields', 'expected'), KERAS)
-def test_losses_are_those_of_keras(name, fields, expected):
+def test_losses_equal_those_of_keras(name, fields, expected):
     np.testing.assert_allclose(losses.LOSSES[name](**fields)(LOGITS, LABELS), expected, rtol=1e-6)
 
 
-def test_every_loss_is_compared():
+def test_every_loss_is_compared_with_keras():
     assert {name for name, *_ in KERAS} == set(losses.LOSSES)
 
 
-def test_by_hand():
-    # Two equal logits: each has probability 1/2.
+def test_losses_by_hand():
+    # Two equal logits: each class has probability 1/2.
     equal, label = jnp.zeros((1, 2)), jnp.array([1])
     np.testing.assert_allclose(losses.cross_entropy()(equal, label), [np.log(2)], rtol=1e-6)
     np.testing.assert_allclose(losses.mean_squared_error()(equal, label), [(0.25 + 0.25) / 2])
 
 
-def test_smoothing_out_of_range_is_told():
-    with pytest.raises(UserError, match=r'loss.label_smoothing=1.5 is wrong: a number from 0 to 1 is wanted'):
-        losses.cross_entropy(label_smoothing=1.5)
+def test_label_smoothing_out_of_range_is_an_error():
+    with pytest.raises(UserError, match=r'^loss.label_smoothing must be a number from 0 to 1, got 1.5$'):
+        build('loss', losses.LOSSES, {'name': 'cross_entropy', 'label_smoothing': 1.5})

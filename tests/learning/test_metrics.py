@@ -1,4 +1,4 @@
-"""Statistics of confusion matrices: against a published table, scikit-learn, SciPy, and by hand."""
+"""Statistics of confusion matrices against a published table, scikit-learn, SciPy, and numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scipy import stats
 from mnist_jax.learning import metrics
 
 NAMES = '0123456789'
-# Published with R's caret; there the rows are the predictions.
+# As published from the output of R's caret, in which the rows are the predictions.
 PUBLISHED = np.array(
     [
         [974, 0, 3, 2, 1, 4, 4, 1, 6, 3],
@@ -29,12 +29,12 @@ def rounded(values):
     return tuple(round(value, 4) for value in values)
 
 
-def test_the_published_statistics_to_the_digits_printed():
-    found = metrics.overall(PUBLISHED)
-    assert rounded([found['accuracy'], *found['accuracy_interval']]) == (0.9787, 0.9757, 0.9814)
-    assert rounded([found['no_information_rate'], found['kappa']]) == (0.1135, 0.9763)
-    assert found['p_value'] < 2.2e-16
-    assert found['symmetry_statistic'] is None and found['symmetry_p_value'] is None
+def test_published_statistics_are_matched_to_every_printed_digit():
+    overall = metrics.overall(PUBLISHED)
+    assert rounded([overall['accuracy'], *overall['accuracy_interval']]) == (0.9787, 0.9757, 0.9814)
+    assert rounded([overall['no_information_rate'], overall['kappa']]) == (0.1135, 0.9763)
+    assert overall['p_value'] < 2.2e-16
+    assert overall['symmetry_statistic'] is None and overall['symmetry_p_value'] is None
     names = (
         'sensitivity',
         'specificity',
@@ -51,14 +51,14 @@ def test_the_published_statistics_to_the_digits_printed():
 
 
 def examples(matrix):
-    """Labels and predictions that have this confusion matrix."""
+    """Returns labels and predictions that have this confusion matrix."""
     truth, prediction = np.indices(matrix.shape).reshape(2, -1)
     return np.repeat(truth, matrix.ravel()), np.repeat(prediction, matrix.ravel())
 
 
-def close(found, expected):
-    """Whether they are equal, None being not a number."""
-    np.testing.assert_allclose([np.nan if value is None else value for value in found], expected, rtol=1e-12)
+def assert_close(values, expected):
+    """Compares values, with None replaced by NaN."""
+    np.testing.assert_allclose([np.nan if value is None else value for value in values], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -67,11 +67,11 @@ def test_random_matrices_against_scikit_learn_and_scipy(seed):
     size = int(generator.integers(2, 12))
     matrix = generator.poisson(generator.choice([0.3, 3.0, 100.0]), (size, size)) + np.diag(np.arange(size))
     if seed % 2:
-        matrix[0], matrix[:, 1] = 0, 0  # No example of the first class, no prediction of the second.
+        matrix[0], matrix[:, 1] = 0, 0  # The first class has no example, the second is never predicted.
     truth, prediction = examples(matrix)
     labels = list(range(size))
-    found = metrics.statistics(matrix, [str(label) for label in labels])
-    overall, rows = found['overall'], list(found['by_class'].values())
+    statistics = metrics.statistics(matrix, [str(label) for label in labels])
+    overall, rows = statistics['overall'], list(statistics['by_class'].values())
     assert overall['accuracy'] == pytest.approx(sklearn.metrics.accuracy_score(truth, prediction))
     assert overall['kappa'] == pytest.approx(sklearn.metrics.cohen_kappa_score(truth, prediction))
     binomial = stats.binomtest(int(np.trace(matrix)), int(matrix.sum()), overall['no_information_rate'], 'greater')
@@ -82,67 +82,67 @@ def test_random_matrices_against_scikit_learn_and_scipy(seed):
     options = {'labels': labels, 'zero_division': np.nan}
     by_class = sklearn.metrics.precision_recall_fscore_support(truth, prediction, **options)
     for name, expected in zip(columns, by_class, strict=True):
-        close([row[name] for row in rows], expected)
+        assert_close([row[name] for row in rows], expected)
     for kind in ('macro', 'weighted'):
         expected = sklearn.metrics.precision_recall_fscore_support(truth, prediction, average=kind, **options)
-        close([found[kind][name] for name in columns[:3]], expected[:3])
+        assert_close([statistics[kind][name] for name in columns[:3]], expected[:3])
     for row, ((tn, fp), (fn, tp)) in zip(
         rows, sklearn.metrics.multilabel_confusion_matrix(truth, prediction, labels=labels), strict=True
     ):
         count = len(truth)
-        close(
+        assert_close(
             [row['specificity'], row['negative_predictive_value'], row['detection_prevalence']],
             [tn / (tn + fp), tn / (tn + fn) if tn + fn else np.nan, (tp + fp) / count],
         )
 
 
 def test_a_class_without_examples_and_one_never_predicted():
-    # Three classes: of the second there is no example; the third is never predicted.
+    # Of three classes, the second has no example, and the third is never predicted.
     matrix = np.array([[4, 1, 0], [0, 0, 0], [3, 2, 0]])
-    found = metrics.statistics(matrix, 'abc')
-    first, second, third = found['by_class'].values()
+    statistics = metrics.statistics(matrix, 'abc')
+    first, second, third = statistics['by_class'].values()
     assert (first['recall'], first['precision']) == (4 / 5, 4 / 7)
     assert (second['recall'], second['precision'], second['balanced_accuracy'], second['f1']) == (None, 0, None, 0)
     assert (third['recall'], third['precision'], third['f1'], third['support']) == (0, None, 0, 5)
-    assert found['macro']['recall'] == pytest.approx((4 / 5 + 0) / 2)
-    assert found['macro']['precision'] == pytest.approx((4 / 7 + 0) / 2)
-    assert found['weighted']['recall'] == found['overall']['accuracy'] == 4 / 10
-    assert found['macro']['support'] == 10
-    assert found['top_confusions'] == [
+    assert statistics['macro']['recall'] == pytest.approx((4 / 5 + 0) / 2)
+    assert statistics['macro']['precision'] == pytest.approx((4 / 7 + 0) / 2)
+    assert statistics['weighted']['recall'] == statistics['overall']['accuracy'] == 4 / 10
+    assert statistics['macro']['support'] == 10
+    assert statistics['top_confusions'] == [
         {'truth': 'c', 'prediction': 'a', 'count': 3, 'share': 3 / 5},
         {'truth': 'c', 'prediction': 'b', 'count': 2, 'share': 2 / 5},
         {'truth': 'a', 'prediction': 'b', 'count': 1, 'share': 1 / 5},
     ]
 
 
-def test_one_class_only():
-    found = metrics.statistics(np.array([[7, 0], [0, 0]]), 'ab')
-    assert found['overall']['accuracy'] == found['overall']['p_value'] == 1
-    assert found['overall']['kappa'] is None
-    assert found['by_class']['a']['specificity'] is None and found['by_class']['b']['f1'] is None
+def test_only_one_class_has_examples():
+    statistics = metrics.statistics(np.array([[7, 0], [0, 0]]), 'ab')
+    assert statistics['overall']['accuracy'] == statistics['overall']['p_value'] == 1
+    assert statistics['overall']['kappa'] is None
+    assert statistics['by_class']['a']['specificity'] is None and statistics['by_class']['b']['f1'] is None
     assert metrics.overall(np.array([[7]]))['symmetry_p_value'] is None
 
 
-def test_all_right():
-    found = metrics.statistics(3 * np.eye(4, dtype=int), 'abcd')
-    # The exact interval of n hits out of n begins at (alpha / 2) ** (1 / n).
-    assert found['overall']['accuracy_interval'] == [pytest.approx(0.025 ** (1 / 12)), 1.0]
-    assert found['overall']['p_value'] == pytest.approx(0.25**12)
-    assert found['overall']['kappa'] == 1 and found['top_confusions'] == []
-    assert found['macro']['f1'] == found['weighted']['specificity'] == 1
+def test_all_predictions_correct():
+    statistics = metrics.statistics(3 * np.eye(4, dtype=int), 'abcd')
+    # The lower end of the exact interval for n successes out of n is (alpha / 2) ** (1 / n).
+    assert statistics['overall']['accuracy_interval'] == [pytest.approx(0.025 ** (1 / 12)), 1.0]
+    assert statistics['overall']['p_value'] == pytest.approx(0.25**12)
+    assert statistics['overall']['kappa'] == 1 and statistics['top_confusions'] == []
+    assert statistics['macro']['f1'] == statistics['weighted']['specificity'] == 1
 
 
-def test_all_wrong():
-    found = metrics.statistics(np.array([[0, 3], [5, 0]]), 'ab')
-    assert found['overall']['accuracy_interval'] == [0.0, pytest.approx(1 - 0.025 ** (1 / 8))]
-    assert (found['overall']['accuracy'], found['overall']['p_value']) == (0, 1)
-    assert found['macro']['f1'] == 0
+def test_all_predictions_wrong():
+    statistics = metrics.statistics(np.array([[0, 3], [5, 0]]), 'ab')
+    assert statistics['overall']['accuracy_interval'] == [0.0, pytest.approx(1 - 0.025 ** (1 / 8))]
+    assert (statistics['overall']['accuracy'], statistics['overall']['p_value']) == (0, 1)
+    assert statistics['macro']['f1'] == 0
     # (|3 - 5| - 1) ** 2 / (3 + 5), with one degree of freedom.
-    assert found['overall']['symmetry_statistic'] == 1 / 8
-    assert found['overall']['symmetry_p_value'] == pytest.approx(stats.chi2.sf(1 / 8, 1))
+    assert statistics['overall']['symmetry_statistic'] == 1 / 8
+    assert statistics['overall']['symmetry_p_value'] == pytest.approx(stats.chi2.sf(1 / 8, 1))
 
 
-def test_bowker():
+def test_bowker_by_hand():
     # (1 - 4)^2 / 5 + (2 - 6)^2 / 8 + (3 - 1)^2 / 4, with three degrees of freedom.
     statistic, p_value = metrics.symmetry(np.array([[9, 1, 2], [4, 9, 3], [6, 1, 9]]))
     assert statistic == pytest.approx(1.8 + 2.0 + 1.0)

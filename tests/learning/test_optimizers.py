@@ -1,13 +1,14 @@
-"""Optimizers against Keras, and RMSprop by hand."""
+"""Optimizers against Keras 3.15, and RMSprop against numbers worked out by hand."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mnist_jax.errors import UserError
+from mnist_jax.factory import build
 from mnist_jax.learning.optimizers import OPTIMIZERS, rmsprop
 
-# Four updates of the weights (1, -0.5) with the gradients and learning rates below, as Keras 3.15 prints them.
+# The weights after each of four updates of (1, -0.5) with these gradients and learning rates, printed by Keras 3.15.
 GRADIENTS = ((0.5, -2.0), (0.1, 1.0), (-0.3, 0.0), (1e-4, 0.7))
 LEARNING_RATES = (0.1, 0.1, 0.05, 0.2)
 KERAS = [
@@ -61,45 +62,45 @@ KERAS = [
 ]
 
 
-def weights_after_each(optimizer, gradients, rates, weight):
-    state, found = optimizer.init(weight), []
+def weights_after_each_update(optimizer, gradients, rates, weight):
+    state, weights = optimizer.init(weight), []
     for gradient, rate in zip(gradients, rates, strict=True):
         updates, state = optimizer.update(jnp.array(gradient), state, weight, learning_rate=jnp.float32(rate))
         weight = weight + updates
-        found.append(np.asarray(weight))
-    return found
+        weights.append(np.asarray(weight))
+    return weights
 
 
 @pytest.mark.parametrize(('name', 'fields', 'expected'), KERAS, ids=lambda value: str(value)[:40])
-def test_updates_are_those_of_keras(name, fields, expected):
-    found = weights_after_each(OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7)
+def test_updates_equal_those_of_keras(name, fields, expected):
+    weights = weights_after_each_update(OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
+    np.testing.assert_allclose(weights, expected, rtol=2e-6, atol=2e-7)
 
 
-def test_every_optimizer_is_compared():
+def test_every_optimizer_is_compared_with_keras():
     assert {name for name, *_ in KERAS} == set(OPTIMIZERS)
 
 
 def test_rmsprop_by_hand():
     # w = 1, g = 0.5 and then -2; v = 0.1 * 0.25 = 0.025, then 0.9 * 0.025 + 0.1 * 4 = 0.4225, whose root is 0.65.
     first = 1 - 0.01 * 0.5 / 0.025**0.5
-    found = weights_after_each(rmsprop(), (0.5, -2.0), (0.01, 0.01), jnp.array(1.0))
-    np.testing.assert_allclose(found, [first, first + 0.02 / 0.65], rtol=1e-5)
-    # The epsilon stands under the root: a gradient of 1e-4 moves by 0.01 * 1e-4 / sqrt(1e-9 + 1e-7).
-    found = weights_after_each(rmsprop(), (1e-4,), (0.01,), jnp.array(0.0))
-    np.testing.assert_allclose(found, [-0.01 * 1e-4 / (1.01e-7) ** 0.5], rtol=1e-5)
+    weights = weights_after_each_update(rmsprop(), (0.5, -2.0), (0.01, 0.01), jnp.array(1.0))
+    np.testing.assert_allclose(weights, [first, first + 0.02 / 0.65], rtol=1e-5)
+    # Epsilon is inside the root: a gradient of 1e-4 moves by 0.01 * 1e-4 / sqrt(1e-9 + 1e-7).
+    weights = weights_after_each_update(rmsprop(), (1e-4,), (0.01,), jnp.array(0.0))
+    np.testing.assert_allclose(weights, [-0.01 * 1e-4 / (1.01e-7) ** 0.5], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ('name', 'fields', 'told'),
+    ('name', 'fields', 'message'),
     [
-        ('sgd', {'momentum': -0.1}, 'optimizer.momentum=-0.1 is wrong: a number from 0 to 1 is wanted'),
-        ('adam', {'beta_2': 1.5}, 'optimizer.beta_2=1.5 is wrong: a number from 0 to 1 is wanted'),
-        ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay=-1.0 is wrong: a number from 0 to inf is wanted'),
-        ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon=nan is wrong: a number from 0 to inf is wanted'),
+        ('sgd', {'momentum': -0.1}, 'optimizer.momentum must be a number from 0 to 1, got -0.1'),
+        ('adam', {'beta_2': 1.5}, 'optimizer.beta_2 must be a number from 0 to 1, got 1.5'),
+        ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay must be a number from 0, got -1.0'),
+        ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon must be a number from 0, got nan'),
     ],
 )
-def test_values_out_of_range_are_told(name, fields, told):
+def test_values_out_of_range_are_errors(name, fields, message):
     with pytest.raises(UserError) as error:
-        OPTIMIZERS[name](**fields)
-    assert str(error.value) == told
+        build('optimizer', OPTIMIZERS, {'name': name, **fields})
+    assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""The steps against numbers worked out by hand and against plain JAX."""
+"""The train and eval steps against numbers worked out by hand and against plain JAX."""
 
 import flax.linen as nn
 import jax
@@ -8,12 +8,12 @@ import pytest
 
 from mnist_jax.learning import losses, metrics
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import create_state, eval_step, train_step
+from mnist_jax.learning.step import StepParts, create_state, eval_step, train_step
 from mnist_jax.models.architectures import MLP
 
 
 class ConstantLogits(nn.Module):
-    """Says the same of every image: logits 0, 1 and 2."""
+    """A model with the same logits, 0, 1 and 2, for every image."""
 
     @nn.compact
     def __call__(self, image_BxHxWxC, training=None):
@@ -21,7 +21,7 @@ class ConstantLogits(nn.Module):
         return jnp.zeros((len(image_BxHxWxC), 3)) + bias[None, :]
 
 
-def batch_of(labels, mask=None):
+def make_batch(labels, mask=None):
     count = len(labels)
     return {
         'image': np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1)).astype(np.uint8),
@@ -31,29 +31,34 @@ def batch_of(labels, mask=None):
     }
 
 
-def steps(model, chunk_size, rate=0.1, dtype=jnp.float32):
-    optimizer = sgd()
-    parts = {'model': model, 'loss': losses.cross_entropy(), 'max_pixel': 255, 'dtype': dtype, 'chunk_size': chunk_size}
-    state = create_state(model, optimizer, (28, 28, 1), seed=3)
+def identity(tree):
+    return tree
 
-    def train(state, batch):
-        given = {'optimizer': optimizer, 'learning_rate': lambda step: rate, 'seed': 3, 'all_sum': lambda tree: tree}
-        given['skip_nonfinite'] = False
-        return train_step(state, batch, **parts, **given)
 
-    def evaluate(state, batch):
-        return eval_step(state, batch, **parts, all_sum=lambda tree: tree)
-
-    return state, jax.jit(train), jax.jit(evaluate)
+def make_steps(model, chunk_size, learning_rate=0.1):
+    parts = StepParts(
+        model=model,
+        loss=losses.cross_entropy(),
+        optimizer=sgd(),
+        learning_rate=lambda updates: learning_rate,
+        max_pixel=255,
+        dtype=jnp.dtype('float32'),
+        skip_nonfinite=False,
+        chunk_size=chunk_size,
+    )
+    state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
+    train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts, identity))
+    evaluate = jax.jit(lambda state, batch: eval_step(state, batch, parts, identity, identity))
+    return state, train, evaluate
 
 
 @pytest.mark.parametrize('chunk_size', [1, 2, 3, 6])
-def test_constant_logits_have_the_loss_worked_out_by_hand(chunk_size):
-    # exp of the logits: 1, 2.718282, 7.389056; their sum 11.107338 has the logarithm 2.407606.
-    # Five examples 0 1 2 2 1: loss 5 * 2.407606 - (0 + 1 + 2 + 2 + 1) = 6.038030. The sixth is padding.
-    # Class 2 is said every time: two right of five.
-    state, train, evaluate = steps(ConstantLogits(), chunk_size)
-    batch = batch_of([0, 1, 2, 2, 1, 2], [1, 1, 1, 1, 1, 0])
+def test_constant_logits_have_the_loss_and_gradient_worked_out_by_hand(chunk_size):
+    # exp of the logits: 1, 2.718282, 7.389056; the logarithm of their sum 11.107338 is 2.407606.
+    # Five examples of the classes 0 1 2 2 1: loss 5 * 2.407606 - (0 + 1 + 2 + 2 + 1) = 6.038030. The sixth is padding.
+    # Class 2 is always predicted: two of five are correct.
+    state, train, evaluate = make_steps(ConstantLogits(), chunk_size)
+    batch = make_batch([0, 1, 2, 2, 1, 2], [1, 1, 1, 1, 1, 0])
     sums, probabilities = evaluate(state, batch)
     np.testing.assert_allclose(probabilities, [[0.090031, 0.244728, 0.665241]] * 6, atol=1e-6)
     np.testing.assert_allclose(sums['loss'], 6.038030, rtol=1e-6)
@@ -61,23 +66,23 @@ def test_constant_logits_have_the_loss_worked_out_by_hand(chunk_size):
     means = metrics.means(metrics.add(metrics.add({}, sums), sums))
     assert means['accuracy'] == 4 / 10
     assert np.isclose(means['loss'], 6.038030 / 5)
-    # The gradient of the mean loss: softmax 0.090031 0.244728 0.665241 less the shares 0.2 0.4 0.4 of the classes.
-    after, sums = train(state, batch)
-    gradient = (state.params['bias'] - after.params['bias']) / 0.1
+    # The gradient of the mean loss: softmax 0.090031 0.244728 0.665241 minus the class shares 0.2 0.4 0.4.
+    new_state, sums = train(state, batch)
+    gradient = (state.params['bias'] - new_state.params['bias']) / 0.1
     np.testing.assert_allclose(gradient, [0.090031 - 0.2, 0.244728 - 0.4, 0.665241 - 0.4], atol=2e-6)
-    assert (int(after.step), float(sums['count']), float(sums['correct'])) == (1, 5, 2)
+    assert (int(new_state.step), float(sums['count']), float(sums['correct'])) == (1, 5, 2)
 
 
 def test_chunks_and_padding_do_not_change_the_gradient():
     model = MLP(10, hidden=(8,))
-    batch = batch_of(np.arange(12) % 10)
+    batch = make_batch(np.arange(12) % 10)
     padded = {name: np.concatenate([rows, rows[:4]]) for name, rows in batch.items()}
     padded['mask'][12:] = 0
-    state, train, _ = steps(model, 12)
+    state, train, _ = make_steps(model, 12)
     expected = train(state, batch)[0]
     for chunk_size in (4, 16):
-        found = steps(model, chunk_size)[1](state, padded)[0]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found.params, expected.params)
+        new_state = make_steps(model, chunk_size)[1](state, padded)[0]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), new_state.params, expected.params)
 
     def mean_loss(params):
         logits = model.apply({'params': params}, batch['image'] / np.float32(255))
@@ -87,10 +92,10 @@ def test_chunks_and_padding_do_not_change_the_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), expected.params, plain)
 
 
-def test_dropout_changes_from_step_to_step_and_is_the_same_again():
+def test_dropout_differs_between_steps_and_is_reproducible():
     model = MLP(10, hidden=(8,), dropout=(0.5,))
-    state, train, _ = steps(model, 4, rate=0.0)
-    batch = batch_of(np.arange(8))
+    state, train, _ = make_steps(model, 4, learning_rate=0.0)
+    batch = make_batch(np.arange(8))
     first = train(state, batch)
     assert float(train(state, batch)[1]['loss']) == float(first[1]['loss'])
     assert float(train(first[0], batch)[1]['loss']) != float(first[1]['loss'])

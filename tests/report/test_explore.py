@@ -1,4 +1,4 @@
-"""The exploration of a data set: its tables on data whose contents are known, its pictures by their size."""
+"""Tests the exploration of a dataset: its tables on known data, and that its figures are drawn."""
 
 import numpy as np
 from matplotlib.image import imread
@@ -7,33 +7,33 @@ from mnist_jax.data.records import Split
 from mnist_jax.report import explore
 
 
-def test_the_text_and_the_pictures(small, tmp_path):
+def test_explore_writes_tables_and_figures(small, tmp_path):
     text = explore.explore(small(dataset__validation='train[300:400]', dataset__test='test[:100]+train[:3]'), tmp_path)
     assert (tmp_path / 'explore.txt').read_text() == text
     rows = [' '.join(line.split()) for line in text.splitlines()]
-    # The first hundred labels of the test set hold 8 zeros, those of the three training examples 5, 0, 4 one more.
+    # There are 8 zeros among the first hundred test labels, and one among the three training labels 5, 0, 4.
     (zeros,) = [row for row in rows if row.startswith('0 ')]
     assert zeros.split()[-2:] == ['9', '8.74%']
     assert 'all 300 100.00% 100 100.00% 103 100.00%' in rows
     assert 'batch of 64 on 2 device(s), padded to 64 2 x 32 x 28 x 28 x 1 uint8' in rows
-    assert 'of test in train 3 0' in rows and 'within train 0 0' in rows
+    assert 'test examples in train 3 0' in rows and 'within train 0 0' in rows
     for name in ('examples', 'numbers', 'class_shares', 'class_statistics'):
-        picture = imread(tmp_path / f'{name}.png')
-        assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.02
+        pixels = imread(tmp_path / f'{name}.png')
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
 
 
-def test_duplicates_within_and_across_splits():
+def test_duplicates_are_counted_within_and_across_splits():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     train = Split(images[[0, 1, 1, 1, 2]], np.array([7, 1, 1, 8, 2]))
     test = Split(images[[1, 2, 3, 4, 4]], np.array([8, 3, 3, 4, 4]))
-    assert explore._duplicate_table({'train': train, 'test': test})[1:] == [
+    assert explore.duplicate_table({'train': train, 'test': test})[1:] == [
         ['within train', '2', '1'],
         ['within test', '1', '0'],
-        ['of test in train', '2', '1'],
+        ['test examples in train', '2', '1'],
     ]
 
 
-def test_statistics_of_a_class_are_pixel_by_pixel():
+def test_class_statistics_are_computed_per_pixel():
     images = np.array([[[[0]]], [[[0]]], [[[6]]]], np.uint8)
-    found = [statistic(images, axis=0).item() for statistic in explore.STATISTICS.values()]
-    np.testing.assert_allclose(found, [2, 0, np.sqrt(8)])
+    values = [statistic(images, axis=0).item() for statistic in explore.STATISTICS.values()]
+    np.testing.assert_allclose(values, [2, 0, np.sqrt(8)])

@@ -1,4 +1,4 @@
-"""The reproduction of the published experiments: its judgement by hand, and two small runs of it."""
+"""Tests the reproduction of the published experiments: its verdicts, and two small runs."""
 
 import re
 
@@ -9,11 +9,14 @@ from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.studies.reproduction import (
     EXPERIMENTS,
-    KAGGLE_COUNTS,
+    KAGGLE_CLASS_COUNTS,
     ROOT,
-    Measured,
-    Published,
+    Measurement,
+    PublishedResult,
+    format_results,
+    read_measurement,
     reproduce,
+    table_row,
     write_kaggle_csv,
 )
 
@@ -30,24 +33,26 @@ from mnist_jax.studies.reproduction import (
         ([], (False, 'FAILED')),
     ],
 )
-def test_the_verdict(accuracies, verdict):
-    assert Measured(Published('x', 0.9, 0.1), accuracies, accuracies, []).verdict() == verdict
+def test_verdict_compares_mean_and_range_with_the_published_accuracy(accuracies, verdict):
+    assert Measurement(PublishedResult('x', 0.9, 0.1), accuracies, accuracies, []).verdict() == verdict
 
 
-def test_a_failed_seed_fails_its_row():
-    assert Measured(Published('x', 0.9, 0.1), [0.95], [0.1], [1.0], failed=1).verdict() == (False, 'FAILED')
+def test_failed_seed_fails_the_experiment():
+    measurement = Measurement(PublishedResult('x', 0.9, 0.1), [0.95], [0.1], [1.0], failed=1)
+    assert measurement.verdict() == (False, 'FAILED')
 
 
-def test_what_nobody_published_cannot_be_missed():
-    assert Measured(Published('x', None, None), [0.1], [1.0], []).verdict() == (True, 'none published')
+def test_experiment_without_published_result_cannot_be_missed():
+    measurement = Measurement(PublishedResult('x', None, None), [0.1], [1.0], [])
+    assert measurement.verdict() == (True, 'none published')
 
 
-def test_every_published_experiment_has_its_config():
+def test_every_config_except_default_and_fast_has_a_published_experiment():
     names = {path.stem for path in (ROOT / 'configs').glob('*.py')}
     assert {published.config for published in EXPERIMENTS} == names - {'default', 'fast'}
 
 
-def test_a_run_of_it_goes_on_with_what_is_there_and_tells_what_is_missed(tmp_path, data_dir, monkeypatch, capsys):
+def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_path, data_dir, monkeypatch, capsys):
     monkeypatch.setenv('TFDS_DATA_DIR', data_dir)
     monkeypatch.delenv('PJRT_NPROC', raising=False)
     overrides = (
@@ -55,28 +60,31 @@ def test_a_run_of_it_goes_on_with_what_is_there_and_tells_what_is_missed(tmp_pat
         '--config.model.hidden=(16,)',
     )  # fmt: skip
     for seeds in (1, 2):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as raised:
             reproduce(['mlp'], seeds, tmp_path, overrides)
-        assert ended.value.code == 1
+        assert raised.value.code == 1
     text = (tmp_path / 'RESULTS.md').read_text()
     assert capsys.readouterr().out.endswith(text + '\n')
     (row,) = re.findall(r'^\| mlp \| test \| 0.9787 \| 0.1212 \| (.*) \|$', text, re.MULTILINE)
-    accuracy, spread, _, seeds, _, verdict = row.split(' | ')
-    least, greatest = map(float, spread.split(' to '))
-    assert least < float(accuracy.split()[0]) < greatest and (seeds, verdict) == ('2', 'MISSED')
+    accuracy, accuracy_range, _, seeds, _, verdict = row.split(' | ')
+    lowest, highest = map(float, accuracy_range.split(' to '))
+    assert lowest < float(accuracy.split()[0]) < highest and (seeds, verdict) == ('2', 'MISSED')
     assert 'Missed: mlp.' in text and {path.name for path in tmp_path.iterdir()} == {'mlp-0', 'mlp-1', 'RESULTS.md'}
+    # The finished runs are enough to write the table again.
+    cells = table_row(read_measurement(EXPERIMENTS[0], range(2), tmp_path))
+    assert ' | '.join(cells) in format_results([cells], 'command', 'environment') and ' | '.join(cells[4:]) == row
 
 
-def test_wrong_input_is_told(tmp_path):
-    with pytest.raises(UserError, match=r'--experiments=mpl is none of the published ones: mlp, cnn,'):
+def test_unknown_experiment_and_zero_seeds_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--experiments must be among mlp, cnn, .*, got 'mpl'"):
         reproduce(['mpl'], 1, tmp_path)
-    with pytest.raises(UserError, match='--seeds=0 is wrong: at least 1 is wanted'):
+    with pytest.raises(UserError, match='--seeds must be at least 1, got 0'):
         reproduce([], 0, tmp_path)
 
 
-def test_the_csv_has_the_classes_of_kaggles(tmp_path, data_dir, monkeypatch):
+def test_generated_csv_has_the_class_counts_of_kaggle_and_no_duplicates(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', data_dir)
     write_kaggle_csv(tmp_path / 'train.csv')
     images, labels = kaggle.read(tmp_path / 'train.csv')
-    assert tuple(np.bincount(labels)) == KAGGLE_COUNTS and len(images) == 42_000
+    assert tuple(np.bincount(labels)) == KAGGLE_CLASS_COUNTS and len(images) == 42_000
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 42_000

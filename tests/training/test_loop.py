@@ -1,68 +1,63 @@
-"""What happens within the epochs: failures, signals, checkpoints, numbers that are not finite."""
+"""Events within an epoch: failures, signals, checkpoints and non-finite numbers."""
 
 import signal
 
 import numpy as np
 import pytest
-from conftest import fail_at, make_small, results
+from conftest import fail_after, make_small, results
 
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.train import train
-from mnist_jax.training import loop
 from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.checkpoints import Checkpoints
 
 
-def test_a_run_that_failed_within_an_epoch_goes_on_from_the_last_checkpoint(small, tmp_path, monkeypatch):
+def test_a_run_that_failed_within_an_epoch_resumes_from_the_last_checkpoint(small, tmp_path):
     train(small(epochs=3), tmp_path / 'uninterrupted')
-    fail_at(monkeypatch, 8)
     with pytest.raises(RuntimeError, match='as if killed'):
-        train(small(epochs=3), tmp_path / 'failed')
-    monkeypatch.undo()
-    # As if it had been killed between the row of the first epoch's end and its checkpoint.
+        train(small(epochs=3), tmp_path / 'failed', on_step=fail_after(8))
+    # As if the process had been killed between writing an epoch's row and saving its checkpoint.
     with open(tmp_path / 'failed' / 'metrics.csv', 'a') as file:
         file.write('2,10,0.1,0.9,,,0.001,1.0,300\n')
     train(small(epochs=3), tmp_path / 'failed')
     assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
 
 
-def test_a_loss_that_is_no_number_stops_the_run(small, tmp_path):
-    told = r'loss of step 2 is \S+, at the learning rate 1e\+38, for the batch of the training examples (\d+, ){63}\d+;'
-    with pytest.raises(FloatingPointError, match=told):
+def test_a_nan_loss_stops_the_run(small, tmp_path):
+    message = r'loss of step 2 is \S+ \(learning rate 1e\+38, training examples (\d+, ){63}\d+\);'
+    with pytest.raises(FloatingPointError, match=message):
         train(small(optimizer__learning_rate=1e38), tmp_path)
     assert Checkpoints(tmp_path).steps() == [0]
 
 
-def test_the_examples_of_a_bad_batch_are_named(small):
+def test_train_indices_are_those_of_the_batches(small):
     experiment = make_experiment(small(batch_size=50))
     for step, batch in enumerate(experiment.train_batches(1)):
         expected = batch['index'][batch['mask'] > 0]
         np.testing.assert_array_equal(experiment.train_indices(1, step), expected)
 
 
-def test_updates_that_are_not_finite_are_skipped_and_counted(small, tmp_path, caplog):
-    with pytest.raises(FloatingPointError, match='the update of step 1 is not finite, at the learning rate inf'):
+def test_nonfinite_updates_are_skipped_and_counted(small, tmp_path, caplog):
+    with pytest.raises(FloatingPointError, match=r'the update of step 1 is not finite \(learning rate inf,'):
         train(small(optimizer__learning_rate=float('inf')), tmp_path / 'stops')
     untrained = train(small(epochs=0), tmp_path / 'untrained')
-    found = train(small(optimizer__learning_rate=float('inf'), on_nonfinite='skip'), tmp_path / 'skips')
-    assert found['skipped_steps'] == found['step'] == 10
-    assert '10 updates of this run so far were not finite and were skipped' in caplog.text
-    assert found['params_sha256'] == untrained['params_sha256'] and untrained['skipped_steps'] == 0
-    with pytest.raises(UserError, match=r"config.on_nonfinite='ask' is unknown.*; the choices are: skip, stop"):
+    skipped = train(small(optimizer__learning_rate=float('inf'), on_nonfinite='skip'), tmp_path / 'skips')
+    assert skipped['skipped_steps'] == skipped['step'] == 10
+    assert '10 non-finite updates of this run have been skipped so far' in caplog.text
+    assert skipped['params_sha256'] == untrained['params_sha256'] and untrained['skipped_steps'] == 0
+    with pytest.raises(UserError, match=r"config.on_nonfinite must be one of skip, stop, got 'ask'"):
         train(small(on_nonfinite='ask'), tmp_path / 'unknown')
 
 
-def interrupt_at(monkeypatch, step):
-    """As if SIGTERM came when `step` steps were done."""
-    add = loop.Loop._add
+def interrupt_after(stopping_step):
+    """Returns an `on_step` that acts as if SIGTERM had arrived after a step."""
 
-    def ask(self, so_far, sums, done, progress):
-        found = add(self, so_far, sums, done, progress)
-        if found[1] == step:
-            self._request.ask(signal.SIGTERM)
-        return found
+    def on_step(step, request):
+        if step == stopping_step:
+            request.receive(signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Loop, '_add', ask)
+    return on_step
 
 
 STOPPED = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'epochs': 2}
@@ -70,43 +65,42 @@ STOPPED = {'dataset__validation': 'train[300:400]', 'model__dropout': (0.3,), 'e
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory, data_dir):
-    """The results of the run that the next test stops."""
+    """The results of an uninterrupted run with the config of the tests below."""
     workdir = tmp_path_factory.mktemp('uninterrupted')
     train(make_small(data_dir, **STOPPED), workdir)
     return results(workdir)
 
 
-# 5 steps an epoch; after the last one comes the validation.
+# Five steps per epoch; validation follows the last one.
 @pytest.mark.parametrize(('step', 'saved'), [(4, 5), (5, 5), (7, 8), (10, 10)])
-def test_a_run_that_is_asked_to_stop_goes_on_as_if_it_had_not(small, tmp_path, monkeypatch, uninterrupted, step, saved):
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match='stopped by SIGTERM') as told:
-        interrupt_at(patched, step)
-        train(small(**STOPPED), tmp_path / 'run')
-    assert told.value.status == 143
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(small, tmp_path, uninterrupted, step, saved):
+    with pytest.raises(Interrupted, match='stopped by SIGTERM') as error:
+        train(small(**STOPPED), tmp_path / 'run', on_step=interrupt_after(step))
+    assert error.value.status == 143
     assert Checkpoints(tmp_path / 'run').steps()[-1] == saved
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     train(small(**STOPPED, devices=1), tmp_path / 'run')
     assert results(tmp_path / 'run') == uninterrupted
 
 
-def test_the_end_of_an_epoch_is_waited_for_even_where_no_step_was_left(small, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt_at(patched, 5)
-        train(small(**STOPPED), tmp_path / 'run')
-    unsaved, save = [], loop.Loop._save
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            loop.Loop, '_save', lambda self, found: (unsaved.append(self._request.unsaved), save(self, found))
-        )
-        train(small(**STOPPED), tmp_path / 'run')
+def test_a_stop_is_deferred_to_the_end_of_the_epoch_even_if_no_step_is_left(small, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(small(**STOPPED), tmp_path / 'run', on_step=interrupt_after(5))
+    unsaved, save = [], CheckpointWriter.save
+
+    def observed_save(self, snapshot):
+        unsaved.append(signal.getsignal(signal.SIGTERM).unsaved)  # the handler is the stop request
+        save(self, snapshot)
+
+    monkeypatch.setattr(CheckpointWriter, 'save', observed_save)
+    train(small(**STOPPED), tmp_path / 'run')
     assert unsaved == [True, True]
 
 
-def test_checkpoints_within_an_epoch(small, tmp_path, monkeypatch):
+def test_checkpoints_within_an_epoch(small, tmp_path):
     train(small(), tmp_path / 'plain')
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='as if killed'):
-        fail_at(patched, 9)
-        train(small(checkpoint_every_steps=2), tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='as if killed'):
+        train(small(checkpoint_every_steps=2), tmp_path / 'run', on_step=fail_after(10))
     assert Checkpoints(tmp_path / 'run').steps() == [7, 9]
     train(small(checkpoint_every_minutes=1e-9), tmp_path / 'run')
     assert results(tmp_path / 'run') == results(tmp_path / 'plain')

@@ -1,0 +1,68 @@
+"""Checks of the values in a config, so that the code that reads the config can rely on them.
+
+The fields of the sections that select a constructor by name are checked against its signature, by `factory.build`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mnist_jax.config import ConfigDict, config_fields, default_config
+from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range, comma_separated, did_you_mean
+
+MINUTES_PER_YEAR = 525_600
+INTEGER_RANGES = {
+    'seed': (0, MAX_INT),
+    'epochs': (0, MAX_INT),
+    'batch_size': (1, MAX_INT),
+    'eval_batch_size': (1, MAX_INT),
+    'devices': (0, MAX_INT),
+    'steps_per_call': (0, 10_000),
+    'checkpoint_every_steps': (0, MAX_INT),
+    'chunks': (1, 64),  # each one is unrolled in the compiled program
+    'folds': (0, 100),
+    'fold': (0, 100),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises a UserError unless `config` has the fields of the default config, of their types and in their ranges."""
+    default = default_config()
+    for name, value in default.items():
+        if name not in config:
+            raise UserError(f'config.{name} is missing; configs/default.py describes it')
+        if not isinstance(config[name], type(value)):
+            raise UserError(f'config.{name} must be of type {type(value).__name__}, got {config[name]!r}')
+        if isinstance(value, ConfigDict) and 'name' in value and 'name' not in config[name]:
+            raise UserError(f'config.{name}.name is missing; configs/default.py describes it')
+    for name in config:
+        if name not in default:
+            raise UserError(
+                f'config.{name} is not a field{did_you_mean(name, default)}; the fields are: {comma_separated(default)}'
+            )
+    for name, value in config_fields(config):
+        if isinstance(value, str) and '\0' in value:
+            raise UserError(f'config.{name} must not contain a NUL character, got {value!r}')
+    for name, (minimum, maximum) in INTEGER_RANGES.items():
+        check_integer(f'config.{name}', config[name], minimum, maximum)
+    check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
+    if config.folds == 1:
+        raise UserError('config.folds must be 0 or at least 2, got 1')
+    if config.fold > config.folds:
+        raise UserError(f'config.fold must be at most config.folds={config.folds}, got {config.fold}')
+
+
+def check_layer_counts(attributes: Mapping[str, Any]) -> None:
+    """Raises a UserError unless the attributes of an MLP or CNN that come in pairs have the same length."""
+    for field, layers, optional in (
+        ('dropout', 'hidden', True),
+        ('stage_dropout', 'stages', True),
+        ('pool', 'stages', False),
+    ):
+        values = attributes.get(field, ())
+        if layers not in attributes or field not in attributes or (optional and not values):
+            continue
+        if len(values) != len(attributes[layers]):
+            raise UserError(
+                f'model.{field} must have one value for each of the {len(attributes[layers])} entries of '
+                f'model.{layers}{", or be ()" if optional else ""}, got {tuple(values)}'
+            )

@@ -1,0 +1,106 @@
+// Runs in parallel over examples. Sums are taken per image row, then per example, then over the examples in order:
+// short sums have smaller rounding errors, and the order does not depend on the threads.
+
+#include "batch_norm.h"
+
+#include "memory.h"
+#include "parallel_for.h"
+
+typedef struct {
+    BatchNorm norm;
+    float* example_sums;  // [example][2][channel]: two sums per example and channel
+} Task;
+
+static dim_t image_size(BatchNorm norm) { return norm.height * norm.width * norm.channels; }
+
+static void parallel_for_examples(XLA_FFI_CallFrame* frame, const Task* task, LoopBody* body) {
+    dim_t values = task->norm.examples * image_size(task->norm);
+    parallel_for(frame, task->norm.examples, 4 * values, body, task);  // Weighted by 4: it is memory-bound.
+}
+
+static Task make_task(BatchNorm norm) {
+    return (Task){norm, scratch(SCRATCH_SHARED, 2 * norm.examples * norm.channels)};
+}
+
+// dst[c] = sum over the examples of example_sums[example][which][c].
+static void add_examples(const Task* task, dim_t which, float* restrict dst) {
+    dim_t channels = task->norm.channels;
+    memset(dst, 0, channels * sizeof(float));
+    for (dim_t n = 0; n < task->norm.examples; n++)
+        for (dim_t c = 0; c < channels; c++) dst[c] += task->example_sums[(2 * n + which) * channels + c];
+}
+
+static void moments_of_example(const void* context, dim_t n) {
+    Task task = *(const Task*)context;
+    BatchNorm norm = task.norm;
+    const float* restrict x = norm.x + n * image_size(norm);
+    float* restrict sum = task.example_sums + 2 * n * norm.channels, * restrict squares = sum + norm.channels;
+    float* restrict row_sum = scratch(SCRATCH_LOCAL, 2 * norm.channels);
+    float* restrict row_squares = row_sum + norm.channels;
+    memset(sum, 0, 2 * norm.channels * sizeof(float));
+    for (dim_t y = 0; y < norm.height; y++) {
+        memset(row_sum, 0, 2 * norm.channels * sizeof(float));
+        for (dim_t i = 0; i < norm.width; i++, x += norm.channels)
+            for (dim_t c = 0; c < norm.channels; c++) row_sum[c] += x[c], row_squares[c] += x[c] * x[c];
+        for (dim_t c = 0; c < norm.channels; c++) sum[c] += row_sum[c], squares[c] += row_squares[c];
+    }
+    for (dim_t c = 0; c < 2 * norm.channels; c++) sum[c] *= norm.mask[n];
+}
+
+void moments(XLA_FFI_CallFrame* frame, BatchNorm norm, float* sum, float* sum_of_squares) {
+    Task task = make_task(norm);
+    parallel_for_examples(frame, &task, moments_of_example);
+    add_examples(&task, 0, sum);
+    add_examples(&task, 1, sum_of_squares);
+}
+
+static inline float scaled(float x, float factor, float shift) { return x * factor + shift; }
+
+static void scale_relu_example(const void* context, dim_t n) {
+    BatchNorm norm = ((const Task*)context)->norm;
+    const float* restrict x = norm.x + n * image_size(norm);
+    const float* restrict factor = norm.factor, * restrict shift = norm.shift;
+    float* restrict dst = norm.result + n * image_size(norm);
+    for (dim_t pixel = 0; pixel < norm.height * norm.width; pixel++, x += norm.channels, dst += norm.channels)
+        for (dim_t c = 0; c < norm.channels; c++) {
+            float value = scaled(x[c], factor[c], shift[c]);
+            dst[c] = value <= 0 ? 0 : value;  // NaN is not <= 0.
+        }
+}
+
+void scale_relu(XLA_FFI_CallFrame* frame, BatchNorm norm) {
+    Task task = {norm, NULL};
+    parallel_for_examples(frame, &task, scale_relu_example);
+}
+
+static void scale_relu_gradient_example(const void* context, dim_t n) {
+    Task task = *(const Task*)context;
+    BatchNorm norm = task.norm;
+    const float* restrict x = norm.x + n * image_size(norm), * restrict gradient = norm.gradient + n * image_size(norm);
+    const float* restrict factor = norm.factor, * restrict shift = norm.shift;
+    float* restrict dst = norm.result + n * image_size(norm);
+    float* restrict factor_sum = task.example_sums + 2 * n * norm.channels;
+    float* restrict shift_sum = factor_sum + norm.channels;
+    float* restrict row_factor_sum = scratch(SCRATCH_LOCAL, 2 * norm.channels);
+    float* restrict row_shift_sum = row_factor_sum + norm.channels;
+    memset(factor_sum, 0, 2 * norm.channels * sizeof(float));
+    for (dim_t y = 0; y < norm.height; y++) {
+        memset(row_factor_sum, 0, 2 * norm.channels * sizeof(float));
+        for (dim_t i = 0; i < norm.width; i++) {
+            for (dim_t c = 0; c < norm.channels; c++) {
+                float relu_gradient = scaled(x[c], factor[c], shift[c]) > 0 ? gradient[c] : 0;
+                row_factor_sum[c] += relu_gradient * x[c], row_shift_sum[c] += relu_gradient;
+                dst[c] = relu_gradient * factor[c];
+            }
+            x += norm.channels, gradient += norm.channels, dst += norm.channels;
+        }
+        for (dim_t c = 0; c < norm.channels; c++) factor_sum[c] += row_factor_sum[c], shift_sum[c] += row_shift_sum[c];
+    }
+}
+
+void scale_relu_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, float* factor_gradient, float* shift_gradient) {
+    Task task = make_task(norm);
+    parallel_for_examples(frame, &task, scale_relu_gradient_example);
+    add_examples(&task, 0, factor_gradient);
+    add_examples(&task, 1, shift_gradient);
+}

@@ -1,0 +1,143 @@
+// The functions that XLA calls on a CPU through its foreign function interface. build.py registers them under these
+// names; ops.py calls them and defines what they compute. The comment above each one gives its arguments and results.
+
+#include "batch_norm.h"
+#include "convolution.h"
+#include "dense.h"
+#include "max_pool.h"
+#include "parallel_for.h"
+#include "xla/ffi/api/c_api.h"
+
+// All other functions are hidden (-fvisibility=hidden).
+#define EXPORT __attribute__((visibility("default")))
+
+static XLA_FFI_Buffer* argument(XLA_FFI_CallFrame* frame, int i) { return frame->args.args[i]; }
+
+static XLA_FFI_Buffer* result(XLA_FFI_CallFrame* frame, int i) { return frame->rets.rets[i]; }
+
+// The output of the layer's ReLU, which is the third argument of a gradient; NULL for a layer without a ReLU.
+static const float* relu_output(XLA_FFI_CallFrame* frame) {
+    return frame->args.size > 2 ? argument(frame, 2)->data : NULL;
+}
+
+// Answers the call in which XLA asks for the version of the interface when a function is registered. Returns 0 if this
+// is a normal call.
+static int answer_metadata_query(XLA_FFI_CallFrame* frame) {
+    XLA_FFI_Extension_Base* extension = frame->extension_start;
+    if (extension == NULL || extension->type != XLA_FFI_Extension_Metadata) return 0;
+    XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
+    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+    return 1;
+}
+
+// Sets the maximum number of threads per call, including the calling thread.
+EXPORT void mnist_jax_set_threads(int threads) { set_max_threads(threads); }
+
+static XLA_FFI_Error* layer(XLA_FFI_CallFrame* frame, int relu) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *x = argument(frame, 0), *kernel = argument(frame, 1), *bias = argument(frame, 2);
+    XLA_FFI_Buffer* output = result(frame, 0);
+    if (x->rank == 2) {
+        Dense d = {.examples = x->dims[0], .inputs = x->dims[1], .features = output->dims[1], .relu = relu};
+        d.x = x->data, d.kernel = kernel->data, d.bias = bias->data, d.result = output->data;
+        dense_forward(frame, d);
+    } else {
+        ConvShape shape = conv_shape(x->dims, kernel->dims, output->dims, 0);
+        convolve(frame, shape, x->data, NULL, kernel->data, 0, bias->data, relu, output->data);
+    }
+    return NULL;
+}
+
+// (x, kernel, bias) -> output. A dense layer if x is a matrix, else a convolution.
+EXPORT XLA_FFI_Error* mnist_jax_layer(XLA_FFI_CallFrame* frame) { return layer(frame, 0); }
+
+// (x, kernel, bias) -> ReLU of the output
+EXPORT XLA_FFI_Error* mnist_jax_layer_relu(XLA_FFI_CallFrame* frame) { return layer(frame, 1); }
+
+// (gradient of the output, kernel[, output of the ReLU]) -> gradient of x
+EXPORT XLA_FFI_Error* mnist_jax_input_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *gradient = argument(frame, 0), *kernel = argument(frame, 1), *x = result(frame, 0);
+    if (x->rank == 2) {
+        Dense d = {.examples = x->dims[0], .inputs = x->dims[1], .features = gradient->dims[1]};
+        d.gradient = gradient->data, d.relu_output = relu_output(frame), d.kernel = kernel->data, d.result = x->data;
+        dense_input_gradient(frame, d);
+    } else {
+        ConvShape shape = conv_shape(gradient->dims, kernel->dims, x->dims, 1);
+        convolve(frame, shape, gradient->data, relu_output(frame), kernel->data, 1, NULL, 0, x->data);
+    }
+    return NULL;
+}
+
+// (x, gradient of the output[, output of the ReLU]) -> gradients of the kernel and of the bias
+EXPORT XLA_FFI_Error* mnist_jax_kernel_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *x = argument(frame, 0), *gradient = argument(frame, 1);
+    XLA_FFI_Buffer *kernel = result(frame, 0), *bias = result(frame, 1);
+    if (x->rank == 2) {
+        Dense d = {.examples = x->dims[0], .inputs = x->dims[1], .features = gradient->dims[1]};
+        d.x = x->data, d.gradient = gradient->data, d.relu_output = relu_output(frame), d.result = kernel->data;
+        dense_kernel_gradient(frame, d, bias->data);
+    } else {
+        ConvShape shape = conv_shape(x->dims, kernel->dims, gradient->dims, 0);
+        convolution_gradient(frame, shape, x->data, gradient->data, relu_output(frame), kernel->data, bias->data);
+    }
+    return NULL;
+}
+
+static MaxPool max_pool_of(XLA_FFI_CallFrame* frame) {
+    XLA_FFI_Buffer* image = argument(frame, 0);
+    return (MaxPool){image->dims[0], image->dims[1],       image->dims[2],
+                     image->dims[3], .image = image->data, .result = result(frame, 0)->data};
+}
+
+// (image) -> pooled image
+EXPORT XLA_FFI_Error* mnist_jax_pool(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    max_pool_forward(frame, max_pool_of(frame));
+    return NULL;
+}
+
+// (image, gradient of the pooled image) -> gradient of the image
+EXPORT XLA_FFI_Error* mnist_jax_pool_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    MaxPool pool = max_pool_of(frame);
+    pool.gradient = argument(frame, 1)->data;
+    max_pool_gradient(frame, pool);
+    return NULL;
+}
+
+static BatchNorm batch_norm_of(XLA_FFI_CallFrame* frame) {
+    XLA_FFI_Buffer* x = argument(frame, 0);
+    return (BatchNorm){x->dims[0], x->dims[1], x->dims[2], x->dims[3], .x = x->data};
+}
+
+// (x, mask) -> sums of x and of its squares per channel
+EXPORT XLA_FFI_Error* mnist_jax_moments(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    BatchNorm norm = batch_norm_of(frame);
+    norm.mask = argument(frame, 1)->data;
+    moments(frame, norm, result(frame, 0)->data, result(frame, 1)->data);
+    return NULL;
+}
+
+// (x, factor, shift) -> ReLU of x * factor + shift
+EXPORT XLA_FFI_Error* mnist_jax_scale_relu(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    BatchNorm norm = batch_norm_of(frame);
+    norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
+    norm.result = result(frame, 0)->data;
+    scale_relu(frame, norm);
+    return NULL;
+}
+
+// (x, factor, shift, gradient of the output) -> gradients of x, factor and shift
+EXPORT XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    BatchNorm norm = batch_norm_of(frame);
+    norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
+    norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
+    scale_relu_gradient(frame, norm, result(frame, 1)->data, result(frame, 2)->data);
+    return NULL;
+}

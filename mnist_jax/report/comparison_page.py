@@ -1,0 +1,45 @@
+"""The page that compares several runs: their accuracies, their learning curves and significance tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnist_jax.errors import UserError
+from mnist_jax.report import curves, html_page
+from mnist_jax.report.html_page import Section, Table
+from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, pair_rows, read_runs, table_row
+
+
+def compare_runs(patterns: Sequence[str], directory: Path) -> Path:
+    """Writes a page that compares several runs to `report/` in `directory`; returns the path of the page.
+
+    Args:
+      patterns: The workdirs of the runs, as for `workdir.comparison.read_runs`.
+      directory: Where to write; must not be the workdir of a run.
+    """
+    runs = read_runs(patterns)
+    if len(runs) < 2:
+        raise UserError(f'--run must name at least two runs to compare, got {len(runs)}; for one run, use --workdir')
+    if (directory / 'config.json').exists():
+        raise UserError(
+            f'--workdir {str(directory)!r} is a run, whose own report would be overwritten; use another --workdir'
+        )
+    pairs, untested = pair_rows(runs)
+    sections: dict[str, Section] = {
+        'accuracies': curves.accuracies(runs),
+        'runs': Table('Runs', '', HEADER, [table_row(run) for run in runs], text_columns=3),
+        'learning_curves': curves.curves_of_runs(runs),
+    }
+    if pairs:
+        about = "McNemar's exact test of the difference in accuracy of each pair of runs."
+        about += f' {untested}' if untested else ''
+        sections['pairs'] = Table('Pairwise differences', about, PAIR_HEADER, pairs, text_columns=2)
+    seconds = {run.name: run.seconds for run in runs if run.seconds is not None}
+    best = max(runs, key=lambda run: run.result['accuracy'])
+    facts = {
+        'runs': ', '.join(run.name for run in runs),
+        'datasets': ', '.join(sorted({run.result['dataset'] for run in runs})),
+        'most accurate': f'{best.name}, {best.result["accuracy"]:.4f}',
+        'fastest to train': min(seconds, key=lambda name: seconds[name]) if seconds else 'NA',
+        'total training time': f'{sum(seconds.values()):,.0f} s' if len(seconds) == len(runs) else 'NA',
+    }
+    return html_page.write_page(directory / 'report', f'Comparison of {len(runs)} runs', facts, sections)

@@ -1,0 +1,141 @@
+"""Grids of images: mistakes, uncertain predictions, first-layer filters and feature maps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from mnist_jax.report import figures
+from mnist_jax.report.figures import ReportFigure
+
+MAX_EXAMPLES, EXAMPLE_COLUMNS = 18, 6
+MAX_FILTERS, FILTER_COLUMNS = 64, 16
+MAX_CHANNELS = 16  # maximum number of feature maps to draw per layer
+
+
+class PredictedExamples(NamedTuple):
+    """Labeled examples and the predictions for them."""
+
+    image: Callable[[int], np.ndarray]  # maps the index of an example to its image, HxWxC
+    label: np.ndarray  # N
+    probabilities: np.ndarray  # NxK
+    class_names: Sequence[str]
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """The most probable classes, N."""
+        return self.probabilities.argmax(-1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probabilities of the predicted classes, N."""
+        return self.probabilities.max(-1)
+
+
+def mistakes(examples: PredictedExamples) -> ReportFigure | None:
+    """Draws the errors with the highest confidence; returns None if there are no errors."""
+    wrong = np.flatnonzero(examples.prediction != examples.label)
+    indices = wrong[np.argsort(-examples.confidence[wrong], kind='stable')][:MAX_EXAMPLES]
+    about = (
+        'The errors with the highest confidence. Above each image: the true class, the predicted class and its '
+        'probability.'
+    )
+    return _draw_examples(examples, indices, 'Most confident mistakes', about)
+
+
+def doubts(examples: PredictedExamples) -> ReportFigure | None:
+    """Draws the correct predictions with the lowest confidence; returns None if there are none."""
+    right = np.flatnonzero(examples.prediction == examples.label)
+    indices = right[np.argsort(examples.confidence[right], kind='stable')][:MAX_EXAMPLES]
+    about = (
+        'The correct predictions with the lowest confidence. Above each image: the true class and the second most '
+        'probable class, each with its probability.'
+    )
+    return _draw_examples(examples, indices, 'Least confident correct predictions', about)
+
+
+@figures.styled
+def _draw_examples(examples: PredictedExamples, indices: np.ndarray, title: str, about: str) -> ReportFigure | None:
+    if not len(indices):
+        return None
+    names = examples.class_names
+    rows = -(-len(indices) // EXAMPLE_COLUMNS)
+    figure, axes = figures.new_figure(11, 2.2 * rows, nrows=rows, ncols=EXAMPLE_COLUMNS)
+    tooltips: dict[str, str] = {}
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, index in zip(axes.ravel(), indices, strict=False):
+        probabilities = examples.probabilities[index]
+        ranking = np.argsort(-probabilities, kind='stable')
+        first, second = ranking[:2]
+        truth = names[examples.label[index]]
+        gid = f'example-{index}'
+        _draw_image(axis, examples.image(index), gid)
+        if first == examples.label[index]:
+            caption = f'{truth} {probabilities[first]:.0%}\nnext {names[second]} {probabilities[second]:.0%}'
+        else:
+            caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
+        axis.set_title(caption, fontsize=9, loc='center')
+        likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
+        tooltips[gid] = f'test example {index:,}, true class {truth}, predicted: {likely}'
+    return ReportFigure(title, about, figure, tooltips)
+
+
+def _draw_image(axis: Axes, image_HxWxC: np.ndarray, gid: str) -> None:
+    pixels = image_HxWxC[..., 0] if image_HxWxC.shape[-1] == 1 else image_HxWxC / max(image_HxWxC.max(), 1)
+    axis.imshow(pixels, cmap='gray', interpolation='none', gid=gid)
+
+
+@figures.styled
+def filters(kernel_hxwxCxF: np.ndarray) -> ReportFigure:
+    """Draws the weights of the first layer, one image per output feature, averaged over the input channels."""
+    weights_hxwxF = kernel_hxwxCxF.mean(axis=2)[..., :MAX_FILTERS]
+    count, limit = weights_hxwxF.shape[-1], float(np.abs(weights_hxwxF).max())
+    columns = min(FILTER_COLUMNS, count)
+    rows = -(-count // columns)
+    figure, axes = figures.new_figure(11, 0.8 * rows + 0.3, nrows=rows, ncols=columns)
+    tooltips: dict[str, str] = {}
+    for index, axis in enumerate(axes.ravel()):
+        axis.set_axis_off()
+        if index < count:
+            weights_hxw, gid = weights_hxwxF[..., index], f'filter-{index}'
+            axis.imshow(weights_hxw, cmap='RdBu', vmin=-limit, vmax=limit, interpolation='none', gid=gid)
+            tooltips[gid] = f'feature {index}: weights from {weights_hxw.min():.3f} to {weights_hxw.max():.3f}'
+    features = kernel_hxwxCxF.shape[-1]
+    drawn = f'the first {count} of {features} features' if count < features else 'each feature'
+    about = (
+        f'The weights of {drawn}: positive weights are blue, negative weights are red. '
+        f'The largest absolute weight is {limit:.3f}.'
+    )
+    return ReportFigure('First-layer filters', about, figure, tooltips)
+
+
+@figures.styled
+def feature_maps(image_HxWxC: np.ndarray, maps: Mapping[str, np.ndarray], class_name: str) -> ReportFigure | None:
+    """Draws what each layer computes from an example; returns None if no layer's output is an image.
+
+    Args:
+      image_HxWxC: The example.
+      maps: The output of each layer by name; outputs that are not HxWxC with H and W above 1 are left out.
+      class_name: The class of the example.
+    """
+    spatial = {layer: output for layer, output in maps.items() if output.ndim == 3 and min(output.shape[:2]) > 1}
+    if not spatial:
+        return None
+    figure, axes = figures.new_figure(11, 0.85 * len(spatial) + 0.3, nrows=len(spatial), ncols=MAX_CHANNELS + 1)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    _draw_image(axes[0][0], image_HxWxC, 'example')
+    tooltips = {'example': f'the input, an example of class {class_name}'}
+    for row, (layer, output_HxWxC) in zip(axes, spatial.items(), strict=True):
+        row[1].set_title(f'{layer}, {" x ".join(map(str, output_HxWxC.shape))}', fontsize=8)
+        for channel in range(min(MAX_CHANNELS, output_HxWxC.shape[-1])):
+            map_HxW, gid = output_HxWxC[..., channel], f'map-{layer.replace("/", "-")}-{channel}'
+            row[channel + 1].imshow(map_HxW, cmap='gray', interpolation='none', gid=gid)
+            tooltips[gid] = f'{layer}, channel {channel}: values from {map_HxW.min():.3g} to {map_HxW.max():.3g}'
+    about = (
+        f'The output of each layer for a test example of class {class_name}: the first {MAX_CHANNELS} channels, each '
+        'on its own scale.'
+    )
+    return ReportFigure('Feature maps', about, figure, tooltips)

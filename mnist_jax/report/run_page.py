@@ -1,0 +1,143 @@
+"""The report page of a run: its learning curves, its errors, what its layers compute, and how to reproduce it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mnist_jax import files, text_tables
+from mnist_jax.config import config_fields, default_config
+from mnist_jax.errors import UserError
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.models.layer_table import HEADER, table_row
+from mnist_jax.report import calibration, confusion, curves, html_page, image_grids
+from mnist_jax.report.figures import ReportFigure
+from mnist_jax.report.html_page import Section, Table
+from mnist_jax.report.image_grids import PredictedExamples
+from mnist_jax.workdir.comparison import FinishedRun, read_run
+from mnist_jax.workdir.provenance import read_provenance
+from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
+
+
+def write_report(model: RestoredModel) -> Path:
+    """Writes the report of a finished run to `report/` in its workdir; returns the path of the page."""
+    workdir = model.workdir
+    run = read_run(workdir, files.printable(workdir.resolve().name))
+    result_path, step = str(workdir / 'eval.json'), int(model.snapshot.state.step)
+    if run.result['step'] != step:
+        raise UserError(
+            f'{result_path!r} must be the result of step {step:,}, with which the run ends, got step '
+            f'{run.result["step"]:,}; --mode=eval rewrites it'
+        )
+    class_names = list(run.result['statistics']['by_class'])
+    if class_names != list(model.class_names):
+        raise UserError(
+            f'{result_path!r} is damaged: its classes must be {", ".join(model.class_names)}, '
+            f'got {", ".join(class_names)}; --mode=eval rewrites it'
+        )
+    sections: dict[str, Section] = {**make_figures(run, model), **_make_tables(run, model)}
+    title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'
+    return html_page.write_page(workdir / 'report', title, _list_facts(run), sections)
+
+
+def make_figures(run: FinishedRun, model: RestoredModel) -> dict[str, ReportFigure]:
+    """Returns the figures of a run by name, except for those that its model or its results do not support."""
+    examples = _read_examples(run, model)
+    matrix = np.array(run.result['confusion_matrix'])
+    names = model.class_names
+    kernel = model.filters()
+    image = examples.image(0)
+    optional = {
+        'learning_curves': curves.learning_curves(run) if run.epochs else None,
+        'confusion_matrix': confusion.heat_maps(matrix, names),
+        'flow': confusion.flow(matrix, names),
+        'by_class': confusion.by_class(run.result['statistics']),
+        'mistakes': image_grids.mistakes(examples),
+        'doubts': image_grids.doubts(examples),
+        'calibration': calibration.reliability(examples.probabilities, examples.label),
+        'filters': image_grids.filters(kernel) if kernel is not None else None,
+        'feature_maps': image_grids.feature_maps(image, model.feature_maps(image), names[examples.label[0]]),
+    }
+    return {name: figure for name, figure in optional.items() if figure is not None}
+
+
+def _read_examples(run: FinishedRun, model: RestoredModel) -> PredictedExamples:
+    """Reads the test examples and the run's predictions for them."""
+    source = model.plan.source
+    source.data.prepare()
+    split = source.split('test')
+    label, _ = read_predictions(run.workdir, run.result)
+    if split.sha256 != run.result['split_sha256']:
+        raise UserError(
+            f'the test split must have the SHA-256 {run.result["split_sha256"]}, as in '
+            f'{str(run.workdir / "eval.json")!r}, got {split.sha256}'
+        )
+    probabilities = read_probabilities(run.workdir, run.result)
+    return PredictedExamples(
+        lambda index: split.take(np.array([index])).image[0], label, probabilities, model.class_names
+    )
+
+
+def _list_facts(run: FinishedRun) -> dict[str, str]:
+    overall, result = run.result['statistics']['overall'], run.result
+    lower, upper = overall['accuracy_interval']
+    speeds = [row['images_per_second'] for row in run.epochs]
+    facts = {
+        'accuracy': f'{result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
+        'errors': f'{result["count"] - result["correct"]:,} of {result["count"]:,} examples',
+        'loss': f'{result["loss"]:.4f}',
+        "Cohen's kappa": text_tables.number(overall['kappa']),
+        'dataset': f'{result["dataset"]}, split {result["split"]}',
+        'parameters': f'{result["parameters"]:,}',
+        'training': f'{run.epochs_text} epochs, seed {run.config.seed}; evaluated at step {result["step"]:,}',
+        'training time': run.seconds_text + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
+    }
+    starts = read_provenance(run.workdir)
+    if starts:
+        last = starts[-1]
+        resumed = len(starts) - 1
+        facts |= {
+            'devices': f'{last["devices"]}; {last["processor"]}',
+            'versions': ', '.join(f'{name} {version}' for name, version in last['versions'].items()),
+            'commit': last['commit'],
+            'started': starts[0]['began'] + (f', resumed {resumed} time{"s" * (resumed > 1)}' if resumed else ''),
+            'command': last['command'],
+        }
+    return {**facts, 'params_sha256': result['params_sha256']}
+
+
+def _make_tables(run: FinishedRun, model: RestoredModel) -> dict[str, Table]:
+    statistics = run.result['statistics']
+    class_header, *classes = class_rows(statistics)
+    error_header, *errors = error_rows(statistics)
+    return {
+        'statistics': Table(
+            'Statistics by class',
+            'Each class against all others. NA: undefined, and not included in the means.',
+            class_header,
+            classes,
+            footer=mean_rows(statistics),
+        ),
+        'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2),
+        'layers': Table(
+            'Layers',
+            'Multiply-adds are counted for the inference of one example.',
+            HEADER,
+            [table_row(layer) for layer in model.layers],
+            text_columns=3,
+        ),
+        'config': _make_config_table(run),
+    }
+
+
+def _make_config_table(run: FinishedRun) -> Table:
+    """Returns the table of all config fields; those that differ from the default come first and are highlighted."""
+    defaults = dict(config_fields(default_config()))
+    rows = [[name, repr(value), repr(defaults.get(name, 'none'))] for name, value in config_fields(run.config)]
+    rows.sort(key=lambda row: row[1] == row[2])
+    changed = sum(value != default for _, value, default in rows)
+    about = (
+        f'Highlighted: the {changed} fields that differ from configs/default.py.'
+        if changed
+        else 'All fields have the values of configs/default.py.'
+    )
+    return Table('Config', about, ['field', 'value', 'default'], rows, text_columns=3, highlighted=range(changed))

@@ -1,0 +1,40 @@
+"""Tests that image files are read as gray levels, and that other files are refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_jax.data import image_files
+from mnist_jax.errors import UserError
+
+
+@pytest.mark.parametrize(('ink', 'background'), [(10, 255), (250, 0)])
+def test_transparent_pixels_become_a_contrasting_background(tmp_path, ink, background):
+    picture = Image.new('LA', (3, 1), (ink, 0))
+    picture.putpixel((1, 0), (ink, 255))
+    picture.save(tmp_path / 'digit.png')
+    assert image_files.read(tmp_path / 'digit.png').tolist() == [[background, ink, background]]
+
+
+@pytest.mark.parametrize(('values', 'expected'), [((0, 65535), (0, 255)), ((0, 1023), (0, 255)), ((0, 255), (0, 255))])
+def test_the_range_of_16_bit_images_is_detected(tmp_path, values, expected):
+    Image.fromarray(np.array([values], np.uint16)).save(tmp_path / 'digit.png')
+    np.testing.assert_allclose(image_files.read(tmp_path / 'digit.png'), [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize('contents', [b'', b'GIF89a nonsense', b'\x89PNG\r\n\x1a\n' + bytes(20)])
+def test_files_in_other_formats_are_refused(tmp_path, contents):
+    (tmp_path / 'digit.png').write_bytes(contents)
+    with pytest.raises(UserError, match=r"digit.png' must be a PNG, JPEG or BMP file, got another format"):
+        image_files.read(tmp_path / 'digit.png')
+
+
+def test_truncated_and_huge_images_are_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / 'whole.png')
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'whole.png').read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"cut.png' cannot be read"):
+        image_files.read(tmp_path / 'cut.png')
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
+    with pytest.raises(UserError, match=r"huge.png' must have at most 50,000,000 pixels, got (more|20000 x 20000)"):
+        image_files.read(tmp_path / 'huge.png')

@@ -1,0 +1,29 @@
+"""Images of digits for the tests: the raw MNIST files, digits drawn in fonts, and pictures on a larger canvas."""
+
+import matplotlib
+from conftest import ROOT
+from PIL import Image, ImageDraw, ImageFont
+
+MNIST = ROOT / 'mnist_jax' / 'data' / 'mnist'
+
+
+def font_paths():
+    """Returns the paths of four different fonts."""
+    names = ('DejaVuSans', 'DejaVuSerif-Bold', 'DejaVuSansMono-Oblique', 'STIXGeneral')
+    return [f'{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf' for name in names]
+
+
+def draw_digit(font, digit, size, dark):
+    """Returns a digit drawn off the center of a canvas; with `dark`, it is dark on light."""
+    picture = Image.new('L', (3 * size, 2 * size), 255 * dark)
+    ImageDraw.Draw(picture).text(
+        (size, size // 8), str(digit), fill=255 * (not dark), font=ImageFont.truetype(font, size)
+    )
+    return picture
+
+
+def paste_on_canvas(picture, size=(200, 150), position=(90, 20)):
+    """Returns a picture on a larger black canvas."""
+    canvas = Image.new('L', size)
+    canvas.paste(picture, position)
+    return canvas

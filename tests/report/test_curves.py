@@ -1,0 +1,45 @@
+"""Tests the marks on the learning curves, for made-up metrics."""
+
+from mnist_jax.report import curves
+from mnist_jax.workdir.comparison import FinishedRun
+
+
+def run_with_metrics(config, accuracies, learning_rates):
+    """Returns a run with these validation accuracies and learning rates."""
+    rows = [
+        {
+            'epoch': index + 1.0,
+            'step': 10.0 * (index + 1),
+            'train_loss': 1 / (index + 1),
+            'train_accuracy': accuracy,
+            'learning_rate': learning_rate,
+            'validation_accuracy': accuracy,
+            'validation_loss': 1 - accuracy,
+            'seconds': 1.0,
+            'images_per_second': 100.0,
+        }
+        for index, (accuracy, learning_rate) in enumerate(zip(accuracies, learning_rates, strict=True))
+    ]
+    return FinishedRun('made up', None, config, {}, rows)
+
+
+def test_curves_mark_best_epoch_learning_rate_change_and_early_stop(small):
+    config = small(epochs=9)
+    config.early_stopping.patience = 2
+    config.early_stopping.min_delta = 0.05
+    run = run_with_metrics(config, [0.5, 0.7, 0.74, 0.72], [0.1, 0.1, 0.05, 0.05])
+    # Epoch 3 improves by less than min_delta, so epoch 2 is the best.
+    assert curves.best_epoch(run) == 2 and curves.learning_rate_changes(run) == [3] and curves.stopped_early(run)
+    figure = curves.learning_curves(run)
+    assert figure.about.endswith(
+        'The best epoch by validation accuracy is epoch 2. The run stopped early, after epoch 4 of 9. '
+        'The learning rate was reduced at epoch 3.'
+    )
+    assert figure.tooltips['point-validation_accuracy-3'] == 'epoch 3, validation: 0.74'
+    labels = [text.get_text() for text in figure.figure.axes[0].get_legend().get_texts()]
+    assert labels == ['training', 'validation', 'best epoch', 'learning rate reduced', 'stopped early']
+
+
+def test_run_without_callbacks_has_a_best_epoch_and_no_early_stop(small):
+    run = run_with_metrics(small(epochs=2), [0.5, 0.4], [0.1, 0.1])
+    assert curves.best_epoch(run) == 1 and not curves.stopped_early(run)

@@ -1,0 +1,64 @@
+"""Constructors selected by name, with arguments that are checked against their signatures."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+
+from mnist_jax.errors import UserError
+from mnist_jax.factory import Count, Rate, build, choose
+
+
+def example(
+    size: int, rate: Rate = 0.5, counts: Sequence[Count] = (), kind: Literal['a', 'b'] = 'a', flag: bool = False
+):
+    return size, rate, counts, kind, flag
+
+
+TABLE = {'example': example}
+
+
+def test_fields_are_passed_to_the_constructor_that_the_name_selects():
+    config = {'name': 'example', 'size': 3, 'rate': 0, 'counts': [1, 2], 'kind': 'b'}
+    assert build('part', TABLE, config) == (3, 0, [1, 2], 'b', False)
+    assert build('part', TABLE, {'name': 'example', 'flag': True}, size=7) == (7, 0.5, (), 'a', True)
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({}, 'part.name must be one of example, got None'),
+        ({'name': 'exampel'}, "part.name must be one of example, got 'exampel' (did you mean 'example'?)"),
+        ({'name': 'example'}, 'part.size is missing; it must be of type int'),
+        ({'name': 'example', 'size': 1.5}, 'part.size must be of type int, got 1.5'),
+        ({'name': 'example', 'size': True}, 'part.size must be of type int, got True'),
+        ({'name': 'example', 'size': 1, 'rate': 1.0}, 'part.rate must be at least 0 and less than 1, got 1.0'),
+        ({'name': 'example', 'size': 1, 'rate': 'x'}, "part.rate must be of type float, got 'x'"),
+        ({'name': 'example', 'size': 1, 'rate': float('nan')}, 'part.rate must be at least 0 and less than 1, got nan'),
+        ({'name': 'example', 'size': 1, 'counts': 4}, 'part.counts must be a tuple, got 4'),
+        (
+            {'name': 'example', 'size': 1, 'counts': (1, -1)},
+            'part.counts[1] must be an integer from 0 to 2147483647, got -1',
+        ),
+        ({'name': 'example', 'size': 1, 'kind': 'c'}, "part.kind must be one of a, b, got 'c'"),
+        ({'name': 'example', 'size': 1, 'flag': 1}, 'part.flag must be of type bool, got 1'),
+        (
+            {'name': 'example', 'size': 1, 'sise': 2},
+            "part.sise is not a field for 'example' (did you mean 'size'?); "
+            'the fields are: counts, flag, kind, rate, size',
+        ),
+    ],
+)
+def test_a_wrong_field_is_an_error_that_says_what_it_must_be(config, message):
+    with pytest.raises(UserError) as error:
+        build('part', TABLE, config)
+    assert str(error.value) == message
+
+
+def test_an_argument_that_the_program_passes_is_not_a_config_field():
+    with pytest.raises(UserError, match=r'^part\.size is not a field'):
+        build('part', TABLE, {'name': 'example', 'size': 1}, size=2)
+
+
+def test_choose_returns_the_value_for_a_name():
+    assert choose('--mode', 'a', {'a': 1, 'b': 2}) == 1
