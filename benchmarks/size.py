@@ -44,7 +44,7 @@ class Result(TypedDict):
 def measure(
     config_path: str, seconds: float, width: int = 1, batch: int = 1, data: int = 1, devices: int = 1
 ) -> Result:
-    """Trains for about this many seconds after the first call, but for at least two calls.
+    """Trains for about this many seconds after the first call, and makes at least two calls.
 
     Args:
       config_path: The config that is scaled.

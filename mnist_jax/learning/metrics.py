@@ -36,7 +36,7 @@ def add(totals: Totals, sums: Mapping[str, np.ndarray | float]) -> Totals:
     return {name: totals.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
 
 
-def means(totals: Totals) -> dict[str, float]:
+def means(totals: Mapping[str, np.ndarray | float]) -> dict[str, float]:
     """Returns the mean loss and the accuracy."""
     count = float(totals['count'])
     return {'loss': float(totals['loss']) / count, 'accuracy': float(totals['correct']) / count}

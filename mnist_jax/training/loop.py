@@ -150,7 +150,7 @@ class Loop:
             raise FloatingPointError(f'no loss of epoch {epoch.number + 1} is finite; the last checkpoint is kept')
         if epoch.skipped:
             logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
-        train = _means(epoch)
+        train = metrics.means(dataclasses.asdict(epoch))
         validation: dict[str, float] | dict[str, None] = {'loss': None, 'accuracy': None}
         if experiment.source.validated:
             split = experiment.source.split('validation')
@@ -226,7 +226,7 @@ class _EpochMeter:
                 self._on_step(self.step, self._request)
         if self.epoch.count:
             in_epoch = self.step - self.epoch.number * steps_per_epoch
-            self._progress.update(_means(self.epoch), self.epoch.count, in_epoch)
+            self._progress.update(metrics.means(dataclasses.asdict(self.epoch)), self.epoch.count, in_epoch)
 
     def _describe_nonfinite(self, loss: float) -> str:
         epoch, steps_per_epoch = self.epoch.number, self._experiment.steps_per_epoch
@@ -238,7 +238,3 @@ class _EpochMeter:
             f'the {problem} (learning rate {self._experiment.learning_rate(self.step) * self._scale:g}, training '
             f'examples {", ".join(map(str, index.tolist()))}); the last checkpoint is kept'
         )
-
-
-def _means(epoch: EpochProgress) -> dict[str, float]:
-    return {'loss': epoch.loss / epoch.count, 'accuracy': epoch.correct / epoch.count}
