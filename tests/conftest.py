@@ -41,12 +41,24 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in slow]
 
 
+@contextlib.contextmanager
+def shared_directory(tmp_path_factory, name: str) -> Iterator[Path]:
+    """Locks and yields a directory that all workers of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / name
+    path.mkdir(exist_ok=True)
+    with open(path / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory) -> str:
-    """A TFDS data directory that holds the real MNIST."""
-    directory = str(tmp_path_factory.mktemp('data'))
-    SOURCES['mnist'](data_dir=directory, raw_dir='', train='train', validation='', test='test').data.prepare()
-    return directory
+    """A TFDS data directory that holds the real MNIST; read-only. The workers of a test run prepare it once."""
+    with shared_directory(tmp_path_factory, 'data') as directory:
+        source = SOURCES['mnist'](data_dir=str(directory), raw_dir='', train='train', validation='', test='test')
+        source.data.prepare()
+        return str(directory)
 
 
 def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
@@ -85,18 +97,14 @@ def environment(data_dir: str) -> dict[str, str]:
 @pytest.fixture(scope='session')
 def trained(data_dir, tmp_path_factory):
     """The workdir of a small CNN that has learned something; read-only. The workers of a test run train it once."""
-    own = tmp_path_factory.mktemp('trained')
-    shared = tmp_path_factory.getbasetemp().parent / 'trained' if 'PYTEST_XDIST_WORKER' in os.environ else own
-    shared.mkdir(exist_ok=True)
-    with open(shared / 'lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / 'run' / 'eval.json').exists():
+    own = tmp_path_factory.mktemp('trained') / 'run'
+    with shared_directory(tmp_path_factory, 'shared') as directory:
+        if not (directory / 'run' / 'eval.json').exists():
             splits = {'dataset__train': 'train[:12000]', 'dataset__validation': 'train[12000:12500]'}
             model = {'model__stages': ((8,), (16,)), 'model__hidden': (32,)}
-            train(make_small(data_dir, 'cnn', **splits, **model, epochs=3), shared / 'run')
-    if own != shared:
-        shutil.copytree(shared / 'run', own / 'run')
-    return own / 'run'
+            train(make_small(data_dir, 'cnn', **splits, **model, epochs=3), directory / 'run')
+    shutil.copytree(directory / 'run', own)
+    return own
 
 
 @pytest.fixture

@@ -16,6 +16,11 @@ from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
 
+MAX_SPLITS_IN_MEMORY = 4
+
+_splits_in_memory: dict[tuple, Split] = {}
+"""Whole splits, by their name and the time of change and size of the files of their dataset; the oldest first."""
+
 
 class PreparedDataset:
     """A dataset as its builder prepares it.
@@ -34,7 +39,6 @@ class PreparedDataset:
         self._data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
         self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
         self._split_seed = split_seed
-        self._splits_in_memory: dict[str, Split] = {}
 
     @functools.cached_property
     def _variant(self) -> str:
@@ -140,14 +144,20 @@ class PreparedDataset:
         return splits
 
     def _load_split(self, name: str) -> Split:
-        """Returns a whole prepared split, which is read once."""
-        if name not in self._splits_in_memory:
-            record_files = self._open_files(name)
-            split = record_files.read(np.arange(len(record_files)))
-            if split.sha256 != self.metadata['sha256'].get(name):
-                raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
-            self._splits_in_memory[name] = split
-        return self._splits_in_memory[name]
+        """Returns a whole prepared split; a process that trains several runs reads it once."""
+        key = (name, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(self._path.iterdir())))
+        if key in _splits_in_memory:
+            return _splits_in_memory[key]
+        record_files = self._open_files(name)
+        split = record_files.read(np.arange(len(record_files)))
+        if split.sha256 != self.metadata['sha256'].get(name):
+            raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
+        for array in split:
+            array.flags.writeable = False
+        while len(_splits_in_memory) >= MAX_SPLITS_IN_MEMORY:
+            del _splits_in_memory[next(iter(_splits_in_memory))]
+        _splits_in_memory[key] = split
+        return split
 
     def _open_files(self, name: str) -> RecordFiles:
         return RecordFiles(

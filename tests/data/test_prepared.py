@@ -56,6 +56,21 @@ def test_prepared_data_equals_the_raw_files_in_order(data_dir, name, raw):
     assert split.label.astype(np.uint8).tobytes() == labels and split.label.dtype == np.int32
 
 
+def test_a_process_reads_a_split_once_unless_its_files_change(tmp_path):
+    write_raw(tmp_path / 'raw')
+    tiny(tmp_path / 'data', tmp_path / 'raw').data.prepare()
+    first = tiny(tmp_path / 'data', '').data.load('--split', 'train')
+    second = tiny(tmp_path / 'data', '').data.load('--split', 'train')
+    assert np.shares_memory(second.image, first.image) and np.shares_memory(second.label, first.label)
+    assert not first.image.flags.writeable and not first.label.flags.writeable
+    (path,) = (tmp_path / 'data').rglob('*-train.array_record*')
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match='is damaged'):
+        tiny(tmp_path / 'data', '').data.load('--split', 'train')
+
+
 def test_split_slices_are_those_of_tfds(data_dir):
     sliced = mnist(data_dir, train='train[:90%]', validation='train[90%:]', test='test[10:20]+train[:1%]')
     whole = mnist(data_dir)
