@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 import mnist_jax
 from mnist_jax.config import default_config
+from mnist_jax.errors import UserError
 from mnist_jax.factory import Rate, Width
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import BatchNorm, Conv, Dense, Dropout, MaxPool, Training
 from mnist_jax.train import train
 
+BATCH_SIZE = 32
 MOMENTUM = 0.9  # of the moving averages of batch normalization; the default of 0.99 is too slow for so few steps
 
 
@@ -76,7 +78,7 @@ def get_config(examples: int, epochs: int) -> ConfigDict:
     """Returns a config for the residual CNN; the fields of `model` are the attributes of `ResNet`."""
     config = default_config()
     config.epochs = epochs
-    config.batch_size = 32
+    config.batch_size = BATCH_SIZE
     config.chunks = 1  # compiles fastest; more chunks let more devices share the work
     config.dataset.train = f'train[:{examples}]'
     config.dataset.validation = 'train[54000:]'
@@ -90,11 +92,16 @@ def main() -> None:
     """Trains the model, or resumes the run in the workdir, and predicts some test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', type=Path, default=Path('runs/resnet'))
-    parser.add_argument('--examples', type=int, default=4_000, help='number of training examples, at most 54,000')
+    parser.add_argument('--examples', type=int, default=4_000, help='number of training examples, from 32 to 54,000')
     parser.add_argument('--epochs', type=int, default=2)
     options = parser.parse_args()
+    if not BATCH_SIZE <= options.examples <= 54_000:
+        parser.error(f'--examples must be from {BATCH_SIZE} to 54,000, got {options.examples}')
 
-    result = train(get_config(options.examples, options.epochs), options.workdir)
+    try:
+        result = train(get_config(options.examples, options.epochs), options.workdir)
+    except UserError as error:
+        parser.error(str(error))
     print(f'\ntest accuracy {result["accuracy"]:.4f}, {result["parameters"]:,} parameters')
 
     run = mnist_jax.load(options.workdir)

@@ -37,9 +37,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def check_range(field: str, value: float, minimum: float, maximum: float) -> None:
-    """Raises a UserError unless `minimum <= value <= maximum`; NaN is out of every range."""
-    if not minimum <= value <= maximum:
-        limit = f'a number from {minimum:g}' + (f' to {maximum:g}' if maximum < math.inf else '')
+    """Raises a UserError unless `minimum <= value <= maximum` and the value is finite."""
+    if not minimum <= value <= maximum or not math.isfinite(value):
+        limit = (
+            f'a number from {minimum:g} to {maximum:g}' if maximum < math.inf else f'a finite number from {minimum:g}'
+        )
         raise UserError(f'{field} must be {limit}, got {value}')
 
 

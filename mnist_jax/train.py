@@ -23,7 +23,7 @@ from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
-from mnist_jax.workdir.provenance import record_start
+from mnist_jax.workdir.provenance import program, record_start
 from mnist_jax.workdir.snapshot import Snapshot
 
 
@@ -148,7 +148,7 @@ def _evaluate_result(
         snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
     result = evaluate_snapshot(experiment, snapshot, checkpoints.workdir)
     logging.info('Results are in %s; to evaluate again:', checkpoints.workdir)
-    logging.info('  python -m mnist_jax.main --mode=eval --workdir=%s', shlex.quote(str(checkpoints.workdir)))
+    logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={checkpoints.workdir}']))
     return snapshot, result
 
 

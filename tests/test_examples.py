@@ -47,3 +47,16 @@ def test_own_model_trains_and_predicts(tmp_path, variables):
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / 'run' / 'eval.json').read_text())['accuracy'] > 0.7
     assert 'labels      7 2 1 0 4 1 4 9 5 9' in process.stdout
+
+
+@pytest.mark.parametrize('examples', ['-5', '60000'])
+def test_own_model_refuses_examples_outside_its_training_split(tmp_path, variables, examples):
+    command = [
+        sys.executable,
+        str(EXAMPLES / 'own_model.py'),
+        f'--workdir={tmp_path / "run"}',
+        f'--examples={examples}',
+    ]
+    process = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert process.returncode == 2 and not (tmp_path / 'run').exists()
+    assert process.stderr.endswith(f'error: --examples must be from 32 to 54,000, got {examples}\n')

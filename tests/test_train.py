@@ -186,10 +186,10 @@ def test_a_run_without_a_checkpoint_may_change_its_config(small, tmp_path):
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [
-        ('learning_rate', -1.0, 'optimizer.learning_rate must be a number from 0, got -1.0'),
-        ('learning_rate', float('nan'), 'optimizer.learning_rate must be a number from 0, got nan'),
+        ('learning_rate', -1.0, 'optimizer.learning_rate must be a finite number from 0, got -1.0'),
+        ('learning_rate', float('nan'), 'optimizer.learning_rate must be a finite number from 0, got nan'),
         ('rho', 5.0, 'optimizer.rho must be a number from 0 to 1, got 5.0'),
-        ('epsilon', -1.0, 'optimizer.epsilon must be a number from 0, got -1.0'),
+        ('epsilon', -1.0, 'optimizer.epsilon must be a finite number from 0, got -1.0'),
     ],
 )
 def test_an_optimizer_field_out_of_range_is_an_error(small, tmp_path, field, value, message):

@@ -133,7 +133,7 @@ def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, boo
 
 
 def _find_edges(parts_HxW: np.ndarray, sizes: np.ndarray) -> list[int]:
-    """Returns the labels of the parts that are a frame or the edge of a scan, or [] if nothing else would remain."""
+    """Returns the labels of the parts that form a frame or the edge of a scan, or [] if nothing else would remain."""
     height, width = parts_HxW.shape
     band = max(1, round(EDGE_WIDTH * min(height, width)))
     inner_sizes = np.bincount(parts_HxW[band:-band, band:-band].ravel(), minlength=len(sizes))

@@ -154,9 +154,12 @@ def plain_max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array
     # Uses strided slices and `jnp.maximum` instead of a reduce-window, whose gradient is slow on a CPU.
     height, width = x_BxHxWxC.shape[1:3]
     if padding == 'SAME':
+        window = min(window, max(height, width))  # the same result from fewer slices
         pads = [_same_padding(size, window) for size in (height, width)]
         x_BxHxWxC = jnp.pad(x_BxHxWxC, [(0, 0), *pads, (0, 0)], constant_values=-jnp.inf)
     rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
+    if not rows or not columns:
+        return x_BxHxWxC[:, : rows // window, : columns // window]
     row_maxima = []
     for i in range(window):
         slices = [x_BxHxWxC[:, i:rows:window, j:columns:window] for j in range(window)]

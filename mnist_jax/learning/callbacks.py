@@ -39,7 +39,7 @@ class _Monitor:
 
     @property
     def worst(self) -> float:
-        """The value that every other value improves on."""
+        """The worst possible value: every other value improves on it."""
         return -math.inf if self._maximizes else math.inf
 
     def improves(self, value: float, best: float) -> bool:
@@ -61,7 +61,7 @@ class EarlyStopping(_Monitor):
     """Tracks the best epoch, and stops after `patience` epochs without an improvement.
 
     Attributes:
-      patience: Epochs without an improvement before training stops; 0 never stops.
+      patience: Epochs without an improvement before training stops; 0 disables early stopping.
       restore_best: Whether the run ends with the parameters of the best epoch instead of the last one.
     """
 
@@ -105,7 +105,7 @@ class ReduceLROnPlateau(_Monitor):
     """Multiplies the learning rate by `factor` after `patience` epochs without an improvement.
 
     Attributes:
-      patience: Epochs without an improvement before a reduction; 0 never reduces.
+      patience: Epochs without an improvement before a reduction; 0 disables reductions.
       factor: Multiplies the learning rate at each reduction.
       cooldown: Epochs to wait after a reduction before counting again.
       min_lr: Lower bound on the learning rate.
@@ -167,7 +167,7 @@ class Callbacks(NamedTuple):
         return CallbackStates(self.early_stopping.update(states.early_stopping, row), reduce_lr), learning_rate
 
     def check_monitors(self, validated: bool) -> None:
-        """Raises a UserError if a callback needs a validation metric and the run is not `validated`."""
+        """Raises a UserError if a callback needs a validation metric but the run is not `validated`."""
         for section, callback in (('early_stopping', self.early_stopping), ('reduce_lr', self.reduce_lr)):
             if callback.needed and not validated and callback.monitor.startswith('validation'):
                 raise UserError(

@@ -33,7 +33,7 @@ from mnist_jax.workdir.metrics_log import MetricsLog, ProgressBar
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 OnStep = Callable[[int, StopRequest], None]
-"""Called after each step, with the number of updates so far and the stop request, which it may set."""
+"""Called after each step, with the number of updates so far and the stop request, which the callback may set."""
 
 
 class Loop:
@@ -66,7 +66,7 @@ class Loop:
 
         Raises:
           Interrupted: the run was asked to stop; all of its progress is saved.
-          FloatingPointError: a loss or an update is not finite; the last checkpoint is from before it.
+          FloatingPointError: a loss or an update is not finite; the last checkpoint predates it.
         """
         experiment, config = self._experiment, self._config
         self._saved_step = int(snapshot.state.step)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from absl import flags
+
 from mnist_jax import files
 from mnist_jax.config import CHECKOUT
 from mnist_jax.distributed import processes
@@ -71,10 +73,17 @@ def processor() -> str:
     return f'{processes.available_cores()} cores of {name}'
 
 
+def program() -> list[str]:
+    """Returns how to call the command line: through a user's script with its own parts, or through this package."""
+    script = Path(sys.argv[0])
+    own_script = flags.FLAGS.is_parsed() and script.suffix == '.py' and script.name != 'main.py'
+    return ['python', str(script)] if own_script else ['python', '-m', 'mnist_jax.main']
+
+
 def _command() -> str:
-    if Path(sys.argv[0]).name not in ('main.py', 'mnist-jax'):
+    if not flags.FLAGS.is_parsed():
         return f'{Path(sys.argv[0]).name}, from Python'
-    return shlex.join(['python', '-m', 'mnist_jax.main', *sys.argv[1:]])
+    return shlex.join([*program(), *sys.argv[1:]])
 
 
 def _commit() -> str:

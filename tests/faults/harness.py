@@ -1,4 +1,4 @@
-"""Helpers of the fault tests: a short run of the CNN, as a process into which faults are injected."""
+"""Helpers for the fault tests: a short run of the CNN in a process into which faults are injected."""
 
 import contextlib
 import functools
@@ -123,7 +123,7 @@ class Program:
         return line
 
     def results(self) -> tuple:
-        """Returns what equal runs have in common; see `conftest.results`."""
+        """Returns everything that must be equal in identical runs; see `conftest.results`."""
         return results(self.workdir)
 
 

@@ -10,6 +10,12 @@ from mnist_jax.kernels import ops
 from mnist_jax.kernels.build import kernels_available
 
 
+def test_max_pool_with_a_window_larger_than_the_image_is_the_maximum_of_each_channel():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    np.testing.assert_array_equal(ops.max_pool(x, 100_000, 'SAME'), x.max((1, 2), keepdims=True))
+    assert ops.max_pool(x, 100_000, 'VALID').shape == (2, 0, 0, 3)
+
+
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
 @pytest.mark.parametrize('window', [2, 3])
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 9, 1), (3, 5, 6, 2)])

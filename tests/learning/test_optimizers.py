@@ -96,8 +96,8 @@ def test_rmsprop_by_hand():
     [
         ('sgd', {'momentum': -0.1}, 'optimizer.momentum must be a number from 0 to 1, got -0.1'),
         ('adam', {'beta_2': 1.5}, 'optimizer.beta_2 must be a number from 0 to 1, got 1.5'),
-        ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay must be a number from 0, got -1.0'),
-        ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon must be a number from 0, got nan'),
+        ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay must be a finite number from 0, got -1.0'),
+        ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon must be a finite number from 0, got nan'),
     ],
 )
 def test_values_out_of_range_are_errors(name, fields, message):

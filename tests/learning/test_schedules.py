@@ -35,7 +35,7 @@ def test_every_schedule_is_tested():
     ('config', 'message'),
     [
         ({'name': 'one_cycle', 'rise': 2.0}, 'schedule.rise must be a number from 0 to 1, got 2.0'),
-        ({'name': 'step_decay', 'every': 0.0}, 'schedule.every must be a number from 1e-09, got 0.0'),
+        ({'name': 'step_decay', 'every': 0.0}, 'schedule.every must be a finite number from 1e-09, got 0.0'),
         ({'name': 'cosine', 'warmup': 'long'}, "schedule.warmup must be of type float, got 'long'"),
     ],
 )
