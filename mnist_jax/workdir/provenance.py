@@ -17,6 +17,7 @@ from mnist_jax.distributed import processes
 from mnist_jax.files import JsonObject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
+PROGRAMS = ('main.py', 'mnist-jax')  # names of this package's own command line
 MAX_STARTS = 100  # latest starts to keep
 FIELDS = {
     'began': str,
@@ -75,13 +76,15 @@ def processor() -> str:
 
 def program() -> list[str]:
     """Returns how to call the command line: through a user's script with its own parts, or through this package."""
-    script = Path(sys.argv[0])
-    own_script = flags.FLAGS.is_parsed() and script.suffix == '.py' and script.name != 'main.py'
-    return ['python', str(script)] if own_script else ['python', '-m', 'mnist_jax.main']
+    return ['python', sys.argv[0]] if _is_own_script() else ['python', '-m', 'mnist_jax.main']
+
+
+def _is_own_script() -> bool:
+    return flags.FLAGS.is_parsed() and Path(sys.argv[0]).name not in PROGRAMS
 
 
 def _command() -> str:
-    if not flags.FLAGS.is_parsed():
+    if not _is_own_script() and Path(sys.argv[0]).name not in PROGRAMS:
         return f'{Path(sys.argv[0]).name}, from Python'
     return shlex.join([*program(), *sys.argv[1:]])
 
