@@ -10,14 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+from jax.interpreters import batching
 
+from mnist_jax.errors import UserError
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, tree_sum
 
 _sum = Primitive('lockstep_sum')
 _sum.multiple_results = True
 _sum.def_abstract_eval(lambda *avals: avals)
+batching.primitive_batchers[_sum] = lambda values, axes: (_sum.bind(*values), axes)
 
 
 def lockstep_sum(tree: PyTree) -> PyTree:
@@ -77,7 +80,54 @@ def _evaluate_until_sum(closed: ClosedJaxpr, arguments: Sequence[jax.Array]) -> 
         inputs = read(equation.invars)
         if equation.primitive is _sum:
             outputs = yield inputs
+        elif (inner := _inner_with_sum(equation)) is not None:
+            outputs = yield from _evaluate_until_sum(inner, inputs)
         else:
             outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-        values.update(zip(equation.outvars, outputs if equation.primitive.multiple_results else [outputs], strict=True))
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
     return read(closed.jaxpr.outvars)
+
+
+def depends_on_chunk(closed: ClosedJaxpr, inputs: Sequence[bool]) -> list[bool]:
+    """Returns for each output whether it depends on the chunk other than through a `lockstep_sum`.
+
+    Args:
+      closed: The jaxpr of a function.
+      inputs: For each input, whether it belongs to the chunk.
+    """
+    dependent = {variable for variable, own in zip(closed.jaxpr.invars, inputs, strict=True) if own}
+
+    def read(variables: Sequence) -> list[bool]:
+        return [not isinstance(variable, Literal) and variable in dependent for variable in variables]
+
+    for equation in closed.jaxpr.eqns:
+        own = read(equation.invars)
+        inner = _inner_with_sum(equation)
+        if equation.primitive is _sum:
+            outputs = [False] * len(own)
+        else:
+            outputs = [any(own)] * len(equation.outvars) if inner is None else depends_on_chunk(inner, own)
+        dependent.update(variable for variable, own in zip(equation.outvars, outputs, strict=True) if own)
+    return read(closed.jaxpr.outvars)
+
+
+def _inner_with_sum(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """Returns the function that an equation such as `jit` or `checkpoint` calls, if it calls `lockstep_sum`."""
+    values = [value for param in equation.params.values() for value in (param if isinstance(param, tuple) else [param])]
+    closed = [ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) else value for value in values]
+    with_sum = [value for value in closed if isinstance(value, ClosedJaxpr) and _contains_sum(value)]
+    if not with_sum:
+        return None
+    if equation.primitive.name not in ('jit', 'remat2', 'custom_jvp_call', 'closed_call'):
+        raise UserError(
+            'batch normalization must not be inside a transformation other than jit, remat and vmap, got '
+            f'{equation.primitive.name}'
+        )
+    return with_sum[0]
+
+
+def _contains_sum(closed: ClosedJaxpr) -> bool:
+    return any(
+        equation.primitive is _sum or _inner_with_sum(equation) is not None for equation in closed.jaxpr.eqns
+    )

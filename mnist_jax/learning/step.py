@@ -8,6 +8,7 @@ every layer, are taken over the same chunks in the same order; see `lockstep.py`
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -17,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mnist_jax.errors import UserError
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 from mnist_jax.learning import lockstep
 from mnist_jax.learning.losses import Loss
 from mnist_jax.learning.optimizers import Optimizer
-from mnist_jax.models.layers import Training
+from mnist_jax.models import linen
+from mnist_jax.models.layers import SHARED_STREAM, Training
 
 Batch = dict[str, jax.Array]
 """image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split."""
@@ -75,6 +78,7 @@ def create_state(
 ) -> TrainState:
     """Returns the state before the first step."""
     variables = model.init(_random_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
+    linen.check_collections(variables)
     params = variables['params']
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -104,13 +108,9 @@ def train_step(
     dropout_key = jax.random.fold_in(_random_stream(seed, DROPOUT_STREAM), state.step)
 
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
-        logits_BxK, updated = parts.model.apply(
-            {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats},
-            _scale(chunk['image'], parts.max_pixel, parts.dtype),
-            Training(chunk['mask'], chunk['index'], lockstep.lockstep_sum),
-            rngs={'dropout': dropout_key},
-            mutable=['batch_stats'],
-        )
+        variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
+        image = _scale(chunk['image'], parts.max_pixel, parts.dtype)
+        logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
@@ -136,6 +136,43 @@ def train_step(
         counted = jnp.isfinite(sums['loss'])
         sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
     return new_state, {**sums, 'nonfinite': 1.0 - finite}
+
+
+def apply_to_chunk(
+    model: nn.Module, variables: PyTree, image_BxHxWxC: jax.Array, chunk: Batch, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """Applies a model to a chunk of a training batch; returns the logits BxK and the updated variables."""
+    training = Training(chunk['mask'], chunk['index'], lockstep.lockstep_sum)
+    chunk_key = jax.random.fold_in(key, chunk['index'][0])
+    # Flax draws from 'params' for every stream that has no key of its own.
+    rngs = {SHARED_STREAM: key, 'dropout': chunk_key, 'params': jax.random.fold_in(chunk_key, 1)}
+    with linen.in_chunks(training):
+        return model.apply(variables, image_BxHxWxC, training, rngs=rngs, mutable=['batch_stats'])
+
+
+def check_model(model: nn.Module, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Traces the model on a chunk of two images, without computing anything.
+
+    Raises:
+      UserError: the model does not return logits Bx`num_classes`, or would be wrong on a chunk of a batch.
+    """
+    image_BxHxWxC = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    mask_B, index_B = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    key = jax.eval_shape(jax.random.key, 0)
+    variables = jax.eval_shape(model.init, key, image_BxHxWxC)
+    linen.check_collections(variables)
+    arguments = (variables, image_BxHxWxC, {'mask': mask_B, 'index': index_B}, key)
+    apply = functools.partial(apply_to_chunk, model)
+    jaxpr, (logits, updated) = jax.make_jaxpr(apply, return_shape=True)(*arguments)
+    if getattr(logits, 'shape', None) != (2, num_classes):
+        raise UserError(f'the model must return logits of shape (2, {num_classes}) for 2 images, got {logits}')
+    of_chunk = zip(arguments, (False, True, True, False), strict=True)
+    from_chunk = [own for tree, own in of_chunk for _ in jax.tree.leaves(tree)]
+    if any(lockstep.depends_on_chunk(jaxpr, from_chunk)[1:]):
+        raise UserError(
+            'the batch_stats of the model must be computed from sums over the whole batch, by nn.BatchNorm or '
+            'training.batch_sum, got values computed from a chunk of it'
+        )
 
 
 def train_steps(

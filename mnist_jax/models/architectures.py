@@ -65,7 +65,7 @@ class CNN(nn.Module):
             for features in stage:
                 x_BxHxWxC = Conv(features, self.kernel, self.padding, relu=not self.batch_norm)(x_BxHxWxC)
                 if self.batch_norm:
-                    x_BxHxWxC = BatchNorm()(x_BxHxWxC, training)
+                    x_BxHxWxC = BatchNorm(relu=True)(x_BxHxWxC, training)
             if window > 1:
                 x_BxHxWxC = MaxPool(window, self.padding)(x_BxHxWxC)
             if rate:

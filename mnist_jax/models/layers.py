@@ -14,6 +14,10 @@ from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree
 
 
+SHARED_STREAM = 'shared'
+"""The random stream whose keys are the same for all chunks of a batch; those of other streams differ by chunk."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """What a model knows about a training batch besides its images; a model is called with None for inference.
@@ -31,14 +35,15 @@ class Training:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over the unpadded examples of the global batch, followed by a ReLU."""
+    """Batch normalization over the unpadded examples of the global batch and, with `relu`, a ReLU."""
 
     momentum: float = 0.99
     epsilon: float = 1e-3
+    relu: bool = dataclasses.field(kw_only=True)
 
     @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:
-        channels = x_BxHxWxC.shape[-1]
+    def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
+        channels = x.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
@@ -46,20 +51,28 @@ class BatchNorm(nn.Module):
         if training is None:
             mean, variance = moving_mean.value, moving_variance.value
         else:
-            mean, variance = _batch_statistics(x_BxHxWxC, training)
+            mean, variance = batch_statistics(x, training)
             if not self.is_initializing():
                 for moving, current in ((moving_mean, mean), (moving_variance, variance)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * current
         factor_C = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return ops.scale_relu(x_BxHxWxC, factor_C, bias - mean * factor_C)
+        shift_C = bias - mean * factor_C
+        if self.relu:
+            return ops.scale_relu(_four_axes(x), factor_C, shift_C).reshape(x.shape)
+        return (_four_axes(x) * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)).astype(x.dtype).reshape(x.shape)
 
 
-def _batch_statistics(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance per channel over the unpadded examples of the global batch, from one `batch_sum`."""
+def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance per channel, the last axis of x, over the unpadded examples of the global batch."""
+    x_BxHxWxC = _four_axes(x)
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
     total, squares, count = training.batch_sum((*ops.moments(x_BxHxWxC, training.mask), pixels))
     mean = total / count
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
+
+
+def _four_axes(x: jax.Array) -> jax.Array:
+    return x if x.ndim == 4 else x.reshape(len(x), -1, 1, x.shape[-1])
 
 
 class Conv(nn.Module):
@@ -119,6 +132,11 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
         if training is None or self.rate == 0.0 or self.is_initializing():
             return x
-        fold = jax.vmap(lambda index, key: jax.random.key_data(jax.random.fold_in(key, index)), (0, None))
-        keep = ops.random_mask(fold(training.index, self.make_rng('dropout')), x.shape[1:], 1 - self.rate)
+        keep = example_mask(self.make_rng(SHARED_STREAM), training.index, x.shape[1:], 1 - self.rate)
         return jnp.where(keep, x / (1 - self.rate), 0.0)
+
+
+def example_mask(key: jax.Array, index_B: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
+    """Returns a Bx`shape` mask that is True with this probability and depends on the key and the example's index."""
+    keys_Bx2 = jax.vmap(lambda index: jax.random.key_data(jax.random.fold_in(key, index)))(index_B)
+    return ops.random_mask(keys_Bx2, shape, probability)

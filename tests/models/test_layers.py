@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.models.architectures import MLP
-from mnist_jax.models.layers import BatchNorm, Dropout, Training
+from mnist_jax.models.layers import SHARED_STREAM, BatchNorm, Dropout, Training
 
 
 def make_training(size, index=None, mask=None):
@@ -29,7 +29,7 @@ def test_dropout_depends_only_on_the_example_and_the_step():
     order = np.array([5, 2, 7, 0, 1, 6, 3, 4])
 
     def dropped(key, index):
-        return Dropout(0.3).apply({}, x, make_training(8, index), rngs={'dropout': jax.random.key(key)})
+        return Dropout(0.3).apply({}, x, make_training(8, index), rngs={SHARED_STREAM: jax.random.key(key)})
 
     ordered, permuted = dropped(0, np.arange(8)), dropped(0, order)
     np.testing.assert_array_equal(np.asarray(ordered)[order], permuted)
@@ -42,7 +42,7 @@ def test_dropout_depends_only_on_the_example_and_the_step():
 def test_batch_norm_equals_that_of_linen_on_the_rows_without_padding():
     x = jax.random.normal(jax.random.key(1), (12, 5, 5, 3)) * 3 + 2
     mask = np.array([1] * 9 + [0] * 3, np.float32)
-    ours, theirs = BatchNorm(), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
+    ours, theirs = BatchNorm(relu=True), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
     ours_variables = ours.init(jax.random.key(0), x, None)
     theirs_variables = theirs.init(jax.random.key(0), x)
     y, updated = ours.apply(ours_variables, x, make_training(12, mask=mask), mutable=['batch_stats'])

@@ -1,0 +1,143 @@
+"""Makes Linen's own layers correct in a train step that computes a batch in chunks.
+
+The train step applies a model to one chunk of the global batch at a time. There, Linen's `nn.BatchNorm` would normalize
+over the chunk, including its padding, and `nn.Dropout` would draw the same mask for every chunk. In the context
+`in_chunks`, calls of these layers are replaced. Layers that mix the examples of a batch in other ways are refused.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import canonicalize_dtype
+
+from mnist_jax.errors import UserError
+from mnist_jax.kernels.sums import PyTree
+from mnist_jax.models.layers import SHARED_STREAM, Training, batch_statistics, example_mask
+
+NORMALIZATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
+COLLECTIONS = ('params', 'batch_stats', 'perturbations')  # Perturbations need no update: they are only differentiated.
+
+
+def in_chunks(training: Training) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which a model is applied to a chunk of a training batch."""
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if context.method_name == '__call__' and not module.is_initializing():
+            for layer, replacement in REPLACEMENTS.items():
+                if isinstance(module, layer):
+                    return replacement(module, call, training, *args, **kwargs)
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def check_collections(variables: PyTree) -> None:
+    """Raises a UserError if a model has variables that no step updates, such as the 'cache' of attention."""
+    unknown = sorted(set(variables) - set(COLLECTIONS))
+    if unknown:
+        raise UserError(
+            f"the model must keep its variables in the collections 'params' and 'batch_stats', got {unknown[0]!r}, "
+            'which the train step would not update'
+        )
+
+
+def _batch_norm(
+    module: nn.BatchNorm,
+    call: Callable,
+    training: Training,
+    x: jax.Array,
+    use_running_average: bool | None = None,
+    *,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Normalizes like `nn.BatchNorm`, with the statistics of the unpadded examples of the global batch."""
+    if nn.merge_param('use_running_average', module.use_running_average, use_running_average):
+        return call(x, use_running_average)
+    axes = [int(axis) % x.ndim for axis in np.atleast_1d(module.axis)]
+    if mask is not None or 0 in axes:
+        got = f'axis={module.axis}' if 0 in axes else 'a mask'
+        raise _refusal(module, f'must have a feature axis after that of the examples, and no mask, got {got}')
+    last_axes = range(x.ndim - len(axes), x.ndim)
+    features_last = jnp.moveaxis(x, axes, last_axes)
+    features = features_last.shape[last_axes.start :]
+    x_BxNxF = features_last.reshape(len(x), -1, int(np.prod(features)))
+    mean_F, variance_F = batch_statistics(x_BxNxF, training)
+    centered_BxNxF = x_BxNxF - mean_F.reshape(1, 1, -1)
+    if not module.use_fast_variance:
+        _, variance_F = batch_statistics(centered_BxNxF, training)
+    for name, value in (('mean', mean_F), ('var', variance_F)):
+        average = module.get_variable('batch_stats', name)
+        average = module.momentum * average + (1 - module.momentum) * value.reshape(features)
+        module.put_variable('batch_stats', name, average)
+    scale, bias = (module.get_variable('params', name) for name in ('scale', 'bias'))
+    factor_F = jax.lax.rsqrt(variance_F + module.epsilon)
+    if scale is not None:
+        factor_F = factor_F * scale.reshape(-1)
+    normalized = centered_BxNxF * factor_F.reshape(1, 1, -1)
+    if bias is not None:
+        normalized = normalized + bias.reshape(1, 1, -1)
+    normalized = jnp.moveaxis(normalized.reshape(features_last.shape), last_axes, axes)
+    return normalized.astype(canonicalize_dtype(x, scale, bias, dtype=module.dtype))
+
+
+def _dropout(
+    module: nn.Dropout,
+    call: Callable,
+    training: Training,
+    inputs: jax.Array,
+    deterministic: bool | None = None,
+    rng: jax.Array | None = None,
+) -> jax.Array:
+    """Drops like `nn.Dropout`, with a mask for each example."""
+    if nn.merge_param('deterministic', module.deterministic, deterministic) or module.rate in (0.0, 1.0):
+        return call(inputs, deterministic)
+    if rng is None:  # A lifted transformation such as `nn.scan` passes on only the streams that it names.
+        rng = module.make_rng(SHARED_STREAM if module.has_rng(SHARED_STREAM) else module.rng_collection)
+    shared_axes = [axis % inputs.ndim for axis in module.broadcast_dims]
+    if inputs.shape[:1] != training.index.shape:
+        if inputs.shape[0] != 1:
+            raise _refusal(module, f'must be applied to an array of examples on the first axis, got {inputs.shape}')
+        shared_axes.append(0)  # an array that all examples share, such as position embeddings
+    if 0 in shared_axes:
+        return call(inputs, deterministic, rng)
+    shape = [1 if axis in shared_axes else size for axis, size in enumerate(inputs.shape)]
+    keep = example_mask(rng, training.index, tuple(shape[1:]), 1 - module.rate)
+    return jnp.where(keep, inputs / (1 - module.rate), jnp.zeros_like(inputs))
+
+
+def _attention(
+    module: nn.MultiHeadDotProductAttention, call: Callable, training: Training, *args: Any, **kwargs: Any
+) -> jax.Array:
+    """Drops the same attention weights for all examples of the global batch, as `broadcast_dropout` says."""
+    if module.dropout_rate and not nn.merge_param(
+        'deterministic', module.deterministic, kwargs.get('deterministic')
+    ):
+        if not module.broadcast_dropout:
+            raise _refusal(module, 'must have broadcast_dropout=True if it has dropout, got False')
+        kwargs = {'dropout_rng': module.make_rng(SHARED_STREAM), **kwargs}
+    return call(*args, **kwargs)
+
+
+def _normalization(module: nn.Module, call: Callable, training: Training, x: jax.Array, **kwargs: Any) -> jax.Array:
+    axes = getattr(module, 'reduction_axes', None)
+    if axes is not None and 0 in (int(axis) % x.ndim for axis in np.atleast_1d(axes)):
+        raise _refusal(module, f'must not have the axis of the examples among its reduction axes, got {axes}')
+    return call(x, **kwargs)
+
+
+REPLACEMENTS: dict[type[nn.Module], Callable] = {
+    nn.BatchNorm: _batch_norm,
+    nn.Dropout: _dropout,
+    nn.MultiHeadDotProductAttention: _attention,
+    **dict.fromkeys(NORMALIZATIONS, _normalization),
+}
+
+
+def _refusal(module: nn.Module, problem: str) -> UserError:
+    return UserError(f'nn.{type(module).__name__} ({"/".join(module.path)}) {problem}')
