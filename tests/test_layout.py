@@ -73,7 +73,7 @@ class FailingMLP(MLP):
     """An MLP that raises an exception when its train step is traced."""
 
     def __call__(self, image_BxHxWxC, training=None):
-        if training is not None:
+        if training is not None and len(image_BxHxWxC) > 2:  # Two images check the model before the first step.
             raise RuntimeError('traced')
         return super().__call__(image_BxHxWxC)
 

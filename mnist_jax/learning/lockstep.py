@@ -128,6 +128,4 @@ def _inner_with_sum(equation: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def _contains_sum(closed: ClosedJaxpr) -> bool:
-    return any(
-        equation.primitive is _sum or _inner_with_sum(equation) is not None for equation in closed.jaxpr.eqns
-    )
+    return any(equation.primitive is _sum or _inner_with_sum(equation) is not None for equation in closed.jaxpr.eqns)

@@ -120,6 +120,7 @@ def train_step(
     else:
         chunk_results, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
     # Without the barrier, the compiler may fuse sum and update differently on different device counts.
+    chunk_results = jax.lax.optimization_barrier(chunk_results)
     grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
     learning_rate = parts.learning_rate(state.step) * state.learning_rate_scale
@@ -163,7 +164,7 @@ def check_model(model: nn.Module, image_shape: tuple[int, ...], num_classes: int
     linen.check_collections(variables)
     arguments = (variables, image_BxHxWxC, {'mask': mask_B, 'index': index_B}, key)
     apply = functools.partial(apply_to_chunk, model)
-    jaxpr, (logits, updated) = jax.make_jaxpr(apply, return_shape=True)(*arguments)
+    jaxpr, (logits, _) = jax.make_jaxpr(apply, return_shape=True)(*arguments)
     if getattr(logits, 'shape', None) != (2, num_classes):
         raise UserError(f'the model must return logits of shape (2, {num_classes}) for 2 images, got {logits}')
     of_chunk = zip(arguments, (False, True, True, False), strict=True)

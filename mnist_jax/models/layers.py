@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree
 
-
 SHARED_STREAM = 'shared'
 """The random stream whose keys are the same for all chunks of a batch; those of other streams differ by chunk."""
 
@@ -59,7 +58,11 @@ class BatchNorm(nn.Module):
         shift_C = bias - mean * factor_C
         if self.relu:
             return ops.scale_relu(_four_axes(x), factor_C, shift_C).reshape(x.shape)
-        return (_four_axes(x) * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)).astype(x.dtype).reshape(x.shape)
+        return (
+            (_four_axes(x) * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1))
+            .astype(x.dtype)
+            .reshape(x.shape)
+        )
 
 
 def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:

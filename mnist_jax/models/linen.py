@@ -72,10 +72,11 @@ def _batch_norm(
     if not module.use_fast_variance:
         _, variance_F = batch_statistics(centered_BxNxF, training)
     for name, value in (('mean', mean_F), ('var', variance_F)):
-        average = module.get_variable('batch_stats', name)
+        average: jax.Array = module.get_variable('batch_stats', name)
         average = module.momentum * average + (1 - module.momentum) * value.reshape(features)
         module.put_variable('batch_stats', name, average)
-    scale, bias = (module.get_variable('params', name) for name in ('scale', 'bias'))
+    scale: jax.Array | None = module.get_variable('params', 'scale')
+    bias: jax.Array | None = module.get_variable('params', 'bias')
     factor_F = jax.lax.rsqrt(variance_F + module.epsilon)
     if scale is not None:
         factor_F = factor_F * scale.reshape(-1)
@@ -115,9 +116,7 @@ def _attention(
     module: nn.MultiHeadDotProductAttention, call: Callable, training: Training, *args: Any, **kwargs: Any
 ) -> jax.Array:
     """Drops the same attention weights for all examples of the global batch, as `broadcast_dropout` says."""
-    if module.dropout_rate and not nn.merge_param(
-        'deterministic', module.deterministic, kwargs.get('deterministic')
-    ):
+    if module.dropout_rate and not nn.merge_param('deterministic', module.deterministic, kwargs.get('deterministic')):
         if not module.broadcast_dropout:
             raise _refusal(module, 'must have broadcast_dropout=True if it has dropout, got False')
         kwargs = {'dropout_rng': module.make_rng(SHARED_STREAM), **kwargs}

@@ -6,18 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning import losses
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import StepParts, check_model, create_state, train_step
+from mnist_jax.learning.step import StepParts, apply_to_chunk, check_model, create_state, train_step
+from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
+from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.snapshot import params_sha256
 
 BATCH, PADDING = 14, 2
 LEARNING_RATE = 0.1
 
 
 class ResidualCNN(nn.Module):
+    num_classes: int = 3
     dropout: type = nn.Dropout
 
     @nn.compact
@@ -28,7 +33,7 @@ class ResidualCNN(nn.Module):
         x = nn.GroupNorm(num_groups=4)(x + residual)
         x = nn.BatchNorm(training is None, use_fast_variance=False, use_scale=False)(x)
         x_BxC = nn.BatchNorm(axis=-1, use_bias=False)(x.mean((1, 2)), use_running_average=training is None)
-        return nn.Dense(3)(self.dropout(0.3, broadcast_dims=(1,))(x_BxC, deterministic=training is None))
+        return nn.Dense(self.num_classes)(self.dropout(0.3, broadcast_dims=(1,))(x_BxC, deterministic=training is None))
 
 
 class Block(nn.Module):
@@ -44,6 +49,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    num_classes: int = 3
     dropout: type = nn.Dropout
 
     @nn.compact
@@ -54,7 +60,7 @@ class VisionTransformer(nn.Module):
         positions = nn.Dropout(0.2, deterministic=training is None)(positions)
         x_BxTxF = patches.reshape(len(patches), -1, 16) + positions
         x_BxTxF = Block(self.dropout)(x_BxTxF, training is None)
-        return nn.Dense(3)(nn.LayerNorm()(x_BxTxF).mean(1))
+        return nn.Dense(self.num_classes)(nn.LayerNorm()(x_BxTxF).mean(1))
 
 
 def lowbias32(x):
@@ -130,8 +136,180 @@ def plain_gradient(model, state):
 @pytest.mark.parametrize('chunks', [1, 2, 8])
 def test_linen_layers_have_the_loss_gradient_and_statistics_of_plain_jax_on_the_whole_batch(model, chunks):
     state, new_state, sums = take_step(model(), chunks)
-    loss, gradient, batch_stats = plain_gradient(model(Dropout), state)
+    loss, gradient, batch_stats = plain_gradient(model(dropout=Dropout), state)
     np.testing.assert_allclose(sums['loss'] / sums['count'], loss, rtol=1e-5)
     ours = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, state.params, new_state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new_state.batch_stats, batch_stats)
+
+
+class Normalized(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x = nn.BatchNorm(training is None)(nn.Conv(4, (3, 3), strides=2)(image_BxHxWxC))
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+class Dropped(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = nn.Dense(16)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+        return nn.Dense(self.num_classes)(nn.Dropout(0.3, deterministic=training is None)(x_BxF))
+
+
+@pytest.mark.parametrize('model', [Normalized, Dropped])
+def test_batch_norm_and_dropout_of_linen_give_the_same_bits_on_1_2_4_and_8_devices(small, monkeypatch, model):
+    monkeypatch.setitem(MODELS, 'linen', model)
+    digests = []
+    for devices in (1, 2, 4, 8):
+        config = small(devices=devices, chunks=8, batch_size=50)
+        config.model = ConfigDict({'name': 'linen'})
+        experiment = make_experiment(config)
+        state = experiment.replicas.replicate(experiment.create_state())
+        for batch, _ in zip(experiment.train_batches(0), range(3), strict=False):
+            state, _ = experiment.train_step(state, batch)
+        digests.append(params_sha256(state))
+    assert len(set(digests)) == 1
+
+
+def test_dropout_draws_a_different_mask_for_each_example_of_a_batch():
+    class Mask(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            self.param('unused', nn.initializers.zeros, ())
+            ones = jnp.ones((len(image_BxHxWxC), 64))
+            return nn.Dropout(0.5, deterministic=training is None)(ones)
+
+    masks = [apply_in_chunks(Mask(), chunk_size) for chunk_size in (128, 16, 1)]
+    assert len(np.unique(masks[0], axis=0)) == 128 and set(np.unique(masks[0])) == {0.0, 2.0}
+    assert abs(masks[0].mean() - 1) < 0.05
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
+
+
+def test_numbers_that_a_model_draws_itself_differ_between_the_chunks_of_a_batch():
+    class Noise(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            self.param('unused', nn.initializers.zeros, ())
+            shape = (len(image_BxHxWxC), 8)
+            if training is None:
+                return jnp.zeros(shape)
+            return jax.random.normal(self.make_rng('dropout'), shape) + jax.random.normal(self.make_rng('noise'), shape)
+
+    assert len(np.unique(apply_in_chunks(Noise(), 16), axis=0)) == 128
+
+
+def apply_in_chunks(model, chunk_size):
+    image = jnp.zeros((128, 28, 28, 1))
+    variables = model.init(jax.random.key(0), image[:1])
+    outputs = []
+    for start in range(0, 128, chunk_size):
+        rows = slice(start, start + chunk_size)
+        chunk = {'mask': jnp.ones(chunk_size), 'index': jnp.arange(128)[rows]}
+        outputs.append(apply_to_chunk(model, variables, image[rows], chunk, jax.random.key(1))[0])
+    return np.concatenate(outputs)
+
+
+def test_spectral_and_weight_norm_have_the_gradient_and_state_of_plain_jax():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            x_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)
+            x_BxF = nn.relu(nn.SpectralNorm(nn.Dense(8))(x_BxF, update_stats=training is not None))
+            self.sow('intermediates', 'hidden', x_BxF)
+            return self.perturb('logits', nn.WeightNorm(nn.Dense(3))(x_BxF))
+
+    state, new_state, _ = take_step(Normed(), 8)
+    _, gradient, batch_stats = plain_gradient(Normed(), state)
+    ours = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, state.params, new_state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new_state.batch_stats, batch_stats)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.batch_stats, batch_stats)), strict=True))
+
+
+def test_batch_norm_inside_remat_and_jit_is_that_of_the_whole_batch():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x_BxF):
+            return nn.BatchNorm(use_running_average=False)(x_BxF)
+
+    class Outer(nn.Module):
+        wrap: bool = True
+
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            x_BxF = nn.Dense(4)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+            if training is not None:
+                inner = nn.jit(nn.remat(Inner)) if self.wrap else Inner
+                x_BxF = inner(name='inner')(x_BxF)
+            else:
+                x_BxF = Inner(name='inner')(x_BxF)
+            return nn.Dense(3)(x_BxF)
+
+    state, new_state, _ = take_step(Outer(), 4)
+    _, gradient, batch_stats = plain_gradient(Outer(wrap=False), state)
+    ours = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, state.params, new_state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new_state.batch_stats, batch_stats)
+
+
+def apply_attention(x_BxHxWxC, module):
+    x_BxTxF = x_BxHxWxC.reshape(len(x_BxHxWxC), 28, 28)
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5, broadcast_dropout=False)
+    return attention(x_BxTxF, deterministic=False).mean(1)[:, :3]
+
+
+def own_batch_norm(x_BxHxWxC, module):
+    mean = module.variable('batch_stats', 'mean', jnp.zeros, ())
+    if not module.is_initializing():
+        mean.value = 0.9 * mean.value + 0.1 * x_BxHxWxC.mean()
+    return nn.Dense(3)(x_BxHxWxC.reshape(len(x_BxHxWxC), -1) - mean.value)
+
+
+def cached(x_BxHxWxC, module):
+    module.variable('memory', 'last', jnp.zeros, ())
+    return nn.Dense(3)(x_BxHxWxC.reshape(len(x_BxHxWxC), -1))
+
+
+def scanned(x_BxHxWxC, module):
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, x_BxF, _):
+            return nn.BatchNorm(use_running_average=False)(x_BxF), None
+
+    scan = nn.scan(Cell, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=2)
+    return nn.Dense(3)(scan()(x_BxHxWxC.reshape(len(x_BxHxWxC), -1), None)[0])
+
+
+def time_major_dropout(x_BxHxWxC, module):
+    rows = x_BxHxWxC.reshape(-1, 28)
+    return nn.Dropout(0.5, deterministic=False)(rows).reshape(len(x_BxHxWxC), -1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    ('function', 'message'),
+    [
+        (apply_attention, r'nn.MultiHeadDotProductAttention \(\w*\) must have broadcast_dropout=True .*, got False'),
+        (own_batch_norm, 'batch_stats of the model must be computed from sums over the whole batch'),
+        (cached, "collections 'params' and 'batch_stats', got 'memory'"),
+        (scanned, 'must not be inside a transformation other than jit, remat and vmap, got scan'),
+        (time_major_dropout, r'nn.Dropout .* must be applied to an array of examples .*, got \(56, 28\)'),
+        (lambda x, module: nn.LayerNorm(reduction_axes=(0, 1))(x).mean((1, 2, 3)), 'nn.LayerNorm .* must not have'),
+        (lambda x, module: nn.BatchNorm(False, axis=0)(x).mean((1, 2, 3)), r'nn.BatchNorm .* got axis=0'),
+        (lambda x, module: nn.Dense(4)(x.mean((1, 2))), r'must return logits of shape \(2, 3\) for 2 images, got'),
+        (lambda x, module: (nn.Dense(3)(x.mean((1, 2))), x), r'must return logits of shape \(2, 3\) for 2 images, got'),
+    ],
+)  # fmt: skip
+def test_a_model_that_would_be_wrong_in_chunks_is_refused_when_it_is_built(function, message):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            return function(image_BxHxWxC, self)
+
+    with pytest.raises(UserError, match=message):
+        check_model(Model(), (28, 28, 1), 3)
