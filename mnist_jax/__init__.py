@@ -52,6 +52,7 @@ def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
     Raises:
       mnist_jax.errors.UserError: `workdir` is not the directory of a trained run, or it has no checkpoint of `step`.
     """
+    from mnist_jax.files import user_path
     from mnist_jax.notebook import Run  # Importing JAX and the rest takes two seconds.
 
-    return Run.load(Path(workdir).absolute(), None if step is None else str(step))
+    return Run.load(user_path(workdir, 'workdir').absolute(), None if step is None else str(step))

@@ -4,18 +4,19 @@ import contextlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags, logging
-from ml_collections import config_flags
 
-from mnist_jax.config import ConfigDict, check_arguments, load_config
+from mnist_jax.config import ConfigDict, default_config, load_config, override_fields
 from mnist_jax.config_checks import check_config
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_processes
 from mnist_jax.errors import UserError
-from mnist_jax.factory import choose
+from mnist_jax.factory import Section, choose
+from mnist_jax.files import user_path
 from mnist_jax.workdir.metrics_log import configure_logging
 
 FLAGS = flags.FLAGS
@@ -24,6 +25,9 @@ Train, evaluate and compare small-image classifiers.
 
   mnist-jax --config=configs/cnn.py                        train a run, or resume it
   mnist-jax --config=configs/cnn.py --config.epochs=3      override any field of configs/default.py
+  mnist-jax --config=configs/cnn.py --config.optimizer.name=adam --config.optimizer.beta_1=0.95
+                                                           select another part and set its fields
+  mnist-jax --flagfile=flags.txt                           read flags from a file, one per line
   mnist-jax --processes=2 --config=configs/cnn.py          train in two processes, with the same result
   mnist-jax --mode=eval --workdir=runs/cnn                 evaluate a run
   mnist-jax --mode=report --workdir=runs/cnn               write a page with learning curves, errors and calibration
@@ -37,9 +41,9 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=reproduce --seeds=3                     reproduce all published experiments
 
 `mnist-jax` is the same as `python -m mnist_jax.main`."""
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, "The experiment's config file; --config.FIELD=VALUE overrides a field"
-)
+_OVERRIDES: dict[str, str | bool] = {}  # the fields that the command line sets; see `config.override_fields`
+_OVERRIDE = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
+flags.DEFINE_string('config', None, "The experiment's config file; --config.FIELD=VALUE overrides a field")
 flags.DEFINE_string(
     'mode',
     'train',
@@ -76,18 +80,35 @@ flags.DEFINE_integer('seeds', 3, 'reproduce: the number of seeds')
 flags.DEFINE_list('experiments', [], 'reproduce: a comma-separated list of config names; all by default')
 
 
-class _ConfigParser(flags.ArgumentParser):
-    """Loads config files with `load_config`, which finds the configs of this project from any directory."""
+def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
+    """Replaces each --flagfile by the flags in the file, as absl reads it.
 
-    def parse(self, path: str) -> ConfigDict:
-        return load_config(path)
+    A file has one flag per line. Blank lines and lines that start with # or // are skipped, and a line may be another
+    --flagfile. Of several values of a flag, the last one counts, so --flagfile is best the first argument.
 
-
-FLAGS['config'].parser = _ConfigParser()
+    Raises:
+      UserError: a file cannot be read, or a value is quoted.
+    """
+    try:
+        expanded = FLAGS.read_flags_from_files(arguments)
+    except (flags.Error, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix('ERROR:: Unable to open flagfile: ')
+        raise UserError(f'--flagfile must be a text file with one flag per line ({reason})') from None
+    for argument in expanded:
+        name, _, value = argument.partition('=')
+        if argument.startswith('-') and re.fullmatch(r'"[^"]*"|\'[^\']*\'', value):
+            raise UserError(
+                f'{name} must not be in quotes, got {value}; no shell removes the quotes in a --flagfile, or quotes in '
+                'quotes'
+            )
+    return expanded
 
 
 def parse(argv: list[str]) -> Callable[[], int | None]:
     """Parses the command line, and returns the function to call, which returns an exit status or None.
+
+    Args:
+      argv: The name of the program and its arguments, from `expand_flagfiles`.
 
     Raises:
       UserError: a flag is unknown, invalid, empty, or not used by the chosen mode.
@@ -96,27 +117,64 @@ def parse(argv: list[str]) -> Callable[[], int | None]:
     if {'--help', '-help', '-h'} & set(argv[1:]):
         print(f'{USAGE}\n\n{FLAGS.module_help(sys.modules[__name__])}')
         sys.exit(0)
-    overridden = check_arguments(argv)
+    arguments, overrides = _split_overrides(argv[1:])
     try:
-        positional = FLAGS(argv)[1:]
-    except flags.Error as error:
-        wrong = re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.DOTALL)
+        positional = FLAGS([argv[0], *arguments])[1:]
+    except (flags.Error, ValueError) as error:  # absl raises a ValueError for --noreport=1.
+        wrong = re.match(r'flag --(\w+)=(.*?): ', str(error), re.DOTALL)
         if wrong is None:
             raise UserError(str(error)) from None
-        field = wrong[1].removeprefix('config.')
-        kind = type(overridden[field]).__name__ if field in overridden else FLAGS[field].flag_type()
-        raise UserError(f'--{wrong[1]} must be of type {kind}, got {wrong[2]!r}') from None
+        raise UserError(f'--{wrong[1]} must be of type {FLAGS[wrong[1]].flag_type()}, got {wrong[2]!r}') from None
     if positional:
         raise UserError(f'arguments must be flags, which start with --, got {positional[0]!r}')
     configure_logging()
     mode = choose('--mode', FLAGS.mode, MODES)
-    for name in ('workdir', *itertools.chain.from_iterable(other.flags for other in MODES.values())):
+    for name in itertools.chain.from_iterable(other.flags for other in MODES.values()):
         if FLAGS[name].present and FLAGS[name].value in ('', [''], []):
             raise UserError(f'--{name} must not be empty; give a value, or omit the flag')
-        if FLAGS[name].present and name not in ('workdir', *mode.flags):
-            raise UserError(f'--{name} is not used by --mode={FLAGS.mode}; --help says which mode uses it')
+        if FLAGS[name].present and name not in mode.flags:
+            reason = 'it uses the configs of the runs' if name == 'config' else '--help says which mode uses it'
+            raise UserError(f'--{name} is not used by --mode={FLAGS.mode}; {reason}')
+    _read_overrides(overrides)
     is_child = FLAGS.processes == 0 and FLAGS['process_id'].present  # see `_launch`
     return mode.run if FLAGS.processes is None or is_child else _launch
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | bool]]]:
+    """Separates the flags that set config fields from the others.
+
+    Returns:
+      The other arguments; and the field and the value of each --config.FIELD=VALUE and --config.FIELD VALUE, with the
+      value True for --config.FIELD alone and False for --noconfig.FIELD.
+    """
+    others: list[str] = []
+    overrides: list[tuple[str, str | bool]] = []
+    remaining = deque(arguments)
+    while remaining:
+        argument = remaining.popleft()
+        if argument == '--':
+            return [*others, argument, *remaining], overrides
+        match = _OVERRIDE.fullmatch(argument)
+        if match is None:
+            others.append(argument)
+            continue
+        no, field, text = match.groups()
+        if no and text is not None:
+            raise UserError(f'--noconfig.{field} must not have a value, got {text!r}')
+        if text is None and not no and remaining and not re.match(r'--?[A-Za-z]|--$', remaining[0]):
+            text = remaining.popleft()
+        overrides.append((field, (not no) if text is None else text))
+    return others, overrides
+
+
+def _read_overrides(overrides: Sequence[tuple[str, str | bool]]) -> None:
+    """Keeps the last value of each field for `_config`, and logs those that it replaces."""
+    if overrides and FLAGS.config is None:
+        raise UserError(f'--config.{overrides[0][0]} overrides a config field and needs --config=FILE')
+    for field, text in overrides:
+        if field in _OVERRIDES and _OVERRIDES[field] != text:
+            logging.info('config    %s=%s replaces the earlier %s', field, text, _OVERRIDES[field])
+        _OVERRIDES[field] = text
 
 
 def _launch() -> int:
@@ -139,7 +197,7 @@ def train() -> None:
 
     config = _config()
     check_config(config)  # Report invalid fields before the processes connect.
-    workdir = _workdir(Path(config_flags.get_config_filename(FLAGS['config'])).stem)
+    workdir = _workdir(Path(FLAGS.config).stem)
     with _connected():
         if config.folds and not config.fold:
             cross_validate(config, workdir)
@@ -174,7 +232,7 @@ def predict() -> None:
 
     if not FLAGS.input:
         raise UserError("--mode=predict needs --input: an image, a directory, an IDX file or Kaggle's test.csv")
-    predict_inputs(_run_directory(), FLAGS.input, Path(FLAGS.output) if FLAGS.output else None, FLAGS.step)
+    predict_inputs(_run_directory(), FLAGS.input, FLAGS.output, FLAGS.step)
 
 
 def export() -> None:
@@ -223,7 +281,7 @@ def reproduce() -> None:
 
 
 class Mode(NamedTuple):
-    """A --mode: its function, and the flags that it uses besides --config and --workdir."""
+    """A --mode: its function, and the flags that it uses."""
 
     run: Callable[[], None]
     flags: tuple[str, ...]
@@ -231,16 +289,16 @@ class Mode(NamedTuple):
 
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
-    'train': Mode(train, ('report', *PROCESS_FLAGS)),
-    'eval': Mode(evaluate, ('step', 'split', *PROCESS_FLAGS)),
-    'report': Mode(report, ('run',)),
-    'predict': Mode(predict, ('input', 'output', 'step')),
-    'export': Mode(export, ('step', 'onnx')),
-    'serve': Mode(serve, ('step', 'host', 'port')),
-    'summary': Mode(summary, ()),
+    'train': Mode(train, ('config', 'workdir', 'report', *PROCESS_FLAGS)),
+    'eval': Mode(evaluate, ('workdir', 'step', 'split', *PROCESS_FLAGS)),
+    'report': Mode(report, ('workdir', 'run')),
+    'predict': Mode(predict, ('workdir', 'input', 'output', 'step')),
+    'export': Mode(export, ('workdir', 'step', 'onnx')),
+    'serve': Mode(serve, ('workdir', 'step', 'host', 'port')),
+    'summary': Mode(summary, ('config',)),
     'compare': Mode(compare, ('run',)),
-    'explore': Mode(explore, ()),
-    'reproduce': Mode(reproduce, ('seeds', 'experiments')),
+    'explore': Mode(explore, ('config', 'workdir')),
+    'reproduce': Mode(reproduce, ('workdir', 'seeds', 'experiments')),
 }
 
 
@@ -255,18 +313,37 @@ def _connected() -> Iterator[None]:
 
 
 def _config() -> ConfigDict:
-    if _CONFIG.value is None:
+    """Loads --config, and sets the fields that the command line overrides."""
+    if FLAGS.config is None:
         raise UserError('--config is missing; for example --config=configs/cnn.py')
-    return _CONFIG.value
+    config = load_config(FLAGS.config)
+    for line in override_fields(config, _OVERRIDES, config_sections):
+        logging.info('%s', line)
+    return config
+
+
+def config_sections() -> Mapping[str, Section]:
+    """Returns the config sections that select a part by name."""
+    from mnist_jax.data.source import SOURCES
+    from mnist_jax.learning.losses import LOSSES
+    from mnist_jax.learning.optimizers import OPTIMIZERS
+    from mnist_jax.learning.schedules import SCHEDULES
+    from mnist_jax.models.architectures import MODELS
+
+    return {
+        'model': Section(MODELS, extra=('num_classes',)),
+        'loss': Section(LOSSES),
+        'schedule': Section(SCHEDULES),
+        'optimizer': Section(OPTIMIZERS, shared=('learning_rate',)),
+        'dataset': Section(SOURCES, extra=('fold',), shared=tuple(default_config().dataset)),
+    }
 
 
 def _workdir(name: str) -> Path:
-    return Path(FLAGS.workdir or f'runs/{name}')
+    return user_path(FLAGS.workdir or f'runs/{name}', '--workdir')
 
 
 def _run_directory() -> Path:
-    if FLAGS.workdir is None or _CONFIG.value is not None:
-        raise UserError(
-            f'--mode={FLAGS.mode} needs --workdir, the directory of a run, and takes no --config: the run has its own'
-        )
-    return Path(FLAGS.workdir)
+    if FLAGS.workdir is None:
+        raise UserError(f'--mode={FLAGS.mode} needs --workdir, the directory of a run')
+    return user_path(FLAGS.workdir, '--workdir')

@@ -1,13 +1,16 @@
-"""The config of a run: loading it from a file, JSON in and out, its digest, and whether a run may resume with it.
+"""The config of a run: loading it from a file, overriding its fields, JSON in and out, its digest.
 
-`configs/default.py` declares every field; `config_checks` checks the values.
+`check_resumable` decides whether a run may resume with a config. `configs/default.py` declares every field, and
+`config_checks` checks the values.
 """
 
+import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError, comma_separated, did_you_mean
+from mnist_jax.factory import Section, arguments, choose, describe, parse_value
+from mnist_jax.files import user_path
 
 ROOT = Path(__file__).parent.parent
 # In a checkout, configs/ is next to the package; an installed package has a bundled copy.
@@ -41,21 +46,21 @@ CHANGEABLE_FIELDS = (
 )
 
 
-def find_config(path: str) -> Path:
+def find_config(path: str | Path) -> Path:
     """Returns the config file that `path` names.
 
     A path such as 'configs/cnn.py' that does not exist in the current directory names a config of this project.
     """
-    file = Path(path)
+    file = user_path(path, 'the config file')
     if not file.exists() and file.parent == Path('configs'):
         file = CONFIGS / file.name
     if not file.is_file():
         problem = 'is a directory' if file.is_dir() else 'does not exist'
-        raise UserError(f'config file {path!r} {problem}; configs/cnn.py is an example')
+        raise UserError(f'config file {str(path)!r} {problem}; configs/cnn.py is an example')
     return file
 
 
-def load_config(path: str) -> ConfigDict:
+def load_config(path: str | Path) -> ConfigDict:
     """Returns the locked config that `get_config()` in the Python file `path` returns; see `find_config`."""
     file = find_config(path)
     try:
@@ -65,15 +70,15 @@ def load_config(path: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
-        raise UserError(f'config file {path!r} cannot be loaded: {_describe(error)}') from None
+        raise UserError(f'config file {str(path)!r} cannot be loaded: {_describe(error)}') from None
     if not callable(getattr(module, 'get_config', None)):
-        raise UserError(f'config file {path!r} must define a function get_config() that returns a ConfigDict')
+        raise UserError(f'config file {str(path)!r} must define a function get_config() that returns a ConfigDict')
     try:
         config = module.get_config()
     except Exception as error:
-        raise UserError(f'get_config() in {path!r} failed: {_describe(error)}') from None
+        raise UserError(f'get_config() in {str(path)!r} failed: {_describe(error)}') from None
     if not isinstance(config, ConfigDict):
-        raise UserError(f'get_config() in {path!r} must return a ConfigDict, got {type(config).__name__}')
+        raise UserError(f'get_config() in {str(path)!r} must return a ConfigDict, got {type(config).__name__}')
     config.unlock()  # A dict put into a locked config is not locked; locking the config again locks it too.
     return config.lock()
 
@@ -110,38 +115,122 @@ def config_fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple
             yield f'{prefix}{name}', value
 
 
-def check_fields(config: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
-    """Returns the values of all fields by dotted name; raises a UserError if one of `names` is not a field."""
-    values = dict(config_fields(config))
-    for name in names:
-        if name not in values:
-            section = name.rpartition('.')[0]
-            siblings = [field for field in values if field.rpartition('.')[0] == section] or list(values)
-            raise UserError(
-                f'config.{name} is not a field{did_you_mean(name, values)}; the fields are: {comma_separated(siblings)}'
-            )
-    return values
+def override_fields(
+    config: ConfigDict, texts: Mapping[str, str | bool], find_sections: Callable[[], Mapping[str, Section]]
+) -> list[str]:
+    """Sets fields of `config` to values from the command line, in place; their order does not matter.
 
-
-def check_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """Checks the `--config...` arguments before they are parsed.
+    A section whose `name` changes takes the defaults of the new part, except for the fields that all parts share and
+    those in `texts`. A section does not list the defaults, so neither does config.json.
 
     Args:
-      arguments: The command line.
+      config: The config, as its file returns it.
+      texts: The values as text by dotted field name; True or False for a flag without a value.
+      find_sections: Returns the sections that select a part. Called only if `texts` sets a field of one of them,
+        because importing their parts takes seconds.
 
     Returns:
-      The fields that `--config.FIELD=VALUE` overrides, with their values in the config file.
+      A line for each section whose name changed, which says what it contains now.
 
     Raises:
-      UserError: the config file is missing, cannot be loaded, or lacks an overridden field.
+      UserError: there is no such field or part, or a value is not of the type of its field.
     """
-    joined = '\n'.join(arguments)
-    paths = re.findall(r'^--?config[=\n](.*)$', joined, re.MULTILINE)
-    overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', joined, re.MULTILINE)
-    if overrides and not paths:
-        raise UserError(f'--config.{overrides[0]} overrides a config field and needs --config=FILE')
-    values = check_fields(load_config(paths[-1]), overrides) if paths else {}
-    return {name: values[name] for name in overrides}
+    default = default_config()
+    selecting = [name for name, value in default.items() if isinstance(value, ConfigDict) and 'name' in value]
+    touched = {
+        section
+        for section in selecting
+        if isinstance(config.get(section), ConfigDict) and any(name.startswith(f'{section}.') for name in texts)
+    }
+    sections = {name: parts for name, parts in find_sections().items() if name in touched} if touched else {}
+    changed = {}
+    config.unlock()
+    for section, parts in sections.items():
+        name, fields = texts.get(f'{section}.name', ''), config[section]
+        if f'{section}.name' in texts and name != fields.get('name'):
+            choose(f'{section}.name', name, parts.table)
+            for field in [field for field in fields if field not in ('name', *parts.shared)]:
+                del fields[field]
+            fields.name = name
+            changed[section] = dict(fields)
+    for name, text in texts.items():
+        section, _, field = name.partition('.')
+        if section in sections:
+            _override_argument(config, default, section, field, text, sections[section])
+        else:
+            _check_field(name, dict(config_fields(config)))
+            _set_field(config, name, text, _type_of(default if name in dict(config_fields(default)) else config, name))
+    config.lock()
+    return [_describe_part(section, config[section], kept, sections[section]) for section, kept in changed.items()]
+
+
+def _override_argument(
+    config: ConfigDict, default: ConfigDict, section: str, field: str, text: str | bool, parts: Section
+) -> None:
+    """Sets the field `field` of a section that selects a part; it may be an argument that the section leaves out."""
+    name = config[section].get('name')
+    accepted = arguments(choose(f'{section}.name', name, parts.table), parts.extra)
+    fields = dict(config_fields(config[section]))
+    if field in accepted:
+        annotation, value = accepted[field].annotation, accepted[field].default
+        if annotation is inspect.Parameter.empty:
+            annotation = object if value is None or value is inspect.Parameter.empty else type(value)
+    elif field in fields or field in parts.shared:
+        annotation = _type_of(default if field in default[section] else config, f'{section}.{field}')
+    else:
+        names = {*accepted, *parts.shared}
+        raise UserError(
+            f'config.{section}.{field} is not a field for {name!r}{did_you_mean(field, names)}; the fields are: '
+            f'{comma_separated(names)}'
+        )
+    _set_field(config, f'{section}.{field}', text, annotation)
+
+
+def _type_of(config: ConfigDict, name: str) -> Any:
+    """Returns the type of the field with this dotted name; object for one that is None."""
+    *sections, field = name.split('.')
+    kind = functools.reduce(lambda parent, section: parent[section], sections, config).get_type(field)
+    return object if kind is type(None) else kind
+
+
+def _set_field(config: ConfigDict, name: str, text: str | bool, annotation: Any) -> None:
+    *sections, field = name.split('.')
+    parent = functools.reduce(lambda parent, section: parent[section], sections, config)
+    if isinstance(text, bool) and annotation is not bool:
+        flag = f'--config.{name}' if text else f'--noconfig.{name}'
+        raise UserError(f'{flag} needs a value: --config.{name}=VALUE, {describe(annotation)}')
+    value = text if isinstance(text, bool) else parse_value(f'--config.{name}', text, annotation)
+    with parent.ignore_type():  # The file may have set a float to an integer, or an optional field to None.
+        parent[field] = value
+
+
+def _check_field(name: str, values: Mapping[str, Any]) -> None:
+    """Raises a UserError unless `name` is one of the dotted names of `values`."""
+    if name in values:
+        return
+    inside = [field for field in values if field.startswith(f'{name}.')]
+    if inside:
+        example = f'{name}.name' if f'{name}.name' in inside else inside[0]
+        raise UserError(f'config.{name} is a section: set its fields, for example --config.{example}=VALUE')
+    section = name.rpartition('.')[0]
+    siblings = [field for field in values if field.rpartition('.')[0] == section] or list(values)
+    raise UserError(
+        f'config.{name} is not a field{did_you_mean(name, values)}; the fields are: {comma_separated(siblings)}'
+    )
+
+
+def _describe_part(section: str, fields: ConfigDict, kept: Mapping[str, Any], parts: Section) -> str:
+    """Returns a line with the new part of a section, its defaults, and the values that the section keeps."""
+    accepted = arguments(parts.table[fields.name], parts.extra)
+    defaults = [
+        f'{name}={parameter.default!r}'
+        for name, parameter in accepted.items()
+        if name not in fields and parameter.default is not parameter.empty
+    ]
+    kept_fields = [f'{name}={value!r}' for name, value in kept.items() if name != 'name' and fields[name] == value]
+    line = f'{section:<9} {fields.name}'
+    line += f'; defaults: {", ".join(defaults)}' if defaults else ''
+    return line + (f'; from the config file: {", ".join(kept_fields)}' if kept_fields else '')
 
 
 def config_to_json(config: ConfigDict) -> str:

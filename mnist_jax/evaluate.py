@@ -8,7 +8,7 @@ from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
-from mnist_jax.files import JsonObject
+from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
@@ -63,7 +63,7 @@ def _examples(source: Source, split: str) -> Examples:
     return source.split('validation')
 
 
-def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None = None) -> JsonObject:
+def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | None = None) -> JsonObject:
     """Evaluates a checkpoint of a workdir; needs only the workdir and the dataset.
 
     `eval.json` is the result of the run. Asking for a specific step or split writes separate files, such as
@@ -74,6 +74,7 @@ def evaluate_workdir(workdir: Path, step: str | None = None, split: str | None =
       step: A step number, 'latest', 'best', or None for the checkpoint that training evaluated at its end.
       split: A split in TFDS's slicing notation, or 'validation'; None for the test split of the config.
     """
+    workdir = user_path(workdir, '--workdir')
     checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config)
     checkpoints.check_data(experiment.source.data.digests)

@@ -4,11 +4,16 @@ A constructor declares what it takes in its signature, and nowhere else: names, 
 aliases below, ranges. Constructors therefore contain no checks of their arguments.
 """
 
+import ast
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+from absl import flags
 
 from mnist_jax.errors import (
     MAX_INT,
@@ -44,6 +49,20 @@ Positive = Annotated[float, Range(1e-9, math.inf)]
 Finite = Annotated[float, Range(0.0, 1e30)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
 Rate = Annotated[float, LessThanOne()]
+
+
+class Section(NamedTuple):
+    """What a config section can select by its field `name`.
+
+    Attributes:
+      table: Constructors by name.
+      extra: The arguments that the program passes to every constructor; they are not config fields.
+      shared: The fields that every part of the section has. They keep their values when another part is selected.
+    """
+
+    table: Mapping[str, Callable]
+    extra: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 def choose(field: str, name: object, table: Mapping[str, T]) -> T:
@@ -85,9 +104,7 @@ def construct(
 ) -> Any:
     """Calls `constructor` with the checked `options` of the config section `field`, and with `extra`; see `build`."""
     extra = extra or {}
-    parameters = inspect.signature(constructor, eval_str=True).parameters
-    # Linen adds `parent` and `name` to the constructor of every module; they are not config fields.
-    accepted = {name: p for name, p in parameters.items() if name not in extra and name not in ('parent', 'name')}
+    accepted = arguments(constructor, extra)
     unknown = [name for name in options if name not in accepted]
     if unknown:
         names = ', '.join(f'{field}.{name}' for name in unknown)
@@ -101,6 +118,14 @@ def construct(
         elif parameter.default is parameter.empty:
             raise UserError(f'{field}.{name} is missing; it must be {describe(parameter.annotation)}')
     return constructor(**options, **extra)
+
+
+def arguments(constructor: Callable, extra: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a constructor that are config fields: all except those in `extra`."""
+    parameters = inspect.signature(constructor, eval_str=True).parameters
+    # Linen adds `parent` and `name` to the constructor of every module; they are not config fields.
+    excluded = {*extra, 'parent', 'name'}
+    return {name: parameter for name, parameter in parameters.items() if name not in excluded}
 
 
 def check_value(field: str, value: Any, annotation: Any) -> None:
@@ -130,6 +155,67 @@ def check_value(field: str, value: Any, annotation: Any) -> None:
         allowed = (float, int) if annotation is float else (annotation,)
         if not isinstance(value, allowed) or (isinstance(value, bool) and annotation is not bool):
             raise UserError(f'{field} must be of type {annotation.__name__}, got {value!r}')
+
+
+PARSERS: dict[Any, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+}
+NONE_TYPE = type(None)
+
+
+def parse_value(field: str, text: str, annotation: Any) -> Any:
+    """Returns the value of the type `annotation` that `text` stands for on the command line.
+
+    Covers the types of `check_value`, optional ones, and tuples; the text for any other type is a Python literal, or
+    the value itself.
+
+    Raises:
+      UserError: `text` does not stand for a value of this type. Ranges are not checked.
+    """
+    if get_origin(annotation) is Annotated:
+        return parse_value(field, text, get_args(annotation)[0])
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        choices = [choice for choice in get_args(annotation) if choice is not NONE_TYPE]
+        if len(choices) == 1 and text != 'None':
+            return parse_value(field, text, choices[0])
+    if annotation in PARSERS:
+        try:
+            return PARSERS[annotation].parse(text)
+        except ValueError:
+            raise UserError(f'{field} must be {describe(annotation)}, got {text!r}') from None
+    if get_origin(annotation) is Literal:
+        return text
+    if annotation is str:
+        if text == 'None':
+            raise UserError(f"{field} must be {describe(str)}, got None; use '' for none")
+        return text
+    if annotation in (tuple, list, Sequence) or get_origin(annotation) in (tuple, list, Sequence):
+        return _parse_tuple(field, text, annotation)
+    return _parse_literal(text)
+
+
+def _parse_literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _parse_tuple(field: str, text: str, annotation: Any) -> tuple:
+    """Returns the tuple for `(64, 32)`, `[64, 32]`, `64,32` or `64`, and for strings also `a,b`."""
+    value = _parse_literal(text)
+    if value is text and text and str in get_args(annotation):
+        return tuple(part.strip() for part in text.split(','))
+    if value is text or value is None or isinstance(value, dict | set):
+        raise UserError(f'{field} must be a tuple, such as (64, 32), (64,) or (), got {text!r}')
+    return as_tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def as_tuple(value: Any) -> Any:
+    """Returns a list or a tuple as a tuple, and the lists in it as well; any other value unchanged."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def describe(annotation: Any) -> str:

@@ -1,4 +1,4 @@
-"""Atomic writes, bounded reads, directory locks and the cache directory."""
+"""Paths that users give, atomic writes, bounded reads, directory locks and the cache directory."""
 
 import contextlib
 import datetime
@@ -23,6 +23,35 @@ JsonObject = dict[str, Any]
 
 TEMPORARY_PREFIX = '.mnist_jax-'  # prefix of the names of temporary files
 MAX_BYTES = 16 * 2**20  # size limit of a text file that this program writes; a larger file is not ours
+
+
+def user_path(path: str | Path, field: str) -> Path:
+    """Returns a path that a user gave, with `~` expanded; every such path comes through here.
+
+    Args:
+      path: A path or a glob pattern: the value of a flag, of a config field, or of an argument of a function.
+      field: What error messages call it, such as the name of the flag.
+
+    Raises:
+      UserError: it is not on a local file system, or it is in the home directory of an unknown user.
+    """
+    text = os.fspath(path)
+    if '\0' in text:
+        raise UserError(f'{field} must not contain a NUL character, got {text!r}')
+    # A `Path` has lost the second slash. A drive letter of Windows is not a scheme.
+    if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):
+        raise UserError(
+            f'{field} must be a local path, got {text!r}; mount the bucket, for example with gcsfuse or rclone, or '
+            'copy it'
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith('~') and not os.path.exists(text):
+        raise UserError(
+            f'{field} must not start with ~ unless it names a home directory, got {text!r}; for a file of this name, '
+            f'use {f"./{text}"!r}'
+        )
+    # `Path` drops a leading './', without which the name would be expanded next time.
+    return Path(expanded).absolute() if text.startswith('./~') else Path(expanded)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -159,7 +188,7 @@ def cache_directory() -> Path | None:
     features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
     processor = features[0] if features else platform.platform()
     # If the user has no home directory, as in some containers, '~' is not expanded.
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    home = os.path.expanduser(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     if home.startswith('~'):
         return None
     directory = Path(home) / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]

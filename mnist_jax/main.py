@@ -28,6 +28,8 @@ def main() -> None:
     faulthandler.enable()
     with stop_on_signals(owns_process=True):
         try:
+            # Everything that reads sys.argv sees the flags of a --flagfile in its place.
+            sys.argv[1:] = commands.expand_flagfiles(sys.argv[1:])
             command = commands.parse(sys.argv)
             status = command() or 0
         except BaseException as error:

@@ -60,7 +60,7 @@ class Run(RestoredModel):
           UserError: the file is not a readable PNG, JPEG or BMP image, or the image is blank.
         """
         try:
-            return self.frame(image_files.read(Path(path))).image
+            return self.frame(image_files.read(files.user_path(path, 'path'))).image
         except ValueError as error:
             raise UserError(f'image {str(path)!r}: {error}') from None
 

@@ -29,7 +29,7 @@ from mnist_jax.workdir.snapshot import Snapshot
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     lock_directory: Path | None = None,
     report: bool = False,
     on_step: OnStep | None = None,
@@ -53,6 +53,7 @@ def train(
       FloatingPointError: a loss or an update is not finite.
       OSError: the last checkpoint could not be written.
     """
+    workdir = files.user_path(workdir, '--workdir')
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
     _check_no_folds(workdir)
     checkpoints = Checkpoints(workdir)

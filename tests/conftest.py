@@ -161,7 +161,7 @@ for line in sys.stdin:
         os.chdir(directory)
         for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
             os.dup2(os.open(f'{directory}.{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv[1:] = arguments
+        sys.argv = ['main.py', *arguments]
         main.main()  # Exits this process.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

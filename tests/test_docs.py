@@ -4,6 +4,7 @@ import ast
 import json
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from test_layout import LEVELS
 from mnist_jax import commands
 from mnist_jax.config import config_fields, default_config, load_config
 from mnist_jax.data.source import SOURCES
-from mnist_jax.factory import Width
+from mnist_jax.factory import Width, arguments
 from mnist_jax.inference import endpoint
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.learning.optimizers import OPTIMIZERS
@@ -42,14 +43,19 @@ REPOSITORY_FILES = {
 } | {path.name for path in ROOT.iterdir()}
 
 DEFAULT = default_config()
-FIELDS = {name for name, _ in config_fields(DEFAULT)}
+FIELDS = {name for name, _ in config_fields(DEFAULT)} | {
+    f'{section}.{argument}'
+    for section, parts in commands.config_sections().items()
+    for constructor in parts.table.values()
+    for argument in arguments(constructor, parts.extra)
+}
 SECTIONS = {name for name, value in DEFAULT.items() if isinstance(value, ConfigDict)}
 BENCHMARK_FLAGS = {
     path.name: set(re.findall(r"'--([\w-]+)'", path.read_text())) for path in (ROOT / 'benchmarks').glob('*.py')
 }
 PROGRAM = re.compile(r'(?<!\S)(mnist-jax|\S*python -m mnist_jax\.main|\./launch\.sh)(?! (test|docs|setup)\b)')
-# Flags of other programs that the text mentions.
-OTHER_FLAGS = {'faults', 'help', *set().union(*BENCHMARK_FLAGS.values())}
+# Flags of absl and of other programs that the text mentions.
+OTHER_FLAGS = {'faults', 'flagfile', 'help', *set().union(*BENCHMARK_FLAGS.values())}
 
 DATASETS = {
     'mnist': 'MNIST',
@@ -163,8 +169,8 @@ def test_flags_in_commands_exist(page):
 def test_flags_and_config_fields_in_the_text_exist(page):
     for code in inline_code(PAGES[page]):
         for flag in re.findall(r'(?<!\S)--([\w.-]+)', code if code.startswith('--') else ''):
-            if flag.startswith('config.'):
-                assert flag.removeprefix('config.') in FIELDS, code
+            if flag.removeprefix('no').startswith('config.'):
+                assert flag.removeprefix('no').removeprefix('config.') in {'FIELD', *FIELDS}, code
             else:
                 assert flag in commands.FLAGS or flag.removeprefix('no') in commands.FLAGS or flag in OTHER_FLAGS, code
         field = re.fullmatch(r'config\.([a-z_.]+)', code)
@@ -289,13 +295,9 @@ def test_the_command_line_knows_a_users_part(tmp_path, data_dir):
     definition, _, _ = EXAMPLES['lenet.py'].partition('config = load_config')
     (end,) = (block for _, block in code_blocks(PAGES['docs/extending.md']) if block.startswith('if __name__'))
     (tmp_path / 'lenet.py').write_text(definition + end)
-    (tmp_path / 'config.py').write_text(
-        'from ml_collections import ConfigDict\nfrom mnist_jax.config import default_config\n\n\n'
-        "def get_config():\n    config = default_config()\n    config.model = ConfigDict({'name': 'lenet'})\n"
-        '    return config\n'
-    )
-    command = [sys.executable, 'lenet.py', '--mode=summary', '--config=config.py']
+    (documented,) = (line for line in command_lines(PAGES['docs/extending.md']) if line.startswith('python lenet.py'))
+    command = [sys.executable, *shlex.split(documented)[1:], '--mode=summary']
     variables = {**environment(data_dir), 'PYTHONPATH': str(ROOT)}
     process = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert 'Conv_1' in process.stdout
+    assert re.search(r'^Conv_1 .* 808 ', process.stdout, re.MULTILINE)  # 5 x 5 x 4 x 8 weights and 8 biases

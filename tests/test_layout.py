@@ -25,7 +25,8 @@ LEVELS = (
     ('distributed', 'models'),
     ('kernels', 'data'),
     ('config_checks',),
-    ('config', 'files'),
+    ('config',),
+    ('files',),
     ('factory',),
     ('errors', 'text_tables'),
 )

@@ -1,6 +1,7 @@
 """The command line, run as a process: what it prints and how it ends."""
 
 import json
+import shlex
 
 import pytest
 from conftest import ROOT
@@ -54,7 +55,36 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
             ('cnn', '--config.epoch=3'),
             "config.epoch is not a field (did you mean 'epochs'?); the fields are: batch_size,",
         ),
-        (('cnn', '--config.model.name=mlp'), "model.stages are not fields for 'mlp'; the fields are: dropout, hidden"),
+        (
+            ('cnn', '--config.model.name=mlp', '--config.model.stages=((8,),)'),
+            "config.model.stages is not a field for 'mlp'; the fields are: dropout, hidden",
+        ),
+        (
+            ('cnn', '--config.optimizer.name=adam', '--config.optimizer.rho=0.5'),
+            "config.optimizer.rho is not a field for 'adam'; the fields are: beta_1, beta_2, epsilon, learning_rate",
+        ),
+        (('cnn', '--config.model=mlp'), 'config.model is a section: set its fields, for example --config.model.name='),
+        (('cnn', '--config.epochs'), '--config.epochs needs a value: --config.epochs=VALUE, of type int'),
+        (('cnn', '--noconfig.model.batch_norm=1'), "--noconfig.model.batch_norm must not have a value, got '1'"),
+        (('cnn', '--config.dataset.data_dir=None'), "data_dir must be of type str, got None; use '' for none"),
+        (('cnn', '--noreport=1'), '--noreport=1 does not take an argument'),
+        (('cnn', "--workdir='runs/x'"), "--workdir must not be in quotes, got 'runs/x'; no shell removes the quotes"),
+        (('cnn', '--mode=compare', '--run=x'), '--config is not used by --mode=compare; it uses the configs of the'),
+        (('cnn', '--mode=summary', '--workdir=x'), '--workdir is not used by --mode=summary'),
+        (('--flagfile=nothing',), "one flag per line ([Errno 2] No such file or directory: 'nothing')"),
+        (('--flagfile=empty',), "one flag per line ([Errno 21] Is a directory: 'empty')"),
+        (('cnn', '--workdir=gs://bucket/run'), "--workdir must be a local path, got 'gs://bucket/run'; mount the"),
+        (('cnn', '--config.dataset.data_dir=gs://bucket'), "dataset.data_dir must be a local path, got 'gs://bucket'"),
+        (('cnn', '--config.dataset.raw_dir=s3://bucket'), "dataset.raw_dir must be a local path, got 's3://bucket'"),
+        (('--config=gs://bucket/cnn.py',), "the config file must be a local path, got 'gs://bucket/cnn.py'"),
+        (('--mode=eval', '--workdir=gs://bucket'), "--workdir must be a local path, got 'gs://bucket'"),
+        (('--mode=compare', '--run=gs://bucket/*'), "--run must be a local path, got 'gs://bucket/*'"),
+        (('--mode=predict', '--workdir=file', '--input=s3://b/a.png'), "--input must be a local path, got 's3://b/a"),
+        (
+            ('--mode=predict', '--workdir=file', '--input=file', '--output=gs://b/a.csv'),
+            "--output must be a local path, got 'gs://b/a.csv'",
+        ),
+        (('cnn', '--workdir=~nobody-here/x'), '--workdir must not start with ~ unless it names a home directory, got'),
         (('cnn', '--config.epochs=many'), "--config.epochs must be of type int, got 'many'"),
         (('cnn', '--config.model.batch_norm=maybe'), "--config.model.batch_norm must be of type bool, got 'maybe'"),
         (('cnn', '--config.batch_size=0'), 'config.batch_size must be an integer from 1 to 2147483647, got 0'),
@@ -110,3 +140,74 @@ def test_wrong_input_is_one_line_and_exit_status_2(forked, tmp_path, arguments, 
 def test_help_is_not_an_error(program):
     finished = program('--help', check=True)
     assert '--mode=compare' in finished.stdout and '--workdir:' in finished.stdout and finished.stderr == ''
+
+
+def parameters_of(finished):
+    """Returns the number of parameters in the layer table that --mode=summary prints."""
+    assert finished.returncode == 0, finished.stderr
+    return int(finished.stdout.splitlines()[-1].split()[1].replace(',', ''))
+
+
+def test_a_flagfile_is_read_like_the_command_line(forked, tmp_path):
+    (tmp_path / 'flags.txt').write_text('# a comment\n\n--flagfile=base.txt\n// another\n--config.model.hidden=(16,)\n')
+    (tmp_path / 'base.txt').write_text('--config=configs/mlp.py\n--mode=summary\n--config.model.hidden=(512,)\n')
+    # Weights and biases of two dense layers; the last value counts, wherever it is.
+    assert parameters_of(forked('--flagfile=flags.txt')) == 784 * 16 + 16 + 16 * 10 + 10
+    override = '--config.model.hidden=(8,)'
+    assert parameters_of(forked('--flagfile=flags.txt', override)) == 784 * 8 + 8 + 8 * 10 + 10
+    assert parameters_of(forked('--flagfile', 'flags.txt', override)) == 784 * 8 + 8 + 8 * 10 + 10
+    assert parameters_of(forked(override, '--flagfile=flags.txt')) == 784 * 16 + 16 + 16 * 10 + 10
+    (tmp_path / 'cnn.txt').write_text('--config=configs/cnn.py\n')
+    assert parameters_of(forked('--flagfile=flags.txt', '--flagfile=cnn.txt', override)) > 10_000
+
+
+def test_a_wrong_flag_in_a_flagfile_is_one_line(forked, tmp_path):
+    for line, message in (
+        ('--config.epoch=1', "config.epoch is not a field (did you mean 'epochs'?)"),
+        ('--config.epochs 1', "config.epochs 1 is not a field (did you mean 'epochs'?)"),
+        ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
+        ('--processes=65', '--processes must be from 1 to 64, got 65'),
+        ("--config.dataset.train='train[:9]'", "--config.dataset.train must not be in quotes, got 'train[:9]'"),
+    ):
+        (tmp_path / 'flags.txt').write_text(f'--config=configs/mlp.py\n{line}\n')
+        finished = forked('--flagfile=flags.txt')
+        assert finished.returncode == 2 and message in finished.stderr
+        assert len(finished.stderr.splitlines()) == 1
+
+
+def test_processes_in_a_flagfile_start_and_report_an_error_once(program, tmp_path):
+    (tmp_path / 'flags.txt').write_text('--config=configs/mlp.py\n--processes=2\n--config.batch_size=0\n')
+    finished = program('--flagfile=flags.txt')
+    assert finished.returncode == 2
+    assert finished.stderr == 'error: config.batch_size must be an integer from 1 to 2147483647, got 0\n'
+
+
+def test_a_run_records_the_flags_of_its_flagfile_and_the_fields_of_its_parts(forked, tmp_path):
+    flags = ('--config=configs/mlp.py', *TINY, '--config.epochs=0', '--noreport', '--workdir=run')
+    (tmp_path / 'flags.txt').write_text('\n'.join(flags))
+    finished = forked('--flagfile=flags.txt', '--config.optimizer.beta_1=0.8', '--config.optimizer.name=adam')
+    assert finished.returncode == 0, finished.stderr
+    (start,) = json.loads((tmp_path / 'run' / 'provenance.json').read_text())
+    assert shlex.split(start['command'])[3:-2] == list(flags)
+    optimizer = json.loads((tmp_path / 'run' / 'config.json').read_text())['optimizer']
+    assert optimizer == {'name': 'adam', 'learning_rate': 0.001, 'beta_1': 0.8}
+
+
+def test_the_flags_of_a_part_follow_its_name(forked):
+    finished = forked(
+        '--config=configs/cnn.py', '--mode=summary', '--config.model.hidden=64', '--config.model.name', 'mlp',
+        '--config.schedule.warmup=1', '--config.schedule.name=cosine', '--config.model.hidden=32',
+    )  # fmt: skip
+    assert parameters_of(finished) == 784 * 32 + 32 + 32 * 10 + 10
+    assert [line.split(' ', 1)[1] for line in finished.stderr.splitlines()] == [
+        'config    model.hidden=32 replaces the earlier 64',
+        'model     mlp; defaults: dropout=()',
+        'schedule  cosine; defaults: final=0.0',
+    ]
+
+
+def test_another_dataset_keeps_the_splits_of_the_config(forked):
+    fraction = ('--config.dataset.name=digits', '--config.dataset.validation_fraction=0.1')
+    finished = forked(config_flag('kaggle_mlp'), '--mode=summary', *fraction)
+    message = 'dataset.validation and dataset.validation_fraction must not both select the validation examples'
+    assert message in finished.stderr

@@ -36,8 +36,10 @@ class PreparedDataset:
     def __init__(self, name: str, make_builder: type[ArrayBuilder], data_dir: str, raw_dir: str, split_seed: int):
         self.name = name
         self._make_builder = make_builder
-        self._data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-        self._raw_dir = Path(raw_dir).expanduser() if raw_dir else None
+        self._data_dir = files.user_path(
+            data_dir or tfds.core.constants.DATA_DIR, 'dataset.data_dir' if data_dir else 'TFDS_DATA_DIR'
+        )
+        self._raw_dir = files.user_path(raw_dir, 'dataset.raw_dir') if raw_dir else None
         self._split_seed = split_seed
 
     @functools.cached_property

@@ -21,7 +21,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 STABLEHLO, ONNX = 'model.stablehlo', 'model.onnx'
 
 
-def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
+def export(workdir: str | Path, step: str | None = None, onnx: bool = False) -> Path:
     """Exports the model of a run to `export/` in its workdir, with a README that shows how to call it.
 
     The exported model maps images BxHxWxC, for any batch size B, to class probabilities BxK. It contains the
@@ -44,7 +44,7 @@ def export(workdir: Path, step: str | None = None, onnx: bool = False) -> Path:
     contents = {STABLEHLO: to_stablehlo(model)}
     if onnx:
         contents[ONNX] = to_onnx(model)
-    directory = workdir / 'export'
+    directory = model.workdir / 'export'
     files.make_directory(directory, '--workdir: the export directory')
     for name, data in contents.items():
         files.write_bytes(directory / name, data)

@@ -38,7 +38,9 @@ class Prediction(NamedTuple):
     preprocessing: str  # how the image was preprocessed
 
 
-def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, step: str | None = None) -> None:
+def predict(
+    workdir: str | Path, inputs: Sequence[str], output: str | Path | None = None, step: str | None = None
+) -> None:
     """Predicts the class of every image, and prints a table or writes a file.
 
     Args:
@@ -49,6 +51,7 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
         submission format, by default to `submission.csv` in the current directory.
       step: The checkpoint; see `restore_snapshot`.
     """
+    output = files.user_path(output, '--output') if output else None
     paths = list(itertools.chain.from_iterable(map(_find_files, inputs)))
     is_csv = any(path.suffix.lower() == '.csv' for path in paths)
     if is_csv and len(paths) > 1:
@@ -69,6 +72,7 @@ def predict(workdir: Path, inputs: Sequence[str], output: Path | None = None, st
 
 def _find_files(pattern: str) -> list[Path]:
     """Returns the files that a path or a pattern names; a directory stands for all images in it, recursively."""
+    pattern = str(files.user_path(pattern, '--input'))
     matches = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
     if not matches:
         raise UserError(

@@ -14,6 +14,7 @@ from mnist_jax.data.batches import pad_rows
 from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.errors import UserError
+from mnist_jax.files import user_path
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
@@ -87,8 +88,9 @@ class RestoredModel:
         self.snapshot = snapshot._replace(state=to_host(snapshot.state))
 
     @classmethod
-    def load(cls, workdir: Path, step: str | None = None) -> Self:
+    def load(cls, workdir: str | Path, step: str | None = None) -> Self:
         """Restores the run in `workdir` at `step`; see `restore_snapshot`."""
+        workdir = user_path(workdir, '--workdir')
         checkpoints, config = open_workdir(workdir)
         plan = make_plan(config)
         start_backend(1, config.dtype)

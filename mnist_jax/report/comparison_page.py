@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_jax.errors import UserError
+from mnist_jax.files import user_path
 from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, pair_rows, read_runs, table_row
 
 
-def compare_runs(patterns: Sequence[str], directory: Path) -> Path:
+def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
     """Writes a page that compares several runs to `report/` in `directory`; returns the path of the page.
 
     Args:
       patterns: The workdirs of the runs, as for `workdir.comparison.read_runs`.
       directory: Where to write; must not be the workdir of a run.
     """
+    directory = user_path(directory, '--workdir')
     runs = read_runs(patterns)
     if len(runs) < 2:
         raise UserError(f'--run must name at least two runs to compare, got {len(runs)}; for one run, use --workdir')

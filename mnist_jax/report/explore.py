@@ -19,8 +19,9 @@ EXAMPLES_PER_CLASS = 12
 STATISTICS: dict[str, Callable[..., np.ndarray]] = {'mean': np.mean, 'median': np.median, 'standard deviation': np.std}
 
 
-def explore(config: ConfigDict, workdir: Path) -> str:
+def explore(config: ConfigDict, workdir: str | Path) -> str:
     """Writes figures and `explore.txt` for the dataset of `config` to `workdir`; prints and returns the text."""
+    workdir = files.user_path(workdir, '--workdir')
     if not config.dataset.in_memory:
         raise UserError('--config.dataset.in_memory must be True for --mode=explore, got False')
     experiment = make_experiment(config)

@@ -19,7 +19,7 @@ from mnist_jax.workdir.metrics_log import read_metrics
 METRICS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
 
 
-def cross_validate(config: ConfigDict, workdir: Path) -> JsonObject:
+def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
     """Trains `config.folds` runs, each validated on a different part of the training split, or resumes them.
 
     The run of fold N is in the directory `fold-N` of the workdir. Prints the results, their mean and their standard
@@ -29,6 +29,7 @@ def cross_validate(config: ConfigDict, workdir: Path) -> JsonObject:
       The contents of `folds.json`.
     """
     check_config(config)
+    workdir = files.user_path(workdir, '--workdir')
     if not config.epochs:
         raise UserError('config.epochs must be at least 1 for cross-validation, got 0')
     if Checkpoints(workdir).steps():

@@ -85,7 +85,9 @@ class Measurement(NamedTuple):
         return False, MISSED
 
 
-def reproduce(names: Sequence[str], seeds: int, workdir: Path, overrides: Sequence[str] = ()) -> list[Measurement]:
+def reproduce(
+    names: Sequence[str], seeds: int, workdir: str | Path, overrides: Sequence[str] = ()
+) -> list[Measurement]:
     """Trains every experiment with several seeds, or resumes the existing runs, and writes `RESULTS.md`.
 
     Args:
@@ -104,6 +106,7 @@ def reproduce(names: Sequence[str], seeds: int, workdir: Path, overrides: Sequen
             raise UserError(f'--experiments must be among {", ".join(configs)}, got {name!r}')
     if seeds < 1:
         raise UserError(f'--seeds must be at least 1, got {seeds}')
+    workdir = files.user_path(workdir, '--workdir')
     files.make_directory(workdir, '--workdir')
     selected = [published for published in EXPERIMENTS if not names or published.config in names]
     if any(published.config == 'kaggle_mlp' for published in selected):

@@ -71,7 +71,7 @@ def read_runs(patterns: Sequence[str]) -> list[FinishedRun]:
 def find_runs(patterns: Sequence[str]) -> list[Path]:
     """Returns the workdirs that match the patterns, each once, in order."""
     workdirs: dict[Path, None] = {}
-    for pattern in patterns:
+    for pattern in (str(files.user_path(text, '--run')) for text in patterns):
         if Path(pattern).is_dir():
             workdirs[Path(pattern).resolve()] = None
             continue

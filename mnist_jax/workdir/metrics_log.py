@@ -58,9 +58,9 @@ def _unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
     """Returns the rows of `metrics.csv` as numbers, without empty fields; [] if there is no such file."""
-    path = workdir / 'metrics.csv'
+    path = files.user_path(workdir, 'workdir') / 'metrics.csv'
     rows, damaged = _read_rows(path)
     if damaged:
         raise UserError(

@@ -39,6 +39,7 @@ def result_paths(workdir: Path, suffix: str | None = None) -> tuple[Path, Path]:
       workdir: The directory of the run.
       suffix: Names an evaluation other than the one at the end of training, as in `eval-SUFFIX.json`.
     """
+    workdir = files.user_path(workdir, 'workdir')
     ending = f'-{suffix}' if suffix else ''
     return workdir / f'eval{ending}.json', workdir / f'predictions{ending}.npz'
 
