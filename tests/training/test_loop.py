@@ -27,7 +27,7 @@ def test_a_run_that_failed_within_an_epoch_resumes_from_the_last_checkpoint(smal
 def test_a_nan_loss_stops_the_run(small, tmp_path):
     message = r'loss of step 2 is \S+ \(learning rate 1e\+38, training examples (\d+, ){63}\d+\);'
     with pytest.raises(FloatingPointError, match=message):
-        train(small(optimizer__learning_rate=1e39), tmp_path)
+        train(small(optimizer__learning_rate=1e38), tmp_path)
     assert Checkpoints(tmp_path).steps() == [0]
 
 
