@@ -13,7 +13,9 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -21,6 +23,9 @@ from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.distributed.devices import start_backend
 from mnist_jax.distributed.signals import StopRequest
+from mnist_jax.learning import losses
+from mnist_jax.learning.optimizers import sgd
+from mnist_jax.learning.step import StepParts
 from mnist_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +84,20 @@ def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
         *sections, field = name.split('__')
         functools.reduce(lambda section, part: section[part], sections, config)[field] = value
     return config
+
+
+def make_parts(model: nn.Module, chunk_size: int, learning_rate: float) -> StepParts:
+    """Returns the parts of a float32 step with SGD and the cross-entropy."""
+    return StepParts(
+        model=model,
+        loss=losses.cross_entropy(),
+        optimizer=sgd(),
+        learning_rate=lambda updates: learning_rate,
+        max_pixel=255,
+        dtype=jnp.dtype('float32'),
+        skip_nonfinite=False,
+        chunk_size=chunk_size,
+    )
 
 
 @pytest.fixture

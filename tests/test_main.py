@@ -96,6 +96,10 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
             ('cnn', '--config.devices=99'),
             'config.devices must be from 1 to 8 (virtual devices on the CPU), or 0 for automatic, got 99',
         ),
+        (
+            ('cnn', '--config.model.padding=valid', '--config.model.pool=(28,28)'),
+            'the model does not fit images of shape (28, 28, 1): no pixels are left before the dense layers',
+        ),
         (('cnn', '--config.epochs=-1'), 'config.epochs must be an integer from 0 to 2147483647, got -1'),
         (('nothing',), 'does not exist; configs/cnn.py is an example'),
         (('cnn', '--workdir=file'), "--workdir must be a directory, but 'file' or one of its parents is a file"),

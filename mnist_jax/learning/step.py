@@ -79,7 +79,7 @@ def create_state(
     """Returns the state before the first step."""
     variables = model.init(_random_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
     linen.check_collections(variables)
-    params = variables['params']
+    params = variables.get('params', {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -119,7 +119,7 @@ def train_step(
         chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
     else:
         chunk_results, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
-    # Without the barrier, the compiler may fuse sum and update differently on different device counts.
+    # Without the barriers, the compiler may fuse gradient, sum and update differently on different device counts.
     chunk_results = jax.lax.optimization_barrier(chunk_results)
     grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
     grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
@@ -151,8 +151,8 @@ def apply_to_chunk(
         return model.apply(variables, image_BxHxWxC, training, rngs=rngs, mutable=['batch_stats'])
 
 
-def check_model(model: nn.Module, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Traces the model on a chunk of two images, without computing anything.
+def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Traces the model on a chunk of two images, without computing anything; of `state`, only the shapes are used.
 
     Raises:
       UserError: the model does not return logits Bx`num_classes`, or would be wrong on a chunk of a batch.
@@ -160,8 +160,7 @@ def check_model(model: nn.Module, image_shape: tuple[int, ...], num_classes: int
     image_BxHxWxC = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     mask_B, index_B = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
-    variables = jax.eval_shape(model.init, key, image_BxHxWxC)
-    linen.check_collections(variables)
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
     arguments = (variables, image_BxHxWxC, {'mask': mask_B, 'index': index_B}, key)
     apply = functools.partial(apply_to_chunk, model)
     jaxpr, (logits, _) = jax.make_jaxpr(apply, return_shape=True)(*arguments)

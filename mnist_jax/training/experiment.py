@@ -214,8 +214,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     source = plan.source
     schedule = build('schedule', SCHEDULES, config.schedule)
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
-    step.check_model(plan.model, source.image_shape, len(source.class_names))
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
+    step.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
     replicas = start_backend(config.devices, config.dtype)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')

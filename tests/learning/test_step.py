@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_parts
 
-from mnist_jax.learning import losses, metrics
-from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import StepParts, create_state, eval_step, train_step
+from mnist_jax.learning import metrics
+from mnist_jax.learning.step import create_state, eval_step, train_step
 from mnist_jax.models.architectures import MLP
 
 
@@ -36,16 +36,7 @@ def identity(tree):
 
 
 def make_steps(model, chunk_size, learning_rate=0.1):
-    parts = StepParts(
-        model=model,
-        loss=losses.cross_entropy(),
-        optimizer=sgd(),
-        learning_rate=lambda updates: learning_rate,
-        max_pixel=255,
-        dtype=jnp.dtype('float32'),
-        skip_nonfinite=False,
-        chunk_size=chunk_size,
-    )
+    parts = make_parts(model, chunk_size, learning_rate)
     state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
     train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts, identity))
     evaluate = jax.jit(lambda state, batch: eval_step(state, batch, parts, identity, identity))

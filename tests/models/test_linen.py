@@ -1,17 +1,19 @@
 """Linen's own layers in models that are trained in chunks, against plain JAX on the whole batch."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import make_parts
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
-from mnist_jax.learning import losses
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import StepParts, apply_to_chunk, check_model, create_state, train_step
+from mnist_jax.learning.step import apply_to_chunk, check_model, create_state, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
 from mnist_jax.training.experiment import make_experiment
@@ -70,7 +72,7 @@ def lowbias32(x):
 
 
 class Dropout(nn.Module):
-    """The definition of the mask in docs/determinism.md, for a whole batch whose examples are numbered from 0."""
+    """Dropout of a whole batch whose examples are numbered from 0, with the masks of `ops.random_mask`."""
 
     rate: float
     broadcast_dims: tuple = ()
@@ -102,16 +104,7 @@ def make_batch():
 
 def take_step(model, chunks):
     batch = make_batch()
-    parts = StepParts(
-        model=model,
-        loss=losses.cross_entropy(),
-        optimizer=sgd(),
-        learning_rate=lambda updates: LEARNING_RATE,
-        max_pixel=255,
-        dtype=jnp.dtype('float32'),
-        skip_nonfinite=False,
-        chunk_size=len(batch['label']) // chunks,
-    )
+    parts = make_parts(model, len(batch['label']) // chunks, LEARNING_RATE)
     state = create_state(model, parts.optimizer, (28, 28, 1), seed=0)
     return state, *jax.jit(lambda: train_step(state, batch, 0, parts, lambda tree: tree))()
 
@@ -312,4 +305,5 @@ def test_a_model_that_would_be_wrong_in_chunks_is_refused_when_it_is_built(funct
             return function(image_BxHxWxC, self)
 
     with pytest.raises(UserError, match=message):
-        check_model(Model(), (28, 28, 1), 3)
+        state = jax.eval_shape(functools.partial(create_state, Model(), sgd(), (28, 28, 1)), 0)
+        check_model(Model(), state, (28, 28, 1), 3)
