@@ -18,6 +18,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.factory import Section, choose
 from mnist_jax.files import user_path
 from mnist_jax.workdir.metrics_log import configure_logging
+from mnist_jax.workdir.provenance import program
 
 FLAGS = flags.FLAGS
 USAGE = """\
@@ -184,10 +185,7 @@ def _launch() -> int:
         raise UserError(f'--processes starts all processes itself and must not be combined with --{others[0]}')
     if not 1 <= FLAGS.processes <= MAX_PROCESSES:
         raise UserError(f'--processes must be from 1 to {MAX_PROCESSES}, got {FLAGS.processes}')
-    arguments, script = [*sys.argv[1:], '--processes=0'], Path(sys.argv[0])
-    if script.suffix == '.py' and script.name != 'main.py':  # a user's script, with its own parts
-        return launch_processes(arguments, FLAGS.processes, (sys.executable, str(script)))
-    return launch_processes(arguments, FLAGS.processes)
+    return launch_processes([*sys.argv[1:], '--processes=0'], FLAGS.processes, [sys.executable, *program()[1:]])
 
 
 def train() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError, comma_separated, did_you_mean
-from mnist_jax.factory import Section, arguments, choose, describe, parse_value
+from mnist_jax.factory import Section, arguments, choose, describe, lists_to_tuples, parse_value
 from mnist_jax.files import user_path
 
 ROOT = Path(__file__).parent.parent
@@ -188,14 +188,19 @@ def _override_argument(
 
 def _type_of(config: ConfigDict, name: str) -> Any:
     """Returns the type of the field with this dotted name; object for one that is None."""
-    *sections, field = name.split('.')
-    kind = functools.reduce(lambda parent, section: parent[section], sections, config).get_type(field)
+    parent, field = _locate(config, name)
+    kind = parent.get_type(field)
     return object if kind is type(None) else kind
 
 
-def _set_field(config: ConfigDict, name: str, text: str | bool, annotation: Any) -> None:
+def _locate(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
+    """Returns the section that holds the field with this dotted name, and the name of the field in it."""
     *sections, field = name.split('.')
-    parent = functools.reduce(lambda parent, section: parent[section], sections, config)
+    return functools.reduce(lambda parent, section: parent[section], sections, config), field
+
+
+def _set_field(config: ConfigDict, name: str, text: str | bool, annotation: Any) -> None:
+    parent, field = _locate(config, name)
     if isinstance(text, bool) and annotation is not bool:
         flag = f'--config.{name}' if text else f'--noconfig.{name}'
         raise UserError(f'{flag} needs a value: --config.{name}=VALUE, {describe(annotation)}')
@@ -252,13 +257,7 @@ def config_from_json(value: object) -> ConfigDict:
     """Returns the locked config that `config_to_json` wrote; raises a ValueError for any other JSON value."""
     if not isinstance(value, dict):
         raise ValueError('it must be a JSON object')
-    return ConfigDict(_lists_to_tuples(value)).lock()
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _lists_to_tuples(item) for name, item in value.items()}
-    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
+    return ConfigDict(lists_to_tuples(value)).lock()
 
 
 def fill_added_fields(saved: ConfigDict) -> ConfigDict:

@@ -210,12 +210,14 @@ def _parse_tuple(field: str, text: str, annotation: Any) -> tuple:
         return tuple(part.strip() for part in text.split(','))
     if value is text or value is None or isinstance(value, dict | set):
         raise UserError(f'{field} must be a tuple, such as (64, 32), (64,) or (), got {text!r}')
-    return as_tuple(value) if isinstance(value, list | tuple) else (value,)
+    return lists_to_tuples(value) if isinstance(value, list | tuple) else (value,)
 
 
-def as_tuple(value: Any) -> Any:
-    """Returns a list or a tuple as a tuple, and the lists in it as well; any other value unchanged."""
-    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+def lists_to_tuples(value: Any) -> Any:
+    """Returns `value` with each list in it, at any depth of lists, tuples and dicts, replaced by a tuple."""
+    if isinstance(value, dict):
+        return {name: lists_to_tuples(item) for name, item in value.items()}
+    return tuple(map(lists_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def describe(annotation: Any) -> str:

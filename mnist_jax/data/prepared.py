@@ -147,7 +147,8 @@ class PreparedDataset:
 
     def _load_split(self, name: str) -> Split:
         """Returns a whole prepared split; a process that trains several runs reads it once."""
-        key = (name, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(self._path.iterdir())))
+        stats = [(path, path.stat()) for path in sorted(self._path.iterdir())]
+        key = (name, *((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
         if key in _splits_in_memory:
             return _splits_in_memory[key]
         record_files = self._open_files(name)

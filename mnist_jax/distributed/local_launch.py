@@ -24,7 +24,7 @@ CHILD_VARIABLE = 'MNIST_JAX_CHILD'  # environment variable of a child: its launc
 PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
 
 
-def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequence[str] = PROGRAM) -> int:
+def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequence[str]) -> int:
     """Runs `program` with `arguments` in several processes, as one distributed run.
 
     Process 0 uses the terminal; the output of another process is shown only if that process fails. After a failure,

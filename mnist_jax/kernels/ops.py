@@ -229,8 +229,16 @@ def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) ->
 
 def plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
     """Specifies `scale_relu`."""
-    scaled = x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
-    return jax.nn.relu(scaled).astype(x_BxHxWxC.dtype)
+    return jax.nn.relu(_scale(x_BxHxWxC, factor_C, shift_C)).astype(x_BxHxWxC.dtype)
+
+
+def scale(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    """Returns x * factor + shift, with one factor and one shift per channel; XLA computes it on every device."""
+    return _scale(x_BxHxWxC, factor_C, shift_C).astype(x_BxHxWxC.dtype)
+
+
+def _scale(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
+    return x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
 
 
 @jax.custom_vjp

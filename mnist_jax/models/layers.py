@@ -42,6 +42,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
+        x_BxHxWxC = _four_axes(x)
         channels = x.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
@@ -50,19 +51,13 @@ class BatchNorm(nn.Module):
         if training is None:
             mean, variance = moving_mean.value, moving_variance.value
         else:
-            mean, variance = batch_statistics(x, training)
+            mean, variance = batch_statistics(x_BxHxWxC, training)
             if not self.is_initializing():
                 for moving, current in ((moving_mean, mean), (moving_variance, variance)):
                     moving.value = self.momentum * moving.value + (1 - self.momentum) * current
         factor_C = scale * jax.lax.rsqrt(variance + self.epsilon)
-        shift_C = bias - mean * factor_C
-        if self.relu:
-            return ops.scale_relu(_four_axes(x), factor_C, shift_C).reshape(x.shape)
-        return (
-            (_four_axes(x) * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1))
-            .astype(x.dtype)
-            .reshape(x.shape)
-        )
+        scaled = (ops.scale_relu if self.relu else ops.scale)(x_BxHxWxC, factor_C, bias - mean * factor_C)
+        return scaled.reshape(x.shape)
 
 
 def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:

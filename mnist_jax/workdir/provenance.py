@@ -17,7 +17,6 @@ from mnist_jax.distributed import processes
 from mnist_jax.files import JsonObject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
-PROGRAMS = ('main.py', 'mnist-jax')  # names of this package's own command line
 MAX_STARTS = 100  # latest starts to keep
 FIELDS = {
     'began': str,
@@ -75,16 +74,14 @@ def processor() -> str:
 
 
 def program() -> list[str]:
-    """Returns how to call the command line: through a user's script with its own parts, or through this package."""
-    return ['python', sys.argv[0]] if _is_own_script() else ['python', '-m', 'mnist_jax.main']
-
-
-def _is_own_script() -> bool:
-    return flags.FLAGS.is_parsed() and Path(sys.argv[0]).name not in PROGRAMS
+    """Returns what comes before the flags on the command line: `python` and a user's script, or this package."""
+    script = Path(sys.argv[0])
+    is_own_script = flags.FLAGS.is_parsed() and script.suffix == '.py' and script.name != 'main.py'
+    return ['python', *((sys.argv[0],) if is_own_script else ('-m', 'mnist_jax.main'))]
 
 
 def _command() -> str:
-    if not _is_own_script() and Path(sys.argv[0]).name not in PROGRAMS:
+    if not flags.FLAGS.is_parsed() and Path(sys.argv[0]).name not in ('main.py', 'mnist-jax'):
         return f'{Path(sys.argv[0]).name}, from Python'
     return shlex.join([*program(), *sys.argv[1:]])
 
