@@ -65,7 +65,7 @@ def _dataset() -> ConfigDict:
     dataset = ConfigDict()
     dataset.name = 'mnist'  # one of data.source.SOURCES
     dataset.data_dir = ''  # directory of the prepared data; '': the TFDS default, ~/tensorflow_datasets
-    dataset.raw_dir = ''  # directory of the raw files; '': bundled with the package, or downloaded
+    dataset.raw_dir = ''  # the raw files: a directory, or Kaggle's CSV; '': bundled with the package, or downloaded
     dataset.train = 'train'  # a split in TFDS's slicing notation, such as 'train[:90%]'
     dataset.validation = ''  # the validation split in the same notation; '': none
     dataset.test = 'test'  # the test split in the same notation

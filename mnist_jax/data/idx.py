@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import math
+import re
 import zlib
 from pathlib import Path
 
@@ -16,14 +17,42 @@ MAX_BYTES = 2**30  # limit on the size of the elements; TFDS needs TensorFlow to
 GZIPPED = b'\x1f\x8b'
 # Two zero bytes, the element type (8: unsigned byte), and the number of dimensions.
 MAGIC = {1: b'\x00\x00\x08\x01', 3: b'\x00\x00\x08\x03'}
+NAME = re.compile(r'(?P<prefix>|.*-)(train|t10k|test)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?')
 
 
-def find(directory: Path, name: str) -> Path:
-    """Returns the path of the file `name` in `directory`, plain or gzipped."""
-    for path in (directory / name, directory / f'{name}.gz'):
+def find(directory: Path, name: str, prefix: str = '') -> Path:
+    """Returns the path of a file in `directory`, plain or gzipped.
+
+    Args:
+      directory: Where to look.
+      name: The name of the file in MNIST, such as 't10k-images-idx3-ubyte'; a dot before 'idx' is accepted, and
+        'test' instead of 't10k'.
+      prefix: What precedes this name, such as 'emnist-digits-'; see `find_prefix`.
+    """
+    names = [prefix + name.replace('t10k', test) for test in ('t10k', 'test')]
+    spellings = [spelling for name in names for spelling in (name, name.replace('-idx', '.idx'))]
+    for path in (directory / f'{spelling}{suffix}' for spelling in spellings for suffix in ('', '.gz')):
         if path.is_file():
             return path
-    raise UserError(f'raw file {name} (or {name}.gz) is missing from {str(directory)!r}')
+    expected = names[1 if prefix else 0]  # EMNIST's names have a prefix, and 'test'.
+    raise UserError(f'raw file {expected} (or {expected}.gz) is missing from {str(directory)!r}')
+
+
+def find_prefix(directory: Path) -> str:
+    """Returns what precedes MNIST's names in the names of the files in `directory`: '', or, in EMNIST's, its part.
+
+    Raises:
+      UserError: the directory has the files of several datasets, and none without a prefix.
+    """
+    matches = [NAME.fullmatch(path.name) for path in sorted(directory.iterdir()) if not path.name.startswith('.')]
+    prefixes = sorted({match['prefix'] for match in matches if match})
+    if len(prefixes) > 1 and '' not in prefixes:
+        names = ', '.join(f'{prefix}...' for prefix in prefixes[:10])
+        raise UserError(
+            f'dataset.raw_dir must contain the files of one dataset, got {names} in {str(directory)!r}; move those to '
+            'use to a directory of their own'
+        )
+    return prefixes[0] if prefixes else ''
 
 
 def read(path: Path, dimensions: int, sha256: str | None = None) -> np.ndarray:
@@ -38,20 +67,35 @@ def read(path: Path, dimensions: int, sha256: str | None = None) -> np.ndarray:
       UserError: the file cannot be read, is not such an IDX file, does not have the length that its header gives, or
         has a different digest.
     """
+    header, elements, shape = _read(path, dimensions)
+    if sha256 is not None and (digest := _sha256(header, elements)) != sha256:
+        raise UserError(f'raw file {str(path)!r} must have the SHA-256 {sha256}, got {digest}')
+    return np.frombuffer(elements, np.uint8).reshape(shape)
+
+
+def digest(path: Path, dimensions: int) -> str:
+    """Returns the SHA-256 of the uncompressed contents of an IDX file; see `read`."""
+    header, elements, _ = _read(path, dimensions)
+    return _sha256(header, elements)
+
+
+def _sha256(header: bytes, elements: bytearray) -> str:
+    sha256 = hashlib.sha256(header)
+    sha256.update(elements)
+    return sha256.hexdigest()
+
+
+def _read(path: Path, dimensions: int) -> tuple[bytes, bytearray, tuple[int, ...]]:
+    """Returns header, elements and shape of an IDX file."""
     try:
         with open(path, 'rb') as file:
             gzipped = file.read(2) == GZIPPED
             file.seek(0)
-            header, elements, shape = _parse(path, gzip.GzipFile(fileobj=file) if gzipped else file, dimensions)
+            return _parse(path, gzip.GzipFile(fileobj=file) if gzipped else file, dimensions)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f'raw file {str(path)!r} is truncated or damaged: {error}') from None
     except OSError as error:
         raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror}') from None
-    digest = hashlib.sha256(header)
-    digest.update(elements)
-    if sha256 is not None and digest.hexdigest() != sha256:
-        raise UserError(f'raw file {str(path)!r} must have the SHA-256 {sha256}, got {digest.hexdigest()}')
-    return np.frombuffer(elements, np.uint8).reshape(shape)
 
 
 def _parse(path: Path, file: io.BufferedIOBase, dimensions: int) -> tuple[bytes, bytearray, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST: datasets of four IDX files, from a local directory or downloaded."""
 
+import hashlib
 import threading
 import urllib.error
 import urllib.parse
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mnist_jax.data import idx
-from mnist_jax.data.builder import ArrayBuilder, Arrays
+from mnist_jax.data.builder import MOVED, ArrayBuilder, Arrays
 from mnist_jax.data.framing import Framing
 from mnist_jax.errors import UserError, first_line
 
@@ -19,6 +21,8 @@ FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
+NAMES = tuple(name for pair in FILES.values() for name in pair)
+EMNIST = 'emnist-'  # how the names of EMNIST's files start
 CONNECT_SECONDS = 8.0  # timeout of the request that precedes a download
 
 
@@ -30,44 +34,86 @@ class IdxBuilder(ArrayBuilder):
     URL: str | None = None  # where to download the files from
     PACKAGE_HINT = ''  # how else to get the files, for error messages
 
-    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
-        paths = self._raw_files(dl_manager)
-        return {split: self._read_split(paths, *names) for split, names in FILES.items()}
+    @classmethod
+    def variant(cls, raw_dir: Path | None, split_seed: int) -> str:
+        """Returns '' for the files with the digests in `SHA256`; otherwise a name made of the digests of the files."""
+        if raw_dir is None:
+            return ''
+        paths, prefix = _find_files(raw_dir)
+        digests = {name: idx.digest(path, _dimensions(name)) for name, path in paths.items()}
+        transposed = prefix.lower().startswith(EMNIST)
+        if digests == cls.SHA256 and not transposed:
+            return ''
+        if cls.SHA256:
+            logging.warning(
+                'The files in %s are not the original ones of %s; using them as they are', raw_dir, cls.name
+            )
+        digest = hashlib.sha256(''.join(digests[name] for name in NAMES).encode()).hexdigest()
+        return digest[:16] + ('-transposed' if transposed else '')
 
-    def _raw_files(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
-        """Returns the paths of the raw files by name; downloads the files if no directory has them."""
-        names = [name for pair in FILES.values() for name in pair]
+    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+        paths, prefix = self._raw_files(dl_manager)
+        transposed = prefix.lower().startswith(EMNIST)
+        if transposed:
+            logging.info("The images in EMNIST's files are transposed: rows and columns are swapped back")
+        return {split: self._read_split(paths, *names, transposed) for split, names in FILES.items()}
+
+    def _raw_files(self, dl_manager: tfds.download.DownloadManager) -> tuple[dict[str, Path], str]:
+        """Returns the result of `_find_files`; downloads the files if no directory has them."""
         raw_dir = self._raw_dir or next(filter(Path.is_dir, self.DIRECTORIES), None)
         if raw_dir is not None:
-            if not raw_dir.is_dir():
-                raise UserError(f'dataset.raw_dir must be a directory with the raw files, got {str(raw_dir)!r}')
-            return {name: idx.find(raw_dir, name) for name in names}
+            return _find_files(raw_dir)
         hint = (
             f'set --config.dataset.raw_dir to a directory with its four IDX files{self.PACKAGE_HINT}, or '
             '--config.dataset.data_dir to prepared data'
         )
-        check_reachable(f'{self.URL}/{names[0]}.gz', CONNECT_SECONDS, hint)
+        check_reachable(f'{self.URL}/{NAMES[0]}.gz', CONNECT_SECONDS, hint)
         try:
-            paths = dl_manager.download({name: f'{self.URL}/{name}.gz' for name in names})
+            paths = dl_manager.download({name: f'{self.URL}/{name}.gz' for name in NAMES})
         except Exception as error:  # The download manager raises whatever its backend raises.
             raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {hint}') from None
-        return {name: Path(path) for name, path in paths.items()}
+        return {name: Path(path) for name, path in paths.items()}, ''
 
-    def _read_split(self, paths: Mapping[str, Path], images_name: str, labels_name: str) -> Arrays:
-        images = idx.read(paths[images_name], dimensions=3, sha256=self.SHA256.get(images_name))
-        labels = idx.read(paths[labels_name], dimensions=1, sha256=self.SHA256.get(labels_name))
+    def _read_split(self, paths: Mapping[str, Path], images_name: str, labels_name: str, transposed: bool) -> Arrays:
+        # A variant is named by the digests of its files, so only the default one has files with known digests.
+        known = {} if self.builder_config else self.SHA256
+        images, labels = (
+            idx.read(paths[name], _dimensions(name), known.get(name)) for name in (images_name, labels_name)
+        )
         images_file, labels_file = (f'raw file {str(paths[name])!r}' for name in (images_name, labels_name))
         if (*images.shape[1:], 1) != self.SHAPE:
             raise UserError(f'{images_file} must have images of shape {self.SHAPE[:2]}, got {images.shape[1:]}')
+        if not len(images):
+            raise UserError(f'{images_file} must have at least one image, got none')
         if len(images) != len(labels):
             raise UserError(f'{labels_file} must have {len(images):,} labels, one per image, got {len(labels):,}')
-        if labels.size and labels.max() >= len(self.CLASS_NAMES):
+        if labels.max() >= len(self.CLASS_NAMES):
             index = int(np.argmax(labels >= len(self.CLASS_NAMES)))
+            hint = "; of EMNIST, only 'digits' and 'mnist' have these classes" if transposed else ''
             raise UserError(
-                f'{labels_file} must have labels from 0 to {len(self.CLASS_NAMES) - 1}, got {labels[index]} at index '
-                f'{index}'
+                f'{labels_file} must have labels from 0 to {len(self.CLASS_NAMES) - 1}, the {len(self.CLASS_NAMES)} '
+                f'classes of this dataset, got {labels[index]} at index {index} and labels from {labels.min()} to '
+                f'{labels.max()} in all{hint}'
             )
+        if transposed:
+            images = images.transpose(0, 2, 1)
         return images.reshape(-1, *self.SHAPE), labels
+
+
+def _find_files(raw_dir: Path) -> tuple[dict[str, Path], str]:
+    """Returns the paths of the four raw files by their names in `NAMES`, and the prefix of their actual names."""
+    if not raw_dir.is_dir():
+        problem = 'is a file' if raw_dir.exists() else f'does not exist{MOVED}'
+        raise UserError(
+            f'dataset.raw_dir must be a directory with the raw files, got {str(raw_dir)!r}, which {problem}'
+        )
+    prefix = idx.find_prefix(raw_dir)
+    return {name: idx.find(raw_dir, name, prefix) for name in NAMES}, prefix
+
+
+def _dimensions(name: str) -> int:
+    """Returns the number of dimensions of a file in `NAMES`: 3 for images, 1 for labels."""
+    return 3 if 'images' in name else 1
 
 
 class MnistIdx(IdxBuilder):

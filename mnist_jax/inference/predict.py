@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_jax import files, text_tables
-from mnist_jax.data import idx, image_files, kaggle
+from mnist_jax.data import csv_tables, idx, image_files, kaggle
 from mnist_jax.data.framing import FramedImage
 from mnist_jax.errors import UserError
 from mnist_jax.factory import choose
@@ -53,7 +53,7 @@ def predict(
     """
     output = files.user_path(output, '--output') if output else None
     paths = list(itertools.chain.from_iterable(map(_find_files, inputs)))
-    is_csv = any(path.suffix.lower() == '.csv' for path in paths)
+    is_csv = any(csv_tables.is_table(path) for path in paths)
     if is_csv and len(paths) > 1:
         raise UserError(f'--input must be a single path if it is a CSV, got {len(paths)} paths')
     if is_csv and output is None:

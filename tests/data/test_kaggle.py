@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import memory_limit
 
-from mnist_jax.data import kaggle
+from mnist_jax.data import csv_tables, kaggle
 from mnist_jax.data.source import Source
 from mnist_jax.errors import UserError
 
@@ -80,7 +80,8 @@ PIXEL_MESSAGE = 'line 8, column pixel2 must be an integer from 0 to 255, got '
         (lambda rows: rows[1:], f"{HEADER_MESSAGE}no column 'label' in a line that starts with '0'"),
         (lambda rows: [row[:-1] for row in rows], f"{HEADER_MESSAGE}no column 'pixel783'"),
         (lambda rows: [[*row, '7'] for row in rows], f"{HEADER_MESSAGE}an additional column '7'"),
-        (lambda rows: [[*row[1:], row[0]] for row in rows], f'{HEADER_MESSAGE}another order'),
+        (lambda rows: [[*row, row[0]] for row in rows], f"{HEADER_MESSAGE}the column 'label' twice"),
+        (lambda rows: [['id', *rows[0]], *rows[1:]], f"{HEADER_MESSAGE}an additional column 'id'"),
         (
             lambda rows: [rows[0], *(row[:-1] for row in rows[1:])],
             'line 2 must have 785 columns, like the header, got 784',
@@ -123,7 +124,7 @@ def test_an_invalid_csv_is_refused_with_the_line_number(tmp_path, rows, change, 
 
 
 def test_several_blocks_of_rows_and_blank_lines_at_the_end_are_read(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(kaggle, 'BLOCK_ROWS', 64)
+    monkeypatch.setattr(csv_tables, 'BLOCK_ROWS', 64)
     path = write(tmp_path / 'train.csv', rows)
     with open(path, 'a') as file:
         file.write('\n \r\n' * 100)
@@ -133,7 +134,7 @@ def test_several_blocks_of_rows_and_blank_lines_at_the_end_are_read(tmp_path, ro
         file.write('5\n')
     with pytest.raises(UserError, match='line 302 must have 785 columns, like the header, got 0'):
         kaggle.read(path)
-    monkeypatch.setattr(kaggle, 'MAX_LINES', 200)
+    monkeypatch.setattr(csv_tables, 'MAX_LINES', 200)
     with pytest.raises(UserError, match='must have at most 200 lines, got more'):
         kaggle.read(path)
 

@@ -59,8 +59,7 @@ def test_prepared_data_equals_the_raw_files_in_order(data_dir, name, raw):
 def test_a_process_reads_a_split_once_unless_its_files_change(tmp_path):
     write_raw(tmp_path / 'raw')
     tiny(tmp_path / 'data', tmp_path / 'raw').data.prepare()
-    first = tiny(tmp_path / 'data', '').data.load('--split', 'train')
-    second = tiny(tmp_path / 'data', '').data.load('--split', 'train')
+    first, second = (tiny(tmp_path / 'data', tmp_path / 'raw').data.load('--split', 'train') for _ in range(2))
     assert np.shares_memory(second.image, first.image) and np.shares_memory(second.label, first.label)
     assert not first.image.flags.writeable and not first.label.flags.writeable
     (path,) = (tmp_path / 'data').rglob('*-train.array_record*')
@@ -68,7 +67,7 @@ def test_a_process_reads_a_split_once_unless_its_files_change(tmp_path):
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(UserError, match='is damaged'):
-        tiny(tmp_path / 'data', '').data.load('--split', 'train')
+        tiny(tmp_path / 'data', tmp_path / 'raw').data.load('--split', 'train')
 
 
 def test_split_slices_are_those_of_tfds(data_dir):
@@ -113,7 +112,10 @@ def test_records_with_an_ambiguous_layout_are_decoded_by_tfds(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'labels': [1, 2, 10]}, 'must have labels from 0 to 9, got 10 at index 2'),
+        (
+            {'labels': [1, 2, 10]},
+            'must have labels from 0 to 9, the 10 classes of this dataset, got 10 at index 2 and labels from 1 to 10',
+        ),
         ({'labels': [1, 2]}, 'must have 3 labels, one per image, got 2'),
         ({'shape': (27, 28)}, 'must have images of shape (28, 28), got (27, 28)'),
     ],
@@ -126,15 +128,11 @@ def test_invalid_raw_files_are_refused_and_nothing_is_prepared(tmp_path, options
     assert not list((tmp_path / 'data').rglob('*.array_record*'))
 
 
-def test_a_missing_raw_directory_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.raw_dir must be a directory with the raw files, got '.*nowhere'"):
-        mnist(tmp_path, raw_dir=tmp_path / 'nowhere').data.prepare()
-
-
-def test_raw_files_with_a_wrong_digest_are_refused(tmp_path):
+def test_original_files_with_a_wrong_digest_are_refused(tmp_path, monkeypatch):
     write_raw(tmp_path / 'raw')
+    monkeypatch.setattr(idx_builders.MnistIdx, 'DIRECTORIES', (tmp_path / 'raw',))
     with pytest.raises(UserError, match='must have the SHA-256'):
-        mnist(tmp_path, raw_dir=tmp_path / 'raw').data.prepare()
+        mnist(tmp_path).data.prepare()
 
 
 def test_a_data_directory_that_is_not_writable_is_an_error(tmp_path):

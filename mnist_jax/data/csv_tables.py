@@ -1,0 +1,223 @@
+"""Reads tables of images from CSV files, plain, gzipped or in a zip archive."""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import itertools
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, TextIO, cast
+
+import numpy as np
+
+from mnist_jax.errors import MAX_INT, UserError, comma_separated, first_line
+
+SIDE = 28  # pixels per row and per column of an image
+NUM_CLASSES = 10
+SUFFIXES = ('.csv', '.csv.gz', '.zip')
+# The names of the pixel columns, row by row: those of Kaggle, the same counted from 1, and row x column.
+PIXEL_NAMES = (
+    [f'pixel{i}' for i in range(SIDE * SIDE)],
+    [f'pixel{i}' for i in range(1, SIDE * SIDE + 1)],
+    [f'{row}x{column}' for row in range(1, SIDE + 1) for column in range(1, SIDE + 1)],
+)
+INDEX_NAMES = ('', 'unnamed: 0', 'index')  # row numbers, as pandas writes them; they are ignored
+BLOCK_BYTES = 2**20  # bytes that are hashed at once
+BLOCK_ROWS = 4096  # rows that are parsed at once
+MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
+MAX_LINES = 1_000_000
+MAX_BYTES = 2**33  # limit on the uncompressed size
+
+
+class _Columns(NamedTuple):
+    """The columns of a table."""
+
+    names: list[str]  # what error messages call them
+    order: list[int]  # indices of the columns to return: the label, if there is one, and the pixels row by row
+    maxima: np.ndarray  # the largest value that each column may have
+
+
+def is_table(path: Path) -> bool:
+    """Returns whether the name of a file is that of a CSV, plain or compressed."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def sha256(path: Path, member: str) -> str:
+    """Returns the digest of the uncompressed contents; see `read` for the arguments."""
+    digest, size = hashlib.sha256(), 0
+    with _opened(path, member) as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+            if size > MAX_BYTES:
+                raise UserError(f'raw file {str(path)!r} must have at most {MAX_BYTES:,} bytes, uncompressed, got more')
+    return digest.hexdigest()
+
+
+def read(path: Path, member: str, labeled: bool) -> np.ndarray:
+    """Reads a table with one row per image, and a column per pixel.
+
+    The header names the columns, which may be in any order: the pixels as in one of `PIXEL_NAMES`, `label` if
+    `labeled`, and possibly row numbers. A byte-order mark, quoted values and both kinds of line endings are accepted.
+
+    Args:
+      path: The CSV. Its first bytes, not its name, tell whether it is gzipped or a zip archive.
+      member: The name of the CSV in a zip archive that contains several.
+      labeled: Whether the table must have a column `label`; otherwise it must have none.
+
+    Returns:
+      The label, if `labeled`, and the pixels, row by row; uint8, one row per image.
+
+    Raises:
+      UserError: the file is anything else; the message names the file and the line or the column.
+    """
+    with _opened(path, member) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
+        columns = _find_columns(path, file.readline(MAX_LINE), labeled)
+        tables = list(_read_tables(path, file, columns))
+    if not tables:
+        raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
+    return np.concatenate(tables)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
+    """Opens the uncompressed contents of a CSV; errors in the `with` block become a UserError."""
+    try:
+        with open(path, 'rb') as file, contextlib.ExitStack() as stack:
+            start = file.read(4)
+            file.seek(0)
+            if start == b'PK\x03\x04':
+                archive = stack.enter_context(zipfile.ZipFile(file))
+                yield stack.enter_context(archive.open(_choose_member(path, archive, member)))
+            elif start[:2] == b'\x1f\x8b':
+                yield cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
+            else:
+                yield file
+    except UnicodeDecodeError:
+        raise UserError(f'raw file {str(path)!r} is not UTF-8 text; expected a CSV') from None
+    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f'raw file {str(path)!r} is truncated or damaged: {first_line(error)}') from None
+    except (RuntimeError, NotImplementedError) as error:  # The archive is encrypted, or uses an unknown compression.
+        raise UserError(f'raw file {str(path)!r} cannot be read: {first_line(error)}') from None
+    except OSError as error:
+        raise UserError(f'raw file {str(path)!r} cannot be read: {error.strerror or error}') from None
+
+
+def _choose_member(path: Path, archive: zipfile.ZipFile, name: str) -> str:
+    """Returns the name of the only CSV in an archive, or of the one that is called `name`."""
+    # macOS adds files that start with a dot.
+    members = {
+        member: Path(member).name.lower()
+        for member in archive.namelist()
+        if member.lower().endswith('.csv') and not Path(member).name.startswith('.')
+    }
+    chosen = list(members) if len(members) == 1 else [member for member in members if members[member] == name]
+    if len(chosen) != 1:
+        raise UserError(
+            f'raw file {str(path)!r} must contain {name}, or a single CSV, got {comma_separated(list(members)[:5])}'
+        )
+    return chosen[0]
+
+
+def _find_columns(path: Path, line: str, labeled: bool) -> _Columns:
+    """Returns the columns that the header, the first line of the file, names."""
+    cells = _split_cells(line)
+    names = [cell.strip().lower() for cell in cells]
+    pixels = max(PIXEL_NAMES, key=lambda scheme: len(set(scheme) & set(names)))
+    expected = ['label', *pixels] if labeled else pixels
+    missing = next((name for name in expected if name not in names), None)
+    extra = next((i for i, name in enumerate(names) if name not in {*expected, *INDEX_NAMES}), None)
+    repeated = next((i for i, name in enumerate(names) if name in names[:i]), None)
+    if not line.strip():
+        problem = 'an empty line'
+    elif expected[0] not in names and (labeled or not set(pixels) & set(names)):
+        problem = f'no column {expected[0]!r} in a line that starts with {(cells[0] or line)[:20]!r}'
+    elif missing:
+        problem = f'no column {missing!r}'
+    elif extra is not None:
+        problem = f'an additional column {cells[extra][:20]!r}'
+    elif repeated is not None:
+        problem = f'the column {cells[repeated][:20]!r} twice'
+    else:
+        maxima = {'label': NUM_CLASSES - 1, **dict.fromkeys(pixels, 255)}
+        return _Columns(
+            names=[cell.strip() or f'number {number} (without a name)' for number, cell in enumerate(cells, 1)],
+            order=[names.index(name) for name in expected],
+            maxima=np.array([maxima.get(name, MAX_INT) for name in names]),
+        )
+    first = 'label,' if labeled else ''
+    raise UserError(
+        f'raw file {str(path)!r}, line 1 must be the header {first}pixel0,...,pixel783 of {len(expected)} columns, '
+        f'got {problem}'
+    )
+
+
+def _read_tables(path: Path, file: TextIO, columns: _Columns) -> Iterator[np.ndarray]:
+    """Yields the rows after the header, uint8, in blocks of `BLOCK_ROWS`."""
+    lines, first = _read_lines(path, file), 2
+    while block := list(itertools.islice(lines, BLOCK_ROWS)):
+        if first + len(block) > MAX_LINES:
+            raise UserError(f'raw file {str(path)!r} must have at most {MAX_LINES:,} lines, got more')
+        yield _parse_rows(path, block, first, columns)
+        first += len(block)
+
+
+def _read_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Yields the lines after the header, except for blank lines at the end."""
+    blank = 0
+    for number in itertools.count(2):
+        line = file.readline(MAX_LINE)
+        if not line:
+            return
+        if len(line) == MAX_LINE:
+            raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {MAX_LINE:,} characters')
+        if line.strip():
+            yield from itertools.repeat('\n', blank)
+            yield line
+            blank = 0
+        else:
+            blank += 1
+
+
+def _parse_rows(path: Path, lines: list[str], first: int, columns: _Columns) -> np.ndarray:
+    """Returns the label and the pixels in `lines`, uint8; `first` is the number of the first line in the file."""
+    try:
+        if not all(map(str.strip, lines)):
+            raise ValueError('it has blank lines')  # NumPy would skip them.
+        dtype = np.uint8 if columns.maxima.max() <= 255 else np.int32
+        table = np.loadtxt(lines, dtype, comments=None, delimiter=',', quotechar='"', ndmin=2)
+        # A quoted line break makes one row out of two lines.
+        if table.shape != (len(lines), len(columns.names)) or table.min() < 0 or (table > columns.maxima).any():
+            raise ValueError('it has the wrong number of rows or columns, or an invalid value')
+    except ValueError as error:
+        raise _find_error(path, lines, first, columns) or UserError(f'raw file {str(path)!r}: {error}') from None
+    return table[:, columns.order].astype(np.uint8)
+
+
+def _find_error(path: Path, lines: list[str], first: int, columns: _Columns) -> UserError | None:
+    """Returns an error that describes the first invalid line; `first` is the number of the first of `lines`."""
+    for number, line in enumerate(lines, first):
+        cells = _split_cells(line)
+        location = f'raw file {str(path)!r}, line {number}'
+        if len(cells) != len(columns.names):
+            quotes = ' (a quote is not closed)' if line.count('"') % 2 else ''
+            return UserError(
+                f'{location} must have {len(columns.names)} columns, like the header, got {len(cells)}{quotes}'
+            )
+        for name, maximum, cell in zip(columns.names, columns.maxima, cells, strict=True):
+            digits = cell.strip()
+            if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and int(digits) <= maximum):
+                return UserError(f'{location}, column {name} must be an integer from 0 to {maximum}, got {cell[:20]!r}')
+    return None
+
+
+def _split_cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # A cell is longer than the csv module allows, 131,072 characters.
+        return line.split(',')
