@@ -92,7 +92,7 @@ class MnistJax:
         start = time.perf_counter()
         split = self._experiment.source.split('test')
         while count > 0:
-            for _ in itertools.islice(self._batch_results(self._experiment, self._state, split), count):
+            for _ in itertools.islice(self._batch_results(self._experiment, self._state.variables, split), count):
                 count -= 1
         return time.perf_counter() - start
 

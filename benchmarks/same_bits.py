@@ -50,7 +50,7 @@ def train(config_path: str, overrides: list[str], steps: int, devices: int) -> R
         if len(losses) == steps:
             break
     speed = config.batch_size * (len(losses) - 2) / (time.perf_counter() - start)
-    return {'losses': losses, 'images_per_second': speed, 'params_sha256': params_sha256(state)}
+    return {'losses': losses, 'images_per_second': speed, 'params_sha256': params_sha256(state.variables)}
 
 
 def main() -> int:

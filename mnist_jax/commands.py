@@ -58,6 +58,11 @@ flags.DEFINE_string(
     'run ended with',
 )
 flags.DEFINE_bool('report', True, 'train: write the report of the finished run')
+flags.DEFINE_bool(
+    'reschedule',
+    False,
+    'train: resume with another number of epochs even if the learning rate then jumps to another schedule',
+)
 flags.DEFINE_string(
     'split', None, "eval: which split to evaluate, e.g. 'holdout' or 'test[:10%]'; the test split by default"
 )
@@ -198,9 +203,9 @@ def train() -> None:
     workdir = _workdir(Path(FLAGS.config).stem)
     with _connected():
         if config.folds and not config.fold:
-            cross_validate(config, workdir)
+            cross_validate(config, workdir, FLAGS.reschedule)
         else:
-            train_run(config, workdir, report=FLAGS.report)
+            train_run(config, workdir, report=FLAGS.report, reschedule=FLAGS.reschedule)
 
 
 def evaluate() -> None:
@@ -287,7 +292,7 @@ class Mode(NamedTuple):
 
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
-    'train': Mode(train, ('config', 'workdir', 'report', *PROCESS_FLAGS)),
+    'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', *PROCESS_FLAGS)),
     'eval': Mode(evaluate, ('workdir', 'step', 'split', *PROCESS_FLAGS)),
     'report': Mode(report, ('workdir', 'run')),
     'predict': Mode(predict, ('workdir', 'input', 'output', 'step')),

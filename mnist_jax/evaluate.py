@@ -1,5 +1,6 @@
 """Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.workdir.provenance import read_epochs
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
@@ -30,8 +32,9 @@ def evaluate_snapshot(
       suffix: Added to the names of the files, as in `eval-SUFFIX.json`.
     """
     state, source = snapshot.state, experiment.source
+    variables = state.variables  # Everything in the result is about these.
     examples = source.split('test') if split is None else _examples(source, split)
-    totals, probabilities_NxK = evaluate_split(experiment, state, examples)
+    totals, probabilities_NxK = evaluate_split(experiment, variables, examples)
     matrix = totals['confusion_matrix'].astype(int)
     result = {
         'dataset': source.name,
@@ -41,9 +44,12 @@ def evaluate_snapshot(
         'skipped_steps': snapshot.epoch.skipped,
         'count': int(totals['count']),
         **metrics.means(totals),
+        'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))),
-        'params_sha256': params_sha256(state),
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
+        'params_sha256': params_sha256(variables),
+        'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
+        'reschedules': _reschedules(workdir, int(state.step)),
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }
@@ -53,6 +59,15 @@ def evaluate_snapshot(
         finally:  # The disk may be full: print the result either way.
             print(format_result(result), flush=True)
     return result
+
+
+def _reschedules(workdir: Path, step: int) -> list[JsonObject]:
+    """Returns the changes of the number of epochs up to `step` that changed the learning rate; see `train.train`."""
+    return [
+        {'step': second[0], 'epochs_before': first[1], 'epochs_after': second[1]}
+        for first, second in itertools.pairwise(read_epochs(workdir))
+        if second[0] < step
+    ]
 
 
 def _examples(source: Source, split: str) -> Examples:

@@ -15,6 +15,7 @@ from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.workdir.comparison import FinishedRun, read_run
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import format_result
+from mnist_jax.workdir.snapshot import params_sha256
 
 
 class Run(RestoredModel):
@@ -43,6 +44,11 @@ class Run(RestoredModel):
             raise UserError(
                 f'{str(self.workdir / "eval.json")!r} must be the result of step {step:,}, which was loaded, got the '
                 f'result of step {run.result["step"]:,}'
+            )
+        if run.result['params_sha256'] != params_sha256(self.snapshot.state.variables):
+            raise UserError(
+                f'{str(self.workdir / "eval.json")!r} must be the result of the parameters that were loaded, got that '
+                'of other parameters (their params_sha256 differ)'
             )
         return run
 

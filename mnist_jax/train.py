@@ -4,9 +4,12 @@ The loop over epochs and steps is `training.loop.Loop.run`; the step that it cal
 """
 
 import contextlib
+import itertools
+import math
 import shlex
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from mnist_jax import files
@@ -23,7 +26,8 @@ from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
-from mnist_jax.workdir.provenance import program, record_start
+from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, record_start
+from mnist_jax.workdir.results import describe_overlaps
 from mnist_jax.workdir.snapshot import Snapshot
 
 
@@ -33,6 +37,7 @@ def train(
     lock_directory: Path | None = None,
     report: bool = False,
     on_step: OnStep | None = None,
+    reschedule: bool = False,
 ) -> JsonObject:
     """Trains the run of `config` in `workdir`, or resumes the existing run, and evaluates it.
 
@@ -43,6 +48,8 @@ def train(
       lock_directory: The directory to lock, so that no other process trains in it; `workdir` by default.
       report: Whether to write the report of the finished run.
       on_step: Called after each step; see `training.loop.OnStep`.
+      reschedule: Whether the run may be resumed with another number of epochs if its updates so far had other learning
+        rates than in a run of that many epochs, so that the learning rate jumps.
 
     Returns:
       The evaluation on the test split, as in `eval.json`.
@@ -58,8 +65,10 @@ def train(
     _check_no_folds(workdir)
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
+    epochs: EpochHistory = ()
     if steps:
-        checkpoints.check_config(config)
+        saved = checkpoints.check_config(config)
+        epochs = read_epochs(workdir) or [(0, saved.epochs)]
     experiment = make_experiment(config)
     digests = experiment.source.data.digests
     checkpoints.check_data(digests)
@@ -82,15 +91,19 @@ def train(
             {
                 'config': f'{config_sha256(config)}, {config.epochs} epochs',
                 'config.devices': str(config.devices),
+                '--reschedule': str(reschedule),
                 'dataset': str(digests),
                 'checkpoints in --workdir': str(steps),
             }
         )
         processes.check_shared_directory(workdir)
-        snapshot = _restore_newest(experiment, checkpoints, steps) if steps else experiment.first_snapshot()
+        if steps:
+            snapshot, epochs = _restore_newest(experiment, checkpoints, steps, epochs, reschedule)
+        else:
+            snapshot, epochs = experiment.first_snapshot(), [(0, config.epochs)]
         if processes.is_main():
             checkpoints.write_config(config, digests)
-            record_start(workdir, int(snapshot.state.step), str(experiment.replicas))
+            record_start(workdir, int(snapshot.state.step), str(experiment.replicas), epochs)
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
@@ -115,20 +128,67 @@ def _check_no_folds(workdir: Path) -> None:
         raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; use another --workdir')
 
 
-def _restore_newest(experiment: Experiment, checkpoints: Checkpoints, steps: list[int]) -> Snapshot:
-    """Returns the newest snapshot of `steps` that is intact; moves damaged ones out of the way."""
+def _restore_newest(
+    experiment: Experiment, checkpoints: Checkpoints, steps: list[int], epochs: EpochHistory, reschedule: bool
+) -> tuple[Snapshot, EpochHistory]:
+    """Returns the newest snapshot of `steps` that is intact, and the new `epochs`; moves damaged ones out of the way.
+
+    See `_continue_schedule` for `epochs` and `reschedule`.
+    """
     snapshot, damaged = checkpoints.restore_newest(steps, experiment.abstract_snapshot)
-    if snapshot.epoch.number > experiment.config.epochs:
+    step = int(snapshot.state.step)
+    started = math.ceil(step / experiment.steps_per_epoch)
+    if started > experiment.config.epochs:
         raise UserError(
-            f'config.epochs must be at least {snapshot.epoch.number}, the number of epochs that this run has trained, '
+            f'config.epochs must be at least {started}, the number of epochs that this run has trained or started, '
             f'got {experiment.config.epochs}'
         )
+    epochs = _continue_schedule(experiment, step, epochs, reschedule)
     processes.check_identical({'the newest intact checkpoint': str(snapshot.state.step)})
     if damaged and processes.is_main():
         checkpoints.move_to_damaged(damaged)
     processes.check_identical({'the damaged checkpoints': str(damaged)})  # No process continues before they are moved.
     logging.info('Resuming from the checkpoint %s', _describe_position(experiment, snapshot))
-    return snapshot
+    return snapshot, epochs
+
+
+def _continue_schedule(experiment: Experiment, step: int, history: EpochHistory, reschedule: bool) -> EpochHistory:
+    """Returns the history of the number of epochs if the run resumes at `step` with `config.epochs`.
+
+    Args:
+      experiment: The experiment of the run.
+      step: The step at which it resumes.
+      history: The history before this start.
+      reschedule: Whether the learning rate may jump from one schedule to another.
+
+    Raises:
+      UserError: the learning rate would jump.
+    """
+    epochs = experiment.config.epochs
+    past = [(first, length) for first, length in history if first < step]  # The updates after `step` were lost.
+    if past in ([], [(0, epochs)]):
+        return [(0, epochs)]
+    rates = [
+        experiment.learning_rates(step, length)[first:end]
+        for (first, length), (end, _) in itertools.pairwise([*past, (step, epochs)])
+    ]
+    # Whether a schedule depends on the number of epochs can only be seen from its values: it may be the user's own.
+    if np.array_equal(np.concatenate(rates), experiment.learning_rates(step, epochs)):
+        return [(0, epochs)]
+    before, last = past[-1][1], rates[-1][-1]
+    if before == epochs:
+        return past
+    if step < epochs * experiment.steps_per_epoch:
+        jump = f'jumps from {last:.3g} to {experiment.learning_rate(step):.3g} at step {step:,}'
+    else:
+        jump = f'ends at {last:.3g} instead of {experiment.learning_rate(step - 1):.3g}'
+    if not reschedule:
+        raise UserError(
+            f'config.epochs must be {before}, as in the run so far, got {epochs}: the schedule depends on the number '
+            f'of epochs, so the learning rate {jump}, as in no run of {epochs} epochs; to accept that, add --reschedule'
+        )
+    logging.warning('Changing the schedule from %d to %d epochs: the learning rate %s', before, epochs, jump)
+    return [*past, (step, epochs)]
 
 
 def _describe_position(experiment: Experiment, snapshot: Snapshot) -> str:
@@ -177,6 +237,8 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
         logging.info('steps     %d per call', experiment.steps_per_call)
     sizes = ', '.join(f'{name} {source.split(name).size:,}' for name in source.split_names)
     logging.info('dataset   %s: %s', source.name, sizes)
+    if overlaps := describe_overlaps([overlap._asdict() for overlap in source.overlaps()]):
+        logging.warning('overlap   %s', overlaps)
     logging.info('workdir   %s', workdir)
     for line in format_table(experiment.model, source.image_shape).splitlines():
         logging.info('%s', line)

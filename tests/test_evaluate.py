@@ -1,13 +1,25 @@
 """Evaluation: every example counts, the result is reproducible, and any split can be evaluated."""
 
+import dataclasses
+import hashlib
 import json
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+import mnist_jax
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.step import TrainState, Variables
+from mnist_jax.report.run_page import write_report
 from mnist_jax.train import train
+from mnist_jax.training.evaluation import evaluate_split
+from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.results import format_result
+from mnist_jax.workdir.snapshot import params_sha256
 
 
 @pytest.mark.parametrize('batch_size', [64, 999, 10**9])
@@ -34,7 +46,7 @@ def test_evaluating_the_workdir_again_gives_the_same_files(small, tmp_path):
         assert (tmp_path / 'predictions.npz').read_bytes() == predictions
     assert set(json.loads(written)) == {
         'dataset', 'split', 'split_sha256', 'step', 'count', 'loss', 'accuracy', 'correct', 'parameters',
-        'params_sha256', 'confusion_matrix', 'statistics', 'skipped_steps',
+        'params_sha256', 'confusion_matrix', 'statistics', 'skipped_steps', 'cross_entropy', 'overlaps', 'reschedules',
     }  # fmt: skip
 
 
@@ -56,8 +68,60 @@ def test_another_split_is_written_to_separate_files(small, tmp_path):
     written = (tmp_path / 'eval.json').read_bytes()
     result = evaluate_workdir(tmp_path, split='train[:50]')
     assert (result['split'], result['count'], result['params_sha256']) == ('train[:50]', 50, expected['params_sha256'])
+    assert result['overlaps'] == [{'first': 'train', 'second': '--split=train[:50]', 'examples': 50}]
+    assert 'overlap    train and --split=train[:50] share 50 examples\n' in format_result(result)
     assert json.loads((tmp_path / 'eval-train[:50].json').read_text()) == result
     assert (tmp_path / 'eval.json').read_bytes() == written and (tmp_path / 'predictions-train[:50].npz').exists()
     message = r"--split must be one of the splits test, train of mnist, or a slice .*, got 'holdout'"
     with pytest.raises(UserError, match=message):
         evaluate_workdir(tmp_path, split='holdout')
+
+
+def halved(params):
+    return jax.tree.map(lambda leaf: np.asarray(leaf) / 2, params)
+
+
+def sha256_of_layers(params):
+    """Returns the digest of the parameters of an MLP with two layers."""
+    leaves = [params[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
+    return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def test_the_digest_is_that_of_the_evaluated_parameters_if_these_are_not_the_trained_ones(small, tmp_path, monkeypatch):
+    raw_result = train(small(), tmp_path / 'raw')
+    raw_params = RestoredModel.load(tmp_path / 'raw').params
+    assert raw_result['params_sha256'] == sha256_of_layers(raw_params)
+    # As if the evaluation used an average of the parameters over the steps.
+    monkeypatch.setattr(TrainState, 'variables', property(lambda state: Variables(halved(state.params), {})))
+    result = train(small(), tmp_path / 'other')
+    assert result['params_sha256'] == sha256_of_layers(halved(raw_params)) != raw_result['params_sha256']
+    assert result['loss'] != raw_result['loss'] and evaluate_workdir(tmp_path / 'other') == result
+    assert mnist_jax.load(tmp_path / 'other').result == result
+    # The evaluation of the average does not count as that of the run's own parameters.
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"eval.json' must be the result of the parameters that were loaded, got that"):
+        mnist_jax.load(tmp_path / 'other').result  # noqa: B018
+    with pytest.raises(UserError, match=r"eval.json' must be the result of the parameters with which the run ends"):
+        write_report(RestoredModel.load(tmp_path / 'other'))
+    assert evaluate_workdir(tmp_path / 'other') == raw_result
+
+
+def test_evaluation_takes_no_other_parameters_than_those_of_the_digest(small):
+    experiment = make_experiment(small())
+    state = experiment.create_state()
+    other = dataclasses.replace(state, params=halved(state.params))
+    test = experiment.source.split('test')
+    losses = [float(evaluate_split(experiment, tree.variables, test)[0]['loss']) for tree in (state, other)]
+    digests = [params_sha256(tree.variables) for tree in (state, other)]
+    assert digests == [sha256_of_layers(state.params), sha256_of_layers(other.params)]
+    assert losses[0] != losses[1] and digests[0] != digests[1]
+
+
+def test_the_cross_entropy_is_that_of_the_stored_probabilities_for_every_loss(small, tmp_path):
+    for name, fields in (('mse', {'name': 'mean_squared_error'}), ('smooth', {'label_smoothing': 0.2})):
+        loss = ConfigDict({'name': 'cross_entropy', **fields})
+        result = train(small(loss=loss, epochs=1), tmp_path / name)
+        with np.load(tmp_path / name / 'predictions.npz') as arrays:
+            expected = -np.log(arrays['probabilities'][np.arange(200), arrays['label']]).mean()
+        assert result['cross_entropy'] == pytest.approx(expected, rel=1e-5) != result['loss']
+        assert f'; cross-entropy {expected:.4f}\n' in mnist_jax.load(tmp_path / name).table()

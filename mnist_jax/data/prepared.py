@@ -108,6 +108,13 @@ class PreparedDataset:
         """Returns the number of examples of a split without reading them; see `load`."""
         return sum(len(indices) for _, indices in self._ranges(field, spec))
 
+    def indices(self, field: str, spec: str) -> np.ndarray:
+        """Returns the index of each example of a split among all prepared ones, without reading them; see `load`."""
+        splits = self._splits()
+        starts = dict(zip(splits, np.cumsum([0, *(split.num_examples for split in splits.values())]), strict=False))
+        ranges = self._ranges(field, spec)
+        return np.concatenate([starts[name] + np.array(indices, np.int64) for name, indices in ranges])
+
     def _ranges(self, field: str, spec: str) -> list[tuple[str, range]]:
         """Returns the ranges of examples that make up a slice: names of prepared splits, and indices in them."""
         if not spec:

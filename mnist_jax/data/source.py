@@ -1,7 +1,9 @@
 """The training, validation and test examples of a run, as parts of a prepared dataset."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,14 @@ from mnist_jax.data.framing import Framing
 from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_fraction, check_integer
+
+
+class Overlap(NamedTuple):
+    """The number of examples that two splits share; if both are the same, of those that it holds more than once."""
+
+    first: str
+    second: str
+    examples: int
 
 
 class Source:
@@ -98,6 +108,29 @@ class Source:
         if name in self._train_and_validation:
             return len(self._train_and_validation[name])
         return self.data.size(f'dataset.{name}', self.specs[name])
+
+    def overlaps(self, split: str | None = None) -> list[Overlap]:
+        """Returns the overlaps of the training and validation examples and a split, without reading images.
+
+        Args:
+          split: The split; None for the test split of the config.
+        """
+        indices = {name: self._indices(name) for name in self.split_names if name != 'test' or split is None}
+        if split not in (None, 'validation'):
+            indices[f'--split={split}'] = self.data.indices('--split', split)
+        counts = {name: np.bincount(array) for name, array in indices.items()}
+        overlaps = [Overlap(name, name, int((count > 1).sum())) for name, count in counts.items()]
+        for (first, count), (second, other) in itertools.combinations(counts.items(), 2):
+            size = min(len(count), len(other))
+            overlaps.append(Overlap(first, second, int(((count[:size] > 0) & (other[:size] > 0)).sum())))
+        return [overlap for overlap in overlaps if overlap.examples]
+
+    def _indices(self, name: str) -> np.ndarray:
+        """Returns the index of each example of one of the `split_names` among all prepared examples."""
+        drawn = self._train_and_validation.get(name)
+        field = name if drawn is None else 'train'
+        indices = self.data.indices(f'dataset.{field}', self.specs[field])
+        return indices if drawn is None else indices[drawn]
 
     @functools.cached_property
     def _train_and_validation(self) -> dict[str, np.ndarray]:

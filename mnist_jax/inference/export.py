@@ -86,7 +86,7 @@ def _format_readme(model: RestoredModel, onnx: bool) -> str:
     plan, state = model.plan, model.snapshot.state
     lines = [
         f'{plan.config.model.name} trained on {plan.source.name}, step {int(state.step)}, '
-        f'params_sha256 {params_sha256(state)}.',
+        f'params_sha256 {params_sha256(state.variables)}.',
         '',
         f'Input: uint8 images, B x {" x ".join(map(str, model.image_shape))}, with pixel values from 0 to '
         f'{plan.source.max_pixel}; any batch size B.',

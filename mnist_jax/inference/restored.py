@@ -109,12 +109,12 @@ class RestoredModel:
     @property
     def params(self) -> PyTree:
         """The parameters: nested dicts of NumPy arrays."""
-        return self.snapshot.state.params
+        return self.snapshot.state.variables.params
 
     @functools.cached_property
     def variables(self) -> PyTree:
         """The variables that `Plan.infer` takes."""
-        return inference_variables(self.snapshot.state, self.plan.dtype)
+        return inference_variables(self.snapshot.state.variables, self.plan.dtype)
 
     @functools.cached_property
     def layers(self) -> list[Layer]:

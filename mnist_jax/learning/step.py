@@ -22,7 +22,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 from mnist_jax.learning import lockstep
-from mnist_jax.learning.losses import Loss
+from mnist_jax.learning.losses import Loss, cross_entropy
 from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.models import linen
 from mnist_jax.models.layers import SHARED_STREAM, Training
@@ -38,6 +38,14 @@ INIT_STREAM, DROPOUT_STREAM = 0, 1
 
 
 @flax.struct.dataclass
+class Variables:
+    """The part of a state that inference needs. `params_sha256` identifies it."""
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything that a step changes; part of every checkpoint."""
 
@@ -46,6 +54,11 @@ class TrainState:
     batch_stats: PyTree  # moving averages of batch normalization; empty without it
     opt_state: optax.OptState
     learning_rate_scale: jax.Array | np.ndarray  # float32: multiplies the scheduled learning rate
+
+    @property
+    def variables(self) -> Variables:
+        """What is evaluated and used for inference: to use other parameters, such as an average, return them here."""
+        return Variables(self.params, self.batch_stats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,20 +222,21 @@ def _gradients_in_lockstep(
 
 
 def eval_step(
-    state: TrainState, batch: Batch, parts: StepParts, all_sum: AllSum, all_rows: AllSum
+    variables: Variables, batch: Batch, parts: StepParts, all_sum: AllSum, all_rows: AllSum
 ) -> tuple[Sums, jax.Array]:
     """Evaluates the global batch, of which `batch` is this device's share.
 
     Args:
-      state: Its parameters and batch statistics are evaluated.
+      variables: What to evaluate.
       batch: This device's share of the global batch.
       parts: The parts of the experiment.
       all_sum: Sums a pytree over all devices.
       all_rows: Concatenates the rows of an array over all devices.
 
     Returns:
-      The sums over the unpadded examples, with `confusion_matrix` KxK, whose rows are the true classes; and the
-      probabilities BxK of the classes for every row of the global batch, including padding.
+      The sums over the unpadded examples, with `cross_entropy`, whatever the loss of the run is, and
+      `confusion_matrix` KxK, whose rows are the true classes; and the probabilities BxK of the classes for every row of
+      the global batch, including padding.
     """
 
     def evaluate(variables: PyTree, chunk: Batch) -> tuple[Sums, jax.Array]:
@@ -230,25 +244,29 @@ def eval_step(
         classes = logits_BxK.shape[-1]
         label_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
-        sums = {**_sums(logits_BxK, chunk, parts.loss), 'confusion_matrix': label_BxK.T @ prediction_BxK}
+        sums = {
+            **_sums(logits_BxK, chunk, parts.loss),
+            'cross_entropy': ordered_sum(cross_entropy()(logits_BxK, chunk['label']) * chunk['mask']),
+            'confusion_matrix': label_BxK.T @ prediction_BxK,
+        }
         return sums, jax.nn.softmax(logits_BxK)
 
-    variables = inference_variables(state, parts.dtype)
+    model_variables = inference_variables(variables, parts.dtype)
     evaluate = jax.jit(evaluate)  # traced once for all chunks
     chunk_sums: list[Sums] = []
     probabilities: list[jax.Array] = []
     for chunk in _split(batch, parts.chunk_size):
         image = ops.delay_until(chunk_sums[-1:], chunk['image'])
-        ready_variables, ready_image = jax.lax.optimization_barrier((variables, image))
+        ready_variables, ready_image = jax.lax.optimization_barrier((model_variables, image))
         sums, probabilities_BxK = evaluate(ready_variables, {**chunk, 'image': ready_image})
         chunk_sums.append(sums)
         probabilities.append(probabilities_BxK)
     return all_sum(tree_sum(chunk_sums)), all_rows(jnp.concatenate(probabilities))
 
 
-def inference_variables(state: TrainState, dtype: jnp.dtype) -> PyTree:
-    """Returns the variables that a model needs for inference."""
-    return {'params': _cast(state.params, dtype), 'batch_stats': state.batch_stats}
+def inference_variables(variables: Variables, dtype: jnp.dtype) -> PyTree:
+    """Returns the variables as a model takes them for inference, with the parameters in its compute dtype."""
+    return {'params': _cast(variables.params, dtype), 'batch_stats': variables.batch_stats}
 
 
 def infer(variables: PyTree, image_BxHxWxC: jax.Array, model: nn.Module, max_pixel: int, dtype: jnp.dtype) -> jax.Array:

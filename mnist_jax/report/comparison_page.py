@@ -7,7 +7,11 @@ from mnist_jax.errors import UserError
 from mnist_jax.files import user_path
 from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
-from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, pair_rows, read_runs, table_row
+from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, read_runs, table_row
+
+CROSS_ENTROPY = (
+    'Cross-entropy: the mean negative log-likelihood of the true class in nats, whatever the loss of a run is.'
+)
 
 
 def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
@@ -28,7 +32,9 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
     pairs, untested = pair_rows(runs)
     sections: dict[str, Section] = {
         'accuracies': curves.accuracies(runs),
-        'runs': Table('Runs', '', HEADER, [table_row(run) for run in runs], text_columns=3),
+        'runs': Table(
+            'Runs', ' '.join([CROSS_ENTROPY, *notes(runs)]), HEADER, [table_row(run) for run in runs], text_columns=3
+        ),
         'learning_curves': curves.curves_of_runs(runs),
     }
     if pairs:

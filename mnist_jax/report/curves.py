@@ -109,10 +109,15 @@ def _describe(run: FinishedRun) -> str:
 
 @figures.styled
 def curves_of_runs(runs: Sequence[FinishedRun]) -> ReportFigure:
-    """Draws the training loss of several runs, and their validation accuracy if any run has one."""
+    """Draws the training loss of several runs, and their validation accuracy if any run has one.
+
+    Losses of different functions cannot be compared: if the runs differ in theirs, draws the training accuracy instead.
+    """
     validated = any('validation_accuracy' in row for run in runs for row in run.epochs)
-    metrics = ('train_loss', 'validation_accuracy' if validated else 'train_accuracy')
-    figure, (axes,) = figures.new_figure(11, 3.6, ncols=2)
+    same_loss = len({str(sorted(run.config.loss.items())) for run in runs}) == 1
+    names = ('train_loss' if same_loss else 'train_accuracy', 'validation_accuracy' if validated else 'train_accuracy')
+    metrics = list(dict.fromkeys(names))
+    figure, (axes,) = figures.new_figure(11, 3.6, ncols=len(metrics))
     tooltips: dict[str, str] = {}
     for axis, metric in zip(axes, metrics, strict=True):
         label = metric.replace('train', 'training').replace('_', ' ')
@@ -128,7 +133,10 @@ def curves_of_runs(runs: Sequence[FinishedRun]) -> ReportFigure:
         _label_epochs(axis)
         figures.add_grid(axis)
     axes[0].legend(fontsize=9, loc='upper right', frameon=True, facecolor=figures.BACKGROUND, edgecolor='none')
-    return ReportFigure('Learning curves', 'One line per run that has the metric.', figure, tooltips)
+    about = 'One line per run that has the metric.'
+    if not same_loss:
+        about += ' The losses are not shown, because the runs minimize different functions.'
+    return ReportFigure('Learning curves', about, figure, tooltips)
 
 
 @figures.styled

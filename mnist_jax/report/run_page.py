@@ -15,7 +15,8 @@ from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples
 from mnist_jax.workdir.comparison import FinishedRun, read_run
 from mnist_jax.workdir.provenance import read_provenance
-from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
+from mnist_jax.workdir.results import caveats, class_rows, error_rows, mean_rows, read_predictions, read_probabilities
+from mnist_jax.workdir.snapshot import params_sha256
 
 
 def write_report(model: RestoredModel) -> Path:
@@ -27,6 +28,11 @@ def write_report(model: RestoredModel) -> Path:
         raise UserError(
             f'{result_path!r} must be the result of step {step:,}, with which the run ends, got step '
             f'{run.result["step"]:,}; --mode=eval rewrites it'
+        )
+    if run.result['params_sha256'] != params_sha256(model.snapshot.state.variables):
+        raise UserError(
+            f'{result_path!r} must be the result of the parameters with which the run ends, got that of other '
+            'parameters (their params_sha256 differ); --mode=eval rewrites it'
         )
     class_names = list(run.result['statistics']['by_class'])
     if class_names != list(model.class_names):
@@ -84,13 +90,15 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
     facts = {
         'accuracy': f'{result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
         'errors': f'{result["count"] - result["correct"]:,} of {result["count"]:,} examples',
-        'loss': f'{result["loss"]:.4f}',
+        'loss': f'{result["loss"]:.4f} ({run.config.loss.name.replace("_", " ")})',
+        'cross-entropy': text_tables.number(run.cross_entropy),
         "Cohen's kappa": text_tables.number(overall['kappa']),
         'dataset': f'{result["dataset"]}, split {result["split"]}',
         'parameters': f'{result["parameters"]:,}',
         'training': f'{run.epochs_text} epochs, seed {run.config.seed}; evaluated at step {result["step"]:,}',
         'training time': run.seconds_text + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
     }
+    facts |= caveats(result)
     starts = read_provenance(run.workdir)
     if starts:
         last = starts[-1]

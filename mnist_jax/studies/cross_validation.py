@@ -19,11 +19,16 @@ from mnist_jax.workdir.metrics_log import read_metrics
 METRICS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
 
 
-def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
+def cross_validate(config: ConfigDict, workdir: str | Path, reschedule: bool = False) -> JsonObject:
     """Trains `config.folds` runs, each validated on a different part of the training split, or resumes them.
 
     The run of fold N is in the directory `fold-N` of the workdir. Prints the results, their mean and their standard
     deviation as a table, and writes them to `folds.json`.
+
+    Args:
+      config: The config of the cross-validation.
+      workdir: Its directory.
+      reschedule: See `train.train`.
 
     Returns:
       The contents of `folds.json`.
@@ -40,7 +45,7 @@ def cross_validate(config: ConfigDict, workdir: str | Path) -> JsonObject:
         fold_config = config.copy_and_resolve_references()
         fold_config.fold = fold
         fold_workdir = workdir / f'fold-{fold}'
-        result = train(fold_config, fold_workdir, lock_directory=workdir)
+        result = train(fold_config, fold_workdir, lock_directory=workdir, reschedule=reschedule)
         folds.append(_summarize_fold(fold, result, fold_workdir))
     values = {name: [fold[name] for fold in folds] for name in METRICS}
     summary: JsonObject = {
@@ -70,6 +75,7 @@ def _summarize_fold(fold: int, result: JsonObject, workdir: Path) -> JsonObject:
         'test_accuracy': result['accuracy'],
         'test_loss': result['loss'],
         'params_sha256': result['params_sha256'],
+        'reschedules': result['reschedules'],
     }
 
 

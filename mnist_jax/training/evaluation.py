@@ -1,4 +1,4 @@
-"""Evaluates a state on a split; shared by the training loop and `--mode=eval`."""
+"""Evaluates variables on a split; shared by the training loop and `--mode=eval`."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,12 @@ from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted
 from mnist_jax.learning import metrics
 from mnist_jax.learning.metrics import Totals
-from mnist_jax.learning.step import TrainState
+from mnist_jax.learning.step import Variables
 from mnist_jax.training.experiment import Experiment
 
 
 def evaluate_split(
-    experiment: Experiment, state: TrainState, split: Examples, request: StopRequest | None = None
+    experiment: Experiment, variables: Variables, split: Examples, request: StopRequest | None = None
 ) -> tuple[Totals, np.ndarray]:
     """Returns the sums of `step.eval_step` over every example of the split, and the probabilities NxK of the classes.
 
@@ -25,7 +25,7 @@ def evaluate_split(
     """
     totals: Totals = {}
     probabilities = []
-    for sums, probabilities_BxK in batch_results(experiment, state, split):
+    for sums, probabilities_BxK in batch_results(experiment, variables, split):
         if request is not None and (signal_number := processes.agree_on_stop(request)[0]):
             raise Interrupted(signal_number, 'during validation')
         totals = metrics.add(totals, sums)
@@ -37,10 +37,10 @@ def evaluate_split(
 
 
 def batch_results(
-    experiment: Experiment, state: TrainState, split: Examples
+    experiment: Experiment, variables: Variables, split: Examples
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields the host copy of what `step.eval_step` returns for each batch, fetched while the next one is computed."""
-    results = (experiment.eval_step(state, batch) for batch in experiment.eval_batches(split))
+    results = (experiment.eval_step(variables, batch) for batch in experiment.eval_batches(split))
     previous = next(results)
     for result in results:
         yield to_host(previous)

@@ -25,7 +25,7 @@ from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPla
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
 from mnist_jax.learning.schedules import SCHEDULES
-from mnist_jax.learning.step import StepParts, Sums, TrainState
+from mnist_jax.learning.step import StepParts, Sums, TrainState, Variables
 from mnist_jax.models.architectures import CNN, MLP, MODELS
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
@@ -134,6 +134,7 @@ class Experiment(Plan):
     replicas: Replicas
     parts: StepParts
     eval_parts: StepParts
+    schedule: Callable[[jax.Array, int], jax.Array]  # maps updates so far and epochs of the run to a learning rate
     steps_per_epoch: int
     steps_per_call: int
     padded_batch_size: int  # examples and padding of a global batch
@@ -151,9 +152,9 @@ class Experiment(Plan):
         stacked = {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
         return self._compiled_train_steps(state, stacked, self._seed)
 
-    def eval_step(self, state: TrainState, batch: HostBatch) -> tuple[Sums, jax.Array]:
+    def eval_step(self, variables: Variables, batch: HostBatch) -> tuple[Sums, jax.Array]:
         """Evaluates a batch on all devices. See `step.eval_step`."""
-        return self._compiled_eval_step(state, batch)
+        return self._compiled_eval_step(variables, batch)
 
     @functools.cached_property
     def _seed(self) -> np.ndarray:
@@ -179,6 +180,10 @@ class Experiment(Plan):
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
         return float(self.parts.learning_rate(jnp.int32(updates)))
+
+    def learning_rates(self, updates: int, epochs: int) -> np.ndarray:
+        """Returns the scheduled learning rates of the first `updates` updates of a run of `epochs` epochs."""
+        return np.asarray(jax.vmap(lambda done: self.schedule(done, epochs))(jnp.arange(updates, dtype=jnp.int32)))
 
     def train_indices(self, epoch: int, step_in_epoch: int) -> np.ndarray:
         """Returns the indices in the training split of the examples of a batch; both arguments count from 0."""
@@ -231,8 +236,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     eval_chunk_size, padded_eval_batch_size = batch_layout(eval_batch_size, config.chunks, len(replicas))
 
-    def learning_rate(updates: jax.Array) -> jax.Array:
-        return plan.base_learning_rate * schedule(jnp.float32(updates) / steps_per_epoch, config.epochs)
+    def learning_rate(updates: jax.Array, epochs: int = config.epochs) -> jax.Array:
+        return plan.base_learning_rate * schedule(jnp.float32(updates) / steps_per_epoch, epochs)
 
     parts = StepParts(
         model=plan.model,
@@ -249,6 +254,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         replicas=replicas,
         parts=parts,
         eval_parts=dataclasses.replace(parts, chunk_size=eval_chunk_size),
+        schedule=learning_rate,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=config.steps_per_call or (STEPS_PER_CALL if groups_steps else 1),
         padded_batch_size=padded_batch_size,

@@ -154,7 +154,7 @@ class Loop:
         validation: dict[str, float] | dict[str, None] = {'loss': None, 'accuracy': None}
         if experiment.source.validated:
             split = experiment.source.split('validation')
-            validation = metrics.means(evaluate_split(experiment, state, split, self._request)[0])
+            validation = metrics.means(evaluate_split(experiment, state.variables, split, self._request)[0])
         return {
             'epoch': epoch.number + 1,
             'step': step,

@@ -67,10 +67,13 @@ class Checkpoints:
             return None, f'{path!r} was changed: its SHA-256 does not match {self._digests_path.name}'
         return config, ''
 
-    def check_config(self, config: ConfigDict) -> None:
+    def check_config(self, config: ConfigDict) -> ConfigDict:
         """Raises a UserError unless the run in this workdir has this config, apart from `CHANGEABLE_FIELDS`.
 
         If `config.json` is missing or damaged, compares its digest instead.
+
+        Returns:
+          The config that was saved, or `config` if it cannot be read.
         """
         saved, problem = self._read_config()
         if saved is not None:
@@ -82,6 +85,7 @@ class Checkpoints:
                 f'{problem}, and the config that was passed is not the config of the run (their SHA-256 digests '
                 'differ); pass the config of the run, or use another --workdir'
             )
+        return config if saved is None else saved
 
     def write_config(self, config: ConfigDict, data: Mapping[str, str]) -> None:
         """Writes `config.json` and `digests.json`.

@@ -16,7 +16,7 @@ from mnist_jax.files import JsonObject
 from mnist_jax.learning import metrics
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import read_metrics
-from mnist_jax.workdir.results import read_predictions, read_result
+from mnist_jax.workdir.results import caveats, read_predictions, read_result
 
 
 class FinishedRun(NamedTuple):
@@ -34,6 +34,13 @@ class FinishedRun(NamedTuple):
         return sum(row['seconds'] for row in self.epochs) if self.epochs or not self.result['step'] else None
 
     @property
+    def cross_entropy(self) -> float | None:
+        """The mean cross-entropy, or None if the run was evaluated by an older version and its loss is another one."""
+        loss = self.config.loss
+        is_cross_entropy = loss.name == 'cross_entropy' and not loss.get('label_smoothing')
+        return self.result.get('cross_entropy', self.result['loss'] if is_cross_entropy else None)
+
+    @property
     def epochs_text(self) -> str:
         """The number of epochs as text, or NA."""
         return 'NA' if self.seconds is None else str(len(self.epochs))
@@ -45,8 +52,8 @@ class FinishedRun(NamedTuple):
 
 
 HEADER = (
-    'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'loss', 'training time',
-    'images/s',
+    'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'cross-entropy',
+    'training time', 'images/s',
 )  # fmt: skip
 PAIR_HEADER = ('first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', '')
 
@@ -55,6 +62,8 @@ def comparison_table(patterns: Sequence[str]) -> str:
     """Returns the comparison of the runs in the workdirs `patterns`, paths or glob patterns, as text."""
     runs = read_runs(patterns)
     lines = text_tables.titled([HEADER, *map(table_row, runs)], left=3)
+    if sentences := notes(runs):
+        lines += ['', *sentences]
     rows, note = pair_rows(runs)
     if rows:
         lines += ['', "McNemar's exact test of the difference in accuracy for each pair of runs", '']
@@ -124,9 +133,19 @@ def table_row(run: FinishedRun) -> list[str]:
         f'{run.result["step"]:,}',
         f'{run.result["accuracy"]:.4f}',
         f'{lower:.4f} to {upper:.4f}',
-        f'{run.result["loss"]:.4f}',
+        text_tables.number(run.cross_entropy),
         run.seconds_text,
         f'{np.median(speeds):,.0f}' if speeds else 'NA',
+    ]
+
+
+def notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """Returns what a reader of the table must know about single runs, one sentence per item."""
+    sentences = [f'{run.name}: {name} {text}.' for run in runs for name, text in caveats(run.result).items()]
+    return sentences + [
+        f'{run.name}: cross-entropy NA: it was evaluated by an older version; --mode=eval adds it.'
+        for run in runs
+        if run.cross_entropy is None
     ]
 
 

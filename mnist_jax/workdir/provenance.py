@@ -2,11 +2,13 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -18,6 +20,14 @@ from mnist_jax.files import JsonObject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
 MAX_STARTS = 100  # latest starts to keep
+
+EpochHistory = Sequence[tuple[int, int]]
+"""(step, epochs): from which step on the learning-rate schedule was that of a run of how many epochs, in order.
+
+An ordinary run has one item, whose step is 0. So has a run that was continued with another number of epochs but has had
+the learning rates of an ordinary run of that many epochs.
+"""
+
 FIELDS = {
     'began': str,
     'step': int,
@@ -30,11 +40,12 @@ FIELDS = {
 }
 
 
-def record_start(workdir: Path, step: int, devices: str) -> None:
-    """Appends this start, at `step` on `devices`, to `provenance.json`."""
+def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = ()) -> None:
+    """Appends this start, at `step` on `devices`, to `provenance.json`, with its history of `epochs`."""
     start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
         'step': step,
+        'epochs': epochs,
         'command': _command(),
         'commit': _commit(),
         'devices': devices,
@@ -62,6 +73,18 @@ def read_provenance(workdir: Path) -> list[JsonObject]:
         for start in starts
         if isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in FIELDS.items())
     ]
+
+
+def read_epochs(workdir: Path) -> EpochHistory:
+    """Returns the history that the last start recorded; () if there is none."""
+    starts = read_provenance(workdir)
+    try:
+        history = [(step, epochs) for step, epochs in starts[-1]['epochs']]
+        numbers = list(itertools.chain.from_iterable(history))
+    except (IndexError, KeyError, TypeError, ValueError):
+        return ()
+    valid = all(type(number) is int and number >= 0 for number in numbers) and history == sorted(history)
+    return history if valid and numbers[:1] == [0] else ()
 
 
 def processor() -> str:

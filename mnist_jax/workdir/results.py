@@ -4,7 +4,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,10 @@ def _check_result(result: object) -> JsonObject:
         raise ValueError(f'accuracy must be correct / count, got {result["accuracy"]}')
     if not math.isfinite(result['loss']):
         raise ValueError(f'loss must be finite, got {result["loss"]}')
+    cross_entropy = result.get('cross_entropy', 0.0)  # Results of older versions lack it.
+    if type(cross_entropy) is not float or not math.isfinite(cross_entropy):
+        raise ValueError(f'cross_entropy must be a finite number, got {cross_entropy}')
+    caveats(result)  # Raises if their fields are invalid.
     return {**result, 'statistics': metrics.statistics(matrix, class_names)}
 
 
@@ -158,6 +162,28 @@ def _read_arrays(workdir: Path, result: JsonObject, *names: str) -> list[np.ndar
         raise UserError(f'{str(path)!r} is missing or damaged ({error}); --mode=eval rewrites it') from None
 
 
+def caveats(result: JsonObject) -> dict[str, str]:
+    """Returns what a reader of the result must know, by its short name: overlaps of splits, changes of the schedule."""
+    overlaps = describe_overlaps(result.get('overlaps', []))  # Results of older versions lack both fields.
+    changes = [
+        f'changed from that of {change["epochs_before"]:,} to that of {change["epochs_after"]:,} epochs at step '
+        f'{change["step"]:,}'
+        for change in result.get('reschedules', [])
+    ]
+    texts = {'overlap': overlaps, 'schedule': '; '.join(changes)}
+    return {name: text for name, text in texts.items() if text}
+
+
+def describe_overlaps(overlaps: Sequence[JsonObject]) -> str:
+    """Returns the overlaps of splits in words; '' if there are none."""
+    return '; '.join(
+        f'{overlap["first"]} holds {overlap["examples"]:,} examples more than once'
+        if overlap['first'] == overlap['second']
+        else f'{overlap["first"]} and {overlap["second"]} share {overlap["examples"]:,} examples'
+        for overlap in overlaps
+    )
+
+
 def format_result(result: JsonObject) -> str:
     """Returns the result as text: overall, by class, the confusion matrix, and the most frequent errors."""
     statistics = result['statistics']
@@ -168,11 +194,12 @@ def format_result(result: JsonObject) -> str:
         f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
         '',
         f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
-        f'loss       {result["loss"]:.4f}',
+        f'loss       {result["loss"]:.4f}; cross-entropy {text_tables.number(result.get("cross_entropy"))}',
         f'kappa      {text_tables.number(overall["kappa"])}',
         f'baseline   {overall["no_information_rate"]:.4f} (always predicting the largest class); p-value of '
         f'accuracy > baseline: {_format_p_value(overall["p_value"])}',
         f"symmetry   p-value {_format_p_value(overall['symmetry_p_value'])} (Bowker's test of the confusion matrix)",
+        *(f'{name:<10} {text}' for name, text in caveats(result).items()),
         '',
     ]
     lines += text_tables.titled([*class_rows(statistics), *mean_rows(statistics)])

@@ -9,12 +9,12 @@ import numpy as np
 
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.callbacks import CallbackStates
-from mnist_jax.learning.step import TrainState
+from mnist_jax.learning.step import TrainState, Variables
 
 
-def params_sha256(state: TrainState) -> str:
+def params_sha256(variables: Variables) -> str:
     """Returns the SHA-256 of the parameters and batch statistics, leaf by leaf in sorted order of their paths."""
-    return _sha256((state.params, state.batch_stats)).hex()
+    return _sha256((variables.params, variables.batch_stats)).hex()
 
 
 def _sha256(tree: PyTree) -> bytes:

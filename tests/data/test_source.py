@@ -64,3 +64,36 @@ def test_invalid_fields_are_refused(data_dir, options, message):
     with pytest.raises(UserError) as error:
         mnist(data_dir, **options).count('train')
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ('options', 'split', 'expected'),
+    [
+        ({}, None, []),
+        # The training split of MNIST has 60,000 examples: 30,000 in its second half, 12,000 in its first fifth.
+        (
+            {'train': 'train', 'validation': 'train[50%:]', 'test': 'train[:20%]'},
+            None,
+            [('train', 'validation', 30_000), ('train', 'test', 12_000)],
+        ),
+        ({'validation': 'train[900:1100]', 'test': 'train[1050:]'}, None, [
+            ('train', 'validation', 100), ('validation', 'test', 50),
+        ]),
+        ({'train': 'train[:1000]+test[5:]'}, None, [('train', 'test', 5)]),
+        ({'train': 'train[:100]+train[50:200]'}, None, [('train', 'train', 50)]),
+        ({'train': 'train[:0]+test[:1]', 'test': 'test'}, None, [('train', 'test', 1)]),
+        # Random fractions and folds divide the training split, so that both parts together are the whole.
+        ({'validation_fraction': 0.1}, None, []),
+        ({'validation_fraction': 0.1, 'test': 'train'}, None, [('train', 'test', 900), ('validation', 'test', 100)]),
+        ({'fold': (2, 4), 'test': 'train'}, None, [('train', 'test', 750), ('validation', 'test', 250)]),
+        ({'validation': 'train[1000:1100]'}, 'validation', []),
+        ({'validation': 'train[900:1100]'}, 'validation', [('train', 'validation', 100)]),
+        ({}, 'train[:50]', [('train', '--split=train[:50]', 50)]),
+        ({}, 'test', []),
+        ({'test': 'train[:9]'}, 'test[:50]', []),
+    ],
+)  # fmt: skip
+def test_overlaps_are_counted_for_each_pair_of_splits(data_dir, options, split, expected):
+    fields = {'train': 'train[:1000]', 'validation': '', 'test': 'test[:10]', **options}
+    source = SOURCES['mnist'](data_dir=data_dir, raw_dir='', **fields)
+    assert source.overlaps(split) == expected

@@ -1,5 +1,7 @@
 """The train and eval steps against numbers worked out by hand and against plain JAX."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_parts
 
-from mnist_jax.learning import metrics
+from mnist_jax.learning import losses, metrics
 from mnist_jax.learning.step import create_state, eval_step, train_step
 from mnist_jax.models.architectures import MLP
 
@@ -35,11 +37,12 @@ def identity(tree):
     return tree
 
 
-def make_steps(model, chunk_size, learning_rate=0.1):
+def make_steps(model, chunk_size, learning_rate=0.1, loss=None):
     parts = make_parts(model, chunk_size, learning_rate)
+    parts = dataclasses.replace(parts, loss=loss or parts.loss)
     state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
     train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts, identity))
-    evaluate = jax.jit(lambda state, batch: eval_step(state, batch, parts, identity, identity))
+    evaluate = jax.jit(lambda state, batch: eval_step(state.variables, batch, parts, identity, identity))
     return state, train, evaluate
 
 
@@ -52,7 +55,7 @@ def test_constant_logits_have_the_loss_and_gradient_worked_out_by_hand(chunk_siz
     batch = make_batch([0, 1, 2, 2, 1, 2], [1, 1, 1, 1, 1, 0])
     sums, probabilities = evaluate(state, batch)
     np.testing.assert_allclose(probabilities, [[0.090031, 0.244728, 0.665241]] * 6, atol=1e-6)
-    np.testing.assert_allclose(sums['loss'], 6.038030, rtol=1e-6)
+    np.testing.assert_allclose([sums['loss'], sums['cross_entropy']], 6.038030, rtol=1e-6)
     np.testing.assert_array_equal(sums['confusion_matrix'], [[0, 0, 1], [0, 0, 2], [0, 0, 2]])
     means = metrics.means(metrics.add(metrics.add({}, sums), sums))
     assert means['accuracy'] == 4 / 10
@@ -62,6 +65,19 @@ def test_constant_logits_have_the_loss_and_gradient_worked_out_by_hand(chunk_siz
     gradient = (state.params['bias'] - new_state.params['bias']) / 0.1
     np.testing.assert_allclose(gradient, [0.090031 - 0.2, 0.244728 - 0.4, 0.665241 - 0.4], atol=2e-6)
     assert (int(new_state.step), float(sums['count']), float(sums['correct'])) == (1, 5, 2)
+
+
+@pytest.mark.parametrize('loss', [losses.mean_squared_error(), losses.cross_entropy(label_smoothing=0.5)])
+def test_every_evaluation_has_the_plain_cross_entropy(loss):
+    state, _, evaluate = make_steps(ConstantLogits(), 2, loss=loss)
+    batch = make_batch([0, 1, 2, 2, 1, 2], [1, 1, 1, 1, 1, 0])
+    sums, _ = evaluate(state, batch)
+    np.testing.assert_allclose(sums['cross_entropy'], 6.038030, rtol=1e-6)
+    assert abs(float(sums['loss']) - 6.038030) > 0.1
+    # The probability of class 0 is exp(-200), which is 0 in float32; its logarithm is -200.
+    certain = dataclasses.replace(state, params={'bias': jnp.array([0.0, 0.0, 200.0])})
+    sums, probabilities = evaluate(certain, batch)
+    assert probabilities[0, 0] == 0 and float(sums['cross_entropy']) == 3 * 200
 
 
 def test_chunks_and_padding_do_not_change_the_gradient():

@@ -1,5 +1,7 @@
 """Tests the marks on the learning curves, for made-up metrics."""
 
+from ml_collections import ConfigDict
+
 from mnist_jax.report import curves
 from mnist_jax.workdir.comparison import FinishedRun
 
@@ -43,3 +45,12 @@ def test_curves_mark_best_epoch_learning_rate_change_and_early_stop(small):
 def test_run_without_callbacks_has_a_best_epoch_and_no_early_stop(small):
     run = run_with_metrics(small(epochs=2), [0.5, 0.4], [0.1, 0.1])
     assert curves.best_epoch(run) == 1 and not curves.stopped_early(run)
+
+
+def test_losses_of_different_functions_are_not_drawn_into_one_figure(small):
+    squared = run_with_metrics(small(loss=ConfigDict({'name': 'mean_squared_error'})), [0.5, 0.6], [0.1, 0.1])
+    run = run_with_metrics(small(), [0.5, 0.6], [0.1, 0.1])
+    for runs, title in (([run, run], 'training loss'), ([run, squared], 'training accuracy')):
+        figure = curves.curves_of_runs(runs)
+        assert [axis.get_ylabel() for axis in figure.figure.axes] == [title, 'validation accuracy']
+        assert ('the runs minimize different functions' in figure.about) == (title == 'training accuracy')

@@ -21,6 +21,10 @@ FIGURES = (
     'learning_curves', 'confusion_matrix', 'flow', 'by_class', 'mistakes', 'doubts', 'calibration', 'filters',
     'feature_maps',
 )  # fmt: skip
+CAVEATS = {
+    'overlaps': [{'first': 'train', 'second': 'test', 'examples': 1234}],
+    'reschedules': [{'step': 188, 'epochs_before': 1, 'epochs_after': 3}],
+}
 TABLES = ('statistics', 'errors', 'layers', 'config')
 
 
@@ -33,6 +37,8 @@ def workdir(trained, tmp_path_factory):
     """A finished run with a report; its name needs escaping in HTML."""
     path = tmp_path_factory.mktemp('reported') / '<b>run & "co"'
     shutil.copytree(trained, path)
+    result = json.loads((path / 'eval.json').read_text())
+    (path / 'eval.json').write_text(json.dumps({**result, **CAVEATS}))
     assert report(path) == path / 'report' / 'index.html'
     return path
 
@@ -106,6 +112,18 @@ def test_report_directory_holds_every_figure_as_png_and_svg(workdir):
     page = (workdir / 'report' / 'index.html').read_text()
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
+
+
+def test_page_names_overlapping_splits_a_changed_schedule_and_the_cross_entropy(workdir):
+    page = (workdir / 'report' / 'index.html').read_text()
+    result = json.loads((workdir / 'eval.json').read_text())
+    for name, fact in (
+        ('overlap', 'train and test share 1,234 examples'),
+        ('schedule', 'changed from that of 1 to that of 3 epochs at step 188'),
+        ('loss', f'{result["loss"]:.4f} (cross entropy)'),
+        ('cross-entropy', f'{result["cross_entropy"]:.4f}'),
+    ):
+        assert f'<dt>{name}</dt><dd>{fact}</dd>' in page
 
 
 def test_untrained_mlp_has_no_learning_curves_and_no_feature_maps(small, tmp_path):

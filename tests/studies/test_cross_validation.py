@@ -5,6 +5,7 @@ import shutil
 import statistics
 
 import pytest
+from ml_collections import ConfigDict
 
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
@@ -69,3 +70,15 @@ def test_invalid_folds_and_workdirs_are_refused(small, tmp_path):
     train(small(epochs=0), tmp_path / 'run')
     with pytest.raises(UserError, match='holds a run without folds; use another --workdir'):
         cross_validate(small(folds=3), tmp_path / 'run')
+
+
+def test_an_extended_cross_validation_says_in_which_folds_the_learning_rate_jumped(small, tmp_path):
+    schedule = ConfigDict({'name': 'cosine'})
+    train(small(folds=2, fold=1, epochs=1, schedule=schedule), tmp_path / 'fold-1')
+    config = small(folds=2, epochs=2, schedule=schedule)
+    with pytest.raises(UserError, match=r'config\.epochs must be 1, as in the run so far, got 2'):
+        cross_validate(config, tmp_path)
+    summary = cross_validate(config, tmp_path, reschedule=True)
+    # Half of 300 examples make 3 steps per epoch.
+    reschedules = [{'step': 3, 'epochs_before': 1, 'epochs_after': 2}]
+    assert [fold['reschedules'] for fold in summary['folds']] == [reschedules, []]

@@ -22,7 +22,7 @@ def test_params_digest_is_the_sha256_of_the_leaves_in_order(small):
     layers = state.params
     leaves = [layers[layer][name] for layer in ('Dense_0', 'Dense_1') for name in ('bias', 'kernel')]
     expected = hashlib.sha256(b''.join(leaf.tobytes() for leaf in leaves)).hexdigest()
-    assert params_sha256(state) == expected
+    assert params_sha256(state.variables) == expected
 
 
 def test_evaluation_refuses_a_damaged_checkpoint(small, tmp_path):

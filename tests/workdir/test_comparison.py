@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from conftest import make_small
+from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.workdir.comparison import HEADER, comparison_table, read_run, table_row
 from mnist_jax.workdir.results import read_predictions, result_paths
@@ -109,6 +111,9 @@ def test_missing_or_damaged_results_are_user_errors(runs, tmp_path):
         (valid.replace(accuracy, '"accuracy": 2.0', 1), 'accuracy must be correct / count, got 2.0'),
         (valid.replace('"statistics"', '"statistic"'), "it has no 'statistics'"),
         (changed(valid, loss=float('nan')), 'loss must be finite, got nan'),
+        (changed(valid, cross_entropy=float('nan')), 'cross_entropy must be a finite number, got nan'),
+        (changed(valid, overlaps=[{'first': 'train'}]), "it has no 'second'"),
+        (changed(valid, reschedules=3), 'not iterable'),
         (changed(valid, confusion_matrix=[]), 'its confusion matrix must be 10 x 10'),
         (changed(valid, confusion_matrix=[[0.5] * 10] * 10), 'its confusion matrix must contain non-negative integers'),
         (changed(valid, confusion_matrix=[[2] * 10] * 10), 'its count and correct must match its confusion matrix'),
@@ -120,3 +125,41 @@ def test_missing_or_damaged_results_are_user_errors(runs, tmp_path):
     (runs / 'one' / 'eval.json').unlink()
     with pytest.raises(UserError, match=r'has no eval.json; it is written when training ends'):
         comparison_table([f'{runs}/*'])
+
+
+def test_the_losses_of_different_functions_are_not_compared_but_the_cross_entropy(data_dir, runs):
+    squared = ConfigDict({'name': 'mean_squared_error'})
+    smooth = ConfigDict({'name': 'cross_entropy', 'label_smoothing': 0.2})
+    for name, loss in (('two', squared), ('three', smooth)):
+        shutil.rmtree(runs / name)
+        train(make_small(data_dir, epochs=1, loss=loss), runs / name)
+    expected = []
+    for name in ('one', 'two', 'three'):
+        with np.load(runs / name / 'predictions.npz') as arrays:
+            expected.append(-np.log(arrays['probabilities'][np.arange(200), arrays['label']]).mean())
+
+    def column():
+        return [
+            table_row(read_run(runs / name, name))[HEADER.index('cross-entropy')] for name in ('one', 'two', 'three')
+        ]
+
+    assert column() == [f'{value:.4f}' for value in expected] and 'loss' not in HEADER
+    # A run that was evaluated before evaluations had a cross-entropy has one if it was the loss.
+    for name in ('one', 'two', 'three'):
+        path = runs / name / 'eval.json'
+        result = json.loads(path.read_text())
+        del result['cross_entropy'], result['overlaps'], result['reschedules']
+        path.write_text(json.dumps(result))
+    assert column() == [f'{expected[0]:.4f}', 'NA', 'NA']
+    text = comparison_table([f'{runs}/*'])
+    assert 'two: cross-entropy NA: it was evaluated by an older version; --mode=eval adds it.' in text.splitlines()
+    assert 'one: cross-entropy' not in text
+    evaluate_workdir(runs / 'two')
+    assert column() == [f'{expected[0]:.4f}', f'{expected[1]:.4f}', 'NA']
+
+
+def test_the_comparison_says_which_runs_have_overlapping_splits(data_dir, runs):
+    path = runs / 'two' / 'eval.json'
+    overlaps = [{'first': 'train', 'second': 'test', 'examples': 1234}]
+    path.write_text(changed(path.read_text(), overlaps=overlaps))
+    assert 'two: overlap train and test share 1,234 examples.' in comparison_table([f'{runs}/*']).splitlines()

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_small
 
 from mnist_jax.train import train
-from mnist_jax.workdir.provenance import FIELDS, MAX_STARTS, read_provenance, record_start
+from mnist_jax.workdir.provenance import FIELDS, MAX_STARTS, read_epochs, read_provenance, record_start
 
 
 def test_each_start_is_recorded(data_dir, tmp_path):
@@ -39,6 +39,18 @@ def test_damaged_starts_are_ignored_and_old_ones_dropped(tmp_path):
     record_start(tmp_path, 7, 'none')
     steps = [start['step'] for start in read_provenance(tmp_path)]
     assert len(steps) == MAX_STARTS and steps[-2:] == [MAX_STARTS + 4, 7]
+
+
+def test_the_history_of_the_number_of_epochs_is_that_of_the_last_start(tmp_path):
+    assert read_epochs(tmp_path) == ()
+    record_start(tmp_path, 0, 'none', [(0, 3)])
+    record_start(tmp_path, 15, 'none', [(0, 3), (15, 5)])
+    assert read_epochs(tmp_path) == [(0, 3), (15, 5)]
+    for epochs in (None, 3, [3], [[0]], [['0', 3]], [[0, -1]], [[5, 3]], [[0, 3], [5, 4], [2, 3]], [[0, 0.5]], []):
+        (tmp_path / 'provenance.json').write_text(json.dumps([{**make_start(1), 'epochs': epochs}]))
+        assert read_epochs(tmp_path) == ()
+    (tmp_path / 'provenance.json').write_text(json.dumps([make_start(1)]))  # as an older version wrote it
+    assert read_epochs(tmp_path) == ()
 
 
 def make_start(step):
