@@ -26,6 +26,7 @@ def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
         image = run.image('seven.png')         # scaled and centered like the training images, uint8 HxWx1
         run.predict([image])                   # class probabilities of N images, float32 NxK
         run.class_names                        # the K classes, in the same order
+        run.logits(image[None])                # the logits NxK as a JAX function, for jax.jit and jax.grad
         run.feature_maps(image)['Conv_0']      # the output of a layer, HxWxC
         run.filters()                          # the kernel of the first layer
         run.params                             # all parameters: nested dicts of arrays

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from mnist_jax.config import ConfigDict, default_config, load_config, override_fields
+from mnist_jax.config import ConfigDict, load_config, override_fields
 from mnist_jax.config_checks import check_config
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_processes
 from mnist_jax.errors import UserError
@@ -320,26 +320,15 @@ def _config() -> ConfigDict:
     if FLAGS.config is None:
         raise UserError('--config is missing; for example --config=configs/cnn.py')
     config = load_config(FLAGS.config)
-    for line in override_fields(config, _OVERRIDES, config_sections):
+    for line in override_fields(config, _OVERRIDES, _sections):
         logging.info('%s', line)
     return config
 
 
-def config_sections() -> Mapping[str, Section]:
-    """Returns the config sections that select a part by name."""
-    from mnist_jax.data.source import SOURCES
-    from mnist_jax.learning.losses import LOSSES
-    from mnist_jax.learning.optimizers import OPTIMIZERS
-    from mnist_jax.learning.schedules import SCHEDULES
-    from mnist_jax.models.architectures import MODELS
+def _sections() -> Mapping[str, Section]:
+    from mnist_jax.workdir.config_sections import SECTIONS
 
-    return {
-        'model': Section(MODELS, extra=('num_classes',)),
-        'loss': Section(LOSSES),
-        'schedule': Section(SCHEDULES),
-        'optimizer': Section(OPTIMIZERS, shared=('learning_rate',)),
-        'dataset': Section(SOURCES, extra=('fold',), shared=tuple(default_config().dataset)),
-    }
+    return SECTIONS
 
 
 def _workdir(name: str) -> Path:

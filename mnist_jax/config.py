@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 # In a checkout, configs/ is next to the package; an installed package has a bundled copy.
 CHECKOUT = ROOT if (ROOT / 'configs' / 'default.py').exists() else None
 CONFIGS = (CHECKOUT or Path(__file__).parent) / 'configs'
-# Fields that runs of older versions lack, with the values that those runs were trained with.
+# Fields that runs of older versions lack, with the values that those runs were trained with. A missing field that is
+# not listed here has its default, so list a new field here if older runs did something else than its default.
 ADDED_FIELDS = {
     'steps_per_call': 0,
     'dtype': 'float32',
@@ -34,6 +35,7 @@ ADDED_FIELDS = {
     'on_nonfinite': 'stop',
     'dataset.in_memory': True,
 }
+NEVER_ADDED = ('dataset', 'model')  # Sections that runs of every version have: a config without them is not a run's.
 # Fields that a resumed run may change: they set where it runs, where its data is, when it saves and how long it trains,
 # but not what a step computes.
 CHANGEABLE_FIELDS = (
@@ -260,30 +262,57 @@ def config_from_json(value: object) -> ConfigDict:
     return ConfigDict(lists_to_tuples(value)).lock()
 
 
-def fill_added_fields(saved: ConfigDict) -> ConfigDict:
-    """Returns `saved`, from any version of this program, with the `ADDED_FIELDS` that it lacks, locked."""
-    config = saved.copy_and_resolve_references()
+def unknown_fields(saved: ConfigDict) -> list[str]:
+    """Returns the fields and sections of `saved` that the default config lacks, by dotted name.
+
+    The fields of a section that selects a constructor by name are checked against its signature instead.
+    """
+    unknown, default = [], default_config()
+    for name, value in saved.items():
+        if name not in default:
+            unknown.append(f'config.{name}')
+        elif isinstance(value, ConfigDict) and isinstance(default[name], ConfigDict) and 'name' not in default[name]:
+            unknown += [f'config.{name}.{field}' for field in value if field not in default[name]]
+    return unknown
+
+
+def fill_missing_fields(saved: ConfigDict) -> ConfigDict:
+    """Returns `saved`, from any version of this program, locked, with the fields that it lacks.
+
+    They have the values of `ADDED_FIELDS` or of the default config. In the sections whose other arguments depend on the
+    constructor that they select by name, a missing field means the constructor's default, so nothing is added to them.
+    """
+    config, default = saved.copy_and_resolve_references(), default_config()
     config.unlock()
-    for name, value in ADDED_FIELDS.items():
+    missing: dict[str, Any] = {name: value for name, value in default.items() if name not in NEVER_ADDED}
+    for section, fields in default.items():
+        if isinstance(fields, ConfigDict) and ('name' not in fields or section == 'dataset'):
+            missing |= {f'{section}.{field}': value for field, value in fields.items() if field != 'name'}
+    for name, value in {**missing, **ADDED_FIELDS}.items():
         section, _, field = name.rpartition('.')
-        if section and section not in config:
-            continue  # `check_config` reports it.
-        parent = config[section] if section else config
-        if isinstance(parent, ConfigDict) and field not in parent:
+        parent = config.get(section) if section else config
+        if (
+            isinstance(parent, ConfigDict) and field not in parent
+        ):  # If a section is missing, `check_config` reports it.
             parent[field] = value
     return config.lock()
 
 
-def check_resumable(saved: ConfigDict, config: ConfigDict) -> None:
+def check_resumable(saved: ConfigDict, config: ConfigDict, defaults: Mapping[str, Any]) -> None:
     """Raises a UserError that names the fields in which `config` differs from the run `saved`.
 
     `CHANGEABLE_FIELDS` may differ. The number of epochs is checked against the checkpoint, when it is restored.
+
+    Args:
+      saved: The config of the run.
+      config: The config to resume it with.
+      defaults: The values of fields that both may leave out, by dotted name.
     """
     old, new = dict(config_fields(saved)), dict(config_fields(config_from_json(json.loads(config_to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and name not in CHANGEABLE_FIELDS
+        if old.get(name, defaults.get(name)) != new.get(name, defaults.get(name)) and name not in CHANGEABLE_FIELDS
     ]
     if changed:
         raise UserError(

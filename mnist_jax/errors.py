@@ -12,6 +12,14 @@ class UserError(Exception):
     """The user's input is wrong; `main` prints the message as one line and exits with status 2."""
 
 
+class NonFiniteError(FloatingPointError):
+    """Training or an evaluation met NaN or infinity; `main` prints the message as one line and exits with status 1."""
+
+
+class WriteError(OSError):
+    """A file of the run cannot be written; `main` prints the message as one line and exits with status 1."""
+
+
 class Interrupted(Exception):  # noqa: N818
     """The run was asked to stop, and stopped; `main` exits with 128 plus the number of the signal."""
 

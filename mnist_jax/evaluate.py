@@ -1,6 +1,7 @@
 """Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split."""
 
 import itertools
+import math
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import jax
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
-from mnist_jax.errors import UserError
+from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
@@ -30,11 +31,21 @@ def evaluate_snapshot(
       workdir: Where `eval.json` and `predictions.npz` are written.
       split: A split in TFDS's slicing notation, or 'validation'.
       suffix: Added to the names of the files, as in `eval-SUFFIX.json`.
+
+    Raises:
+      NonFiniteError: the loss is not finite; nothing is written.
     """
     state, source = snapshot.state, experiment.source
     variables = state.variables  # Everything in the result is about these.
     examples = source.split('test') if split is None else _examples(source, split)
     totals, probabilities_NxK = evaluate_split(experiment, variables, examples)
+    means = metrics.means(totals)
+    if not all(map(math.isfinite, means.values())):
+        raise NonFiniteError(
+            f'the loss on split {split or source.specs["test"]!r} must be finite, got {means["loss"]} with the '
+            f'parameters of step {int(state.step):,}: the run has diverged; nothing is written. To evaluate an earlier '
+            'checkpoint, use --mode=eval with --step'
+        )
     matrix = totals['confusion_matrix'].astype(int)
     result = {
         'dataset': source.name,
@@ -43,7 +54,7 @@ def evaluate_snapshot(
         'step': int(state.step),
         'skipped_steps': snapshot.epoch.skipped,
         'count': int(totals['count']),
-        **metrics.means(totals),
+        **means,
         'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),

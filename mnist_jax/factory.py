@@ -128,6 +128,11 @@ def arguments(constructor: Callable, extra: Iterable[str] = ()) -> dict[str, ins
     return {name: parameter for name, parameter in parameters.items() if name not in excluded}
 
 
+def defaults(constructor: Callable) -> dict[str, Any]:
+    """Returns the arguments of `constructor` that a config may leave out, with the values that they then have."""
+    return {name: p.default for name, p in arguments(constructor).items() if p.default is not p.empty}
+
+
 def check_value(field: str, value: Any, annotation: Any) -> None:
     """Raises a UserError unless `value` matches a type annotation.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, WriteError
 
 JsonObject = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
@@ -63,7 +63,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
     """Writes a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
     Raises:
-      OSError: the file cannot be written; the error names `path`, not the temporary file.
+      WriteError: the file cannot be written; the error names `path`, not the temporary file.
     """
     temporary = ''
     try:
@@ -78,7 +78,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            raise WriteError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -1,7 +1,8 @@
 """The command line: parses the flags, runs the function of the chosen mode, and sets the exit status.
 
 Exit status: 0 on success; 2 if the user's input is wrong, with one line on standard error; 128 + N after signal N; 1
-for anything else.
+for anything else. What this program foresees, such as a full disk or a loss of NaN, is one line as well; an unexpected
+exception keeps its traceback.
 """
 
 import contextlib
@@ -15,10 +16,12 @@ import traceback
 from mnist_jax import commands
 from mnist_jax.distributed.local_launch import prepare_child
 from mnist_jax.distributed.signals import stop_on_signals
-from mnist_jax.errors import Interrupted, UserError, first_line
+from mnist_jax.errors import Interrupted, NonFiniteError, UserError, WriteError, first_line
 
 # Errors that a path given by the user can cause.
 PATH_ERRORS = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+# Errors of the disk on which the run or the data is.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def main() -> None:
@@ -50,9 +53,10 @@ def _report(error: BaseException) -> int:
         return error.status
     if isinstance(error, BrokenPipeError):  # The reader of the output, such as `head`, has closed it.
         return 128 + signal.SIGPIPE
-    if isinstance(error, UserError | FloatingPointError | OSError):
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, UserError | NonFiniteError | WriteError) or code in (*PATH_ERRORS, *DISK_ERRORS):
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2 if isinstance(error, UserError) or getattr(error, 'errno', None) in PATH_ERRORS else 1
+        return 2 if isinstance(error, UserError) or code in PATH_ERRORS else 1
     if not isinstance(error, Exception):  # KeyboardInterrupt, which the signal handlers leave to Python
         traceback.print_exception(error)
         return 1

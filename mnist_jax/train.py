@@ -57,8 +57,8 @@ def train(
     Raises:
       UserError: the config, the data or the workdir is invalid; nothing was trained.
       Interrupted: the run was asked to stop; its progress is saved.
-      FloatingPointError: a loss or an update is not finite.
-      OSError: the last checkpoint could not be written.
+      NonFiniteError: a loss or an update is not finite; the last checkpoint is kept.
+      WriteError: the last checkpoint could not be written.
     """
     workdir = files.user_path(workdir, '--workdir')
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
@@ -135,7 +135,7 @@ def _restore_newest(
 
     See `_continue_schedule` for `epochs` and `reschedule`.
     """
-    snapshot, damaged = checkpoints.restore_newest(steps, experiment.abstract_snapshot)
+    snapshot, damaged = checkpoints.restore_newest(steps, experiment.abstract_snapshot, experiment.first_snapshot)
     step = int(snapshot.state.step)
     started = math.ceil(step / experiment.steps_per_epoch)
     if started > experiment.config.epochs:

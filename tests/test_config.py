@@ -134,10 +134,10 @@ def test_unknown_and_missing_fields_are_errors():
 def test_a_resumed_run_may_only_change_the_epochs_and_where_it_runs():
     saved, config = default_config(), default_config()
     config.epochs, config.devices, config.dataset.data_dir = 11, 4, '/elsewhere'
-    check_resumable(saved, config)
+    check_resumable(saved, config, {})
     config.seed, config.optimizer.learning_rate = 1, 0.5
     with pytest.raises(UserError) as error:
-        check_resumable(saved, config)
+        check_resumable(saved, config, {})
     for change in ('seed (was 0, is 1)', 'optimizer.learning_rate (was 0.001, is 0.5)'):
         assert change in str(error.value)
     assert 'devices' not in str(error.value)

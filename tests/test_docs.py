@@ -27,6 +27,7 @@ from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.models.layers import Dense, Flatten
 from mnist_jax.training.experiment import make_model
+from mnist_jax.workdir.config_sections import SECTIONS
 
 KERNELS = ROOT / 'mnist_jax' / 'kernels' / 'README.md'  # part of docs/kernels.md
 PAGES = {
@@ -45,11 +46,11 @@ REPOSITORY_FILES = {
 DEFAULT = default_config()
 FIELDS = {name for name, _ in config_fields(DEFAULT)} | {
     f'{section}.{argument}'
-    for section, parts in commands.config_sections().items()
+    for section, parts in SECTIONS.items()
     for constructor in parts.table.values()
     for argument in arguments(constructor, parts.extra)
 }
-SECTIONS = {name for name, value in DEFAULT.items() if isinstance(value, ConfigDict)}
+SECTION_NAMES = {name for name, value in DEFAULT.items() if isinstance(value, ConfigDict)}
 BENCHMARK_FLAGS = {
     path.name: set(re.findall(r"'--([\w-]+)'", path.read_text())) for path in (ROOT / 'benchmarks').glob('*.py')
 }
@@ -175,7 +176,7 @@ def test_flags_and_config_fields_in_the_text_exist(page):
                 assert flag in commands.FLAGS or flag.removeprefix('no') in commands.FLAGS or flag in OTHER_FLAGS, code
         field = re.fullmatch(r'config\.([a-z_.]+)', code)
         if field and field[1] not in ('get', 'json'):
-            assert field[1] in FIELDS | SECTIONS, code
+            assert field[1] in FIELDS | SECTION_NAMES, code
 
 
 def test_the_readme_is_short():
@@ -264,15 +265,14 @@ def test_renamed_modules_in_the_changelog_exist():
             pkgutil.resolve_name(f'mnist_jax.{name}')
 
 
-EXAMPLES = {
-    match[1]: block
-    for info, block in code_blocks(PAGES['docs/extending.md'])
-    if (match := re.fullmatch(r'python title="(\w+\.py)"', info))
-}
+EXAMPLES: dict[str, str] = {}  # by name; the blocks of one name are the pieces of one script
+for info, block in code_blocks(PAGES['docs/extending.md'] + PAGES['docs/python.md']):
+    if match := re.fullmatch(r'python title="(\w+\.py)"', info):
+        EXAMPLES[match[1]] = EXAMPLES.get(match[1], '') + block
 
 
-def test_there_are_five_examples():
-    assert len(EXAMPLES) == 5
+def test_there_are_six_examples():
+    assert len(EXAMPLES) == 6
 
 
 def test_every_example_trains_a_model_that_learns(tmp_path, data_dir):

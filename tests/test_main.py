@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -139,6 +141,61 @@ def test_wrong_input_is_one_line_and_exit_status_2(forked, tmp_path, arguments, 
     assert len(finished.stderr.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} - {'new'} == {'file', 'empty'}
     assert not list(tmp_path.rglob('*.array_record*'))
+
+
+UNEXPECTED = """
+import errno, sys, traceback
+from mnist_jax import commands, main
+from mnist_jax.errors import NonFiniteError, WriteError
+
+errors = {
+    'FloatingPointError': FloatingPointError('invalid value (nan) encountered in mul'),
+    'FileNotFoundError': FileNotFoundError(errno.ENOENT, 'No such file or directory', 'template.html'),
+    'ConnectionResetError': ConnectionResetError(errno.ECONNRESET, 'Connection reset by peer'),
+    'NonFiniteError': NonFiniteError('the loss of step 2 is nan'),
+    'WriteError': WriteError(errno.ENOENT, 'No such file or directory', 'eval.json'),
+    'full disk': OSError(errno.ENOSPC, 'No space left on device', 'eval.json'),
+    'PermissionError': PermissionError(errno.EACCES, 'Permission denied', '/root/x'),
+}
+
+
+def command():
+    raise errors[sys.argv[1]]
+
+
+commands.parse = lambda argv: command
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'status', 'line'),
+    [
+        ('FloatingPointError', 1, None),
+        ('FileNotFoundError', 1, None),
+        ('ConnectionResetError', 1, None),
+        ('NonFiniteError', 1, 'the loss of step 2 is nan'),
+        ('WriteError', 1, "[Errno 2] No such file or directory: 'eval.json'"),
+        ('full disk', 1, "[Errno 28] No space left on device: 'eval.json'"),
+        ('PermissionError', 2, "[Errno 13] Permission denied: '/root/x'"),
+    ],
+)
+def test_an_unexpected_error_keeps_its_traceback(name, status, line):
+    finished = subprocess.run([sys.executable, '-c', UNEXPECTED, name], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == status
+    if line is None:
+        assert finished.stderr.startswith('Traceback') and ', in command\n' in finished.stderr
+    else:
+        assert finished.stderr == f'error: {line}\n'
+
+
+def test_jax_debug_nans_shows_where_the_nan_is(program, monkeypatch):
+    monkeypatch.setenv('JAX_DEBUG_NANS', '1')
+    diverging = ('--config.model.hidden=(8,)', '--config.optimizer.learning_rate=1e38', '--config.epochs=1')
+    finished = program('--config=configs/mlp.py', *TINY, *diverging, '--noreport')
+    assert finished.returncode == 1
+    assert 'Traceback' in finished.stderr and 'FloatingPointError: Invalid value (nan)' in finished.stderr
+    assert 'mnist_jax/learning/step.py' in finished.stderr
 
 
 def test_help_is_not_an_error(program):

@@ -55,7 +55,8 @@ def test_a_damaged_metrics_csv_is_reported_and_does_not_stop_the_run(small, tmp_
         '',
         'hello\nworld\n',
         good.replace('epoch,', 'epohc,'),
-        good.replace('0.001', 'nan'),
+        good.replace('1,5,', '1,nan,'),
+        good.replace('0.001', ''),
         good[:-20],
         good.replace(',,', ',x,'),
     ):

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.data.batches import pad_rows
 from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
-from mnist_jax.errors import UserError
+from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import user_path
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.step import inference_variables
@@ -129,6 +130,7 @@ class RestoredModel:
 
         Raises:
           UserError: the shape is wrong, or a pixel value is out of range.
+          NonFiniteError: a probability is not finite, because the run has diverged.
         """
         images_NxHxWxC = self._check_images(images)
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
@@ -138,22 +140,46 @@ class RestoredModel:
             padding = (1 << (len(part) - 1).bit_length()) - len(part)
             probabilities_BxK = self._compiled_probabilities(self.variables, pad_rows(part, padding))
             parts.append(np.asarray(probabilities_BxK)[: len(part)])
-        return np.concatenate(parts)
+        probabilities_NxK = np.concatenate(parts)
+        if not np.isfinite(probabilities_NxK).all():
+            raise NonFiniteError(
+                f'the probabilities must be finite, got NaN with the parameters of step '
+                f'{int(self.snapshot.state.step):,}: the run has diverged; an earlier --step may be usable'
+            )
+        return probabilities_NxK
+
+    def logits(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Returns the logits, float32 NxK, computed as the steps compute them.
+
+        Pixels are scaled, converted to the compute dtype of the config, and normalized with the batch statistics of the
+        run. This is a JAX function of the images: it can be jitted and differentiated, which `predict` cannot.
+
+        Args:
+          images: NxHxWxC, or NxHxW if C is 1, with the pixel values of the dataset (0 to 255 for most), not scaled. To
+            differentiate with respect to them, pass float32.
+
+        Raises:
+          UserError: the shape is wrong, or a pixel value is out of range. Inside `jax.jit` and `jax.grad`, values are
+            unknown and not checked.
+        """
+        if not isinstance(images, jax.core.Tracer):
+            return self._compiled_logits(self.variables, self._check_images(np.asarray(images)))
+        self._check_shape(images)
+        return self._compiled_logits(self.variables, images.reshape(-1, *self.image_shape))
+
+    @functools.cached_property
+    def _compiled_logits(self) -> Callable[[PyTree, np.ndarray | jax.Array], jax.Array]:
+        return jax.jit(self.plan.infer)
 
     def _check_images(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Returns `images` as an array NxHxWxC, uint8 or float32."""
-        height, width, channels = self.image_shape
         try:
             array = np.asarray(images)
         except ValueError:
-            raise UserError(f'images must all be {height} x {width} x {channels}, got different shapes') from None
-        if array.ndim == 3 and channels == 1:
-            array = array[..., None]
-        if array.shape[1:] != self.image_shape or array.dtype.kind not in 'uif':
-            raise UserError(
-                f'images must be numeric, of shape N x {height} x {width} x {channels}, '
-                f'got shape {np.shape(images)} and type {array.dtype}'
-            )
+            size = ' x '.join(map(str, self.image_shape))
+            raise UserError(f'images must all be {size}, got different shapes') from None
+        self._check_shape(array)
+        array = array.reshape(-1, *self.image_shape)
         max_pixel = self.plan.source.max_pixel
         if array.size and not 0 <= array.min() <= array.max() <= max_pixel:  # also true for NaN
             raise UserError(f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}')
@@ -163,6 +189,16 @@ class RestoredModel:
                 'which seem to be scaled already'
             )
         return array if array.dtype == np.uint8 else array.astype(np.float32)
+
+    def _check_shape(self, images: np.ndarray | jax.Array) -> None:
+        """Raises a UserError unless `images` are numbers of shape NxHxWxC, or NxHxW if C is 1."""
+        shape, size = images.shape, self.image_shape
+        numeric = any(jnp.issubdtype(images.dtype, kind) for kind in (jnp.integer, jnp.floating))
+        if (shape[1:] != size and (*shape[1:], 1) != size) or not numeric:
+            raise UserError(
+                f'images must be numeric, of shape N x {" x ".join(map(str, size))}, got shape {shape} and type '
+                f'{images.dtype}'
+            )
 
     def frame(self, grays_HxW: np.ndarray) -> FramedImage:
         """Scales and centers an image like the training images; see `framing.frame_image`."""

@@ -1,7 +1,8 @@
 """Decisions after each epoch, based on a metric: which epoch is best, when to stop, when to reduce the learning rate.
 
 The rules are those of Keras (https://keras.io/api/callbacks/early_stopping, .../reduce_lr_on_plateau), written as pure
-functions from one state to the next. The states are part of every checkpoint.
+functions from one state to the next. Unlike in Keras, an epoch whose metric or loss is NaN or infinite is never an
+improvement, not even the first one. The states are part of every checkpoint.
 """
 
 import dataclasses
@@ -42,8 +43,16 @@ class _Monitor:
         """The worst possible value: every other value improves on it."""
         return -math.inf if self._maximizes else math.inf
 
+    def value(self, row: MetricsRow) -> float | None:
+        """Returns the metric in `row`; NaN if the loss on the same examples is not finite, None if it is missing."""
+        loss = row.get(f'{self.monitor.partition("_")[0]}_loss')
+        # The predictions of a model whose outputs are NaN are all the first class, so their accuracy means nothing.
+        return row[self.monitor] if loss is None or math.isfinite(loss) else math.nan
+
     def improves(self, value: float, best: float) -> bool:
-        """Returns whether `value` is better than `best` by more than `min_delta`."""
+        """Returns whether `value` is better than `best` by more than `min_delta`; NaN and infinity never are."""
+        if not math.isfinite(value) or not math.isfinite(best):
+            return math.isfinite(value)
         return value > best + self.min_delta if self._maximizes else value < best - self.min_delta
 
 
@@ -52,7 +61,7 @@ class EarlyStoppingState:
     """The state of `EarlyStopping` after an epoch."""
 
     best: float
-    best_step: int  # the last step of the best epoch; -1 before the first epoch
+    best_step: int  # the last step of the best epoch; -1 before the first epoch with a finite metric
     wait: int  # epochs since the best one
 
 
@@ -79,10 +88,10 @@ class EarlyStopping(_Monitor):
 
     def update(self, state: EarlyStoppingState, row: MetricsRow) -> EarlyStoppingState:
         """Returns the state after an epoch with the metrics `row`."""
-        value, step = row[self.monitor], row['step']
+        value, step = self.value(row), row['step']
         if value is None or step is None:
             return state
-        if state.best_step < 0 or self.improves(value, state.best):
+        if self.improves(value, state.best):
             return EarlyStoppingState(value, int(step), 0)
         return dataclasses.replace(state, wait=state.wait + 1)
 
@@ -127,7 +136,7 @@ class ReduceLROnPlateau(_Monitor):
 
     def update(self, state: ReduceLRState, row: MetricsRow, learning_rate: float) -> tuple[ReduceLRState, float]:
         """Returns the state and the learning rate after an epoch with the metrics `row`."""
-        value = row[self.monitor]
+        value = self.value(row)
         if value is None or not self.needed:
             return state, learning_rate
         best, wait, cooldown = state.best, state.wait, state.cooldown

@@ -115,8 +115,9 @@ def train_step(
       all_sum: Sums a pytree over all devices.
 
     Returns:
-      The new state, and the sums of the global batch before the update, with `nonfinite`: 1 if the loss or a new
-      parameter is not finite, else 0. With `skip_nonfinite`, all sums are 0 if the loss is not finite.
+      The new state, and the sums of the global batch before the update, with `nonfinite`: 1 if the loss, a new
+      parameter or a new batch statistic is not finite, else 0. With `skip_nonfinite`, all sums are 0 if the loss is
+      not finite.
     """
     dropout_key = jax.random.fold_in(_random_stream(seed, DROPOUT_STREAM), state.step)
 
@@ -143,7 +144,8 @@ def train_step(
         state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((sums, params))]).all()
+    checked = jax.tree.leaves((sums, params, batch_stats))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]).all()
     if parts.skip_nonfinite:
         unchanged = dataclasses.replace(state, step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)

@@ -1,5 +1,6 @@
 """Learning curves of one or several runs, and a comparison of their test accuracies."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -47,15 +48,31 @@ def _label_epochs(axis: Axes) -> None:
 
 
 def _draw_curve(axis: Axes, run: FinishedRun, name: str, color: str, label: str, tooltips: dict[str, str]) -> None:
-    """Draws one column of metrics.csv, if the run has it, and adds a tooltip per epoch."""
+    """Draws one column of metrics.csv, if the run has it, and adds a tooltip per epoch.
+
+    Values that are not finite leave a gap in the line and are crosses on the upper edge.
+    """
     rows = [row for row in run.epochs if name in row]
     if not rows:
         return
-    axis.plot([row['epoch'] for row in rows], [row[name] for row in rows], color=color, label=label, linewidth=1.8)
-    for row in rows if len(rows) <= MAX_MARKERS else []:
+    epochs, values = _epochs_and_values(rows, name)
+    axis.plot(epochs, values, color=color, label=label, linewidth=1.8)
+    for row in rows:
         gid = f'point-{name}-{row["epoch"]:.0f}'
-        axis.plot([row['epoch']], [row[name]], 'o', color=color, markersize=4, gid=gid)
+        if not math.isfinite(row[name]):
+            (cross,) = axis.plot([row['epoch']], [1], 'x', color=color, transform=axis.get_xaxis_transform(), gid=gid)
+            cross.set_clip_on(False)
+        elif len(rows) <= MAX_MARKERS:
+            axis.plot([row['epoch']], [row[name]], 'o', color=color, markersize=4, gid=gid)
+        else:
+            continue
         tooltips[gid] = f'epoch {row["epoch"]:.0f}, {label}: {row[name]:.5g}'
+
+
+def _epochs_and_values(rows: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Returns the coordinates of a curve, with NaN, which Matplotlib leaves out, for each value that is not finite."""
+    values = [row[name] if math.isfinite(row[name]) else math.nan for row in rows]
+    return [row['epoch'] for row in rows], values
 
 
 def best_epoch(run: FinishedRun) -> int | None:
@@ -63,7 +80,7 @@ def best_epoch(run: FinishedRun) -> int | None:
     callback = EarlyStopping(**run.config.early_stopping)
     state = callback.init()
     for row in run.epochs:
-        state = callback.update(state, {'step': row['step'], callback.monitor: row.get(callback.monitor)})
+        state = callback.update(state, {callback.monitor: None, **row})
     return next((int(row['epoch']) for row in run.epochs if row['step'] == state.best_step), None)
 
 
@@ -97,6 +114,10 @@ def _describe(run: FinishedRun) -> str:
     """Returns the marks of the learning curves in words."""
     sentences = []
     best, changes = best_epoch(run), learning_rate_changes(run)
+    diverged = [row['epoch'] for row in run.epochs if not math.isfinite(row.get('validation_loss', 0))]
+    if diverged:
+        epochs = f'epoch{"s" if len(diverged) > 1 else ""} {", ".join(f"{epoch:.0f}" for epoch in diverged)}'
+        sentences.append(f'The validation loss of {epochs} is not finite.')
     if best is not None:
         sentences.append(f'The best epoch by {run.config.early_stopping.monitor.replace("_", " ")} is epoch {best}.')
     if stopped_early(run):
@@ -122,8 +143,7 @@ def curves_of_runs(runs: Sequence[FinishedRun]) -> ReportFigure:
     for axis, metric in zip(axes, metrics, strict=True):
         label = metric.replace('train', 'training').replace('_', ' ')
         for index, run in enumerate(runs):
-            rows = [row for row in run.epochs if metric in row]
-            epochs, values = [row['epoch'] for row in rows], [row[metric] for row in rows]
+            epochs, values = _epochs_and_values([row for row in run.epochs if metric in row], metric)
             gid = f'line-{metric}-{index}'
             colors = len(figures.SERIES_COLORS)
             color, dash = figures.SERIES_COLORS[index % colors], ('-', '--', ':')[index // colors % 3]

@@ -1,7 +1,9 @@
 """k-fold cross-validation: one run per fold, and the mean and standard deviation of their results."""
 
 import json
+import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import logging
@@ -50,11 +52,11 @@ def cross_validate(config: ConfigDict, workdir: str | Path, reschedule: bool = F
     values = {name: [fold[name] for fold in folds] for name in METRICS}
     summary: JsonObject = {
         'folds': folds,
-        'mean': {name: statistics.mean(values[name]) for name in METRICS},
-        'standard_deviation': {name: statistics.stdev(values[name]) for name in METRICS},
+        'mean': {name: _statistic(statistics.mean, values[name]) for name in METRICS},
+        'standard_deviation': {name: _statistic(statistics.stdev, values[name]) for name in METRICS},
     }
     if processes.is_main():
-        files.write_text(workdir / 'folds.json', json.dumps(summary, indent=2) + '\n')
+        files.write_text(workdir / 'folds.json', json.dumps(summary, indent=2, allow_nan=False) + '\n')
         print(_format_summary(summary), flush=True)
     return summary
 
@@ -71,12 +73,18 @@ def _summarize_fold(fold: int, result: JsonObject, workdir: Path) -> JsonObject:
         'fold': fold,
         'step': result['step'],
         'validation_accuracy': rows[-1]['validation_accuracy'],
-        'validation_loss': rows[-1]['validation_loss'],
+        'validation_loss': loss if math.isfinite(loss := rows[-1]['validation_loss']) else None,
         'test_accuracy': result['accuracy'],
         'test_loss': result['loss'],
         'params_sha256': result['params_sha256'],
         'reschedules': result['reschedules'],
     }
+
+
+def _statistic(function: Callable[[list[float]], float], values: list[float | None]) -> float | None:
+    """Returns a statistic of the folds, or None, which JSON and the table can show, if a fold's loss is not finite."""
+    numbers = [value for value in values if value is not None]
+    return function(numbers) if len(numbers) == len(values) else None
 
 
 def _format_summary(summary: JsonObject) -> str:

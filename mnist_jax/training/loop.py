@@ -22,7 +22,7 @@ from absl import logging
 from mnist_jax.distributed import processes
 from mnist_jax.distributed.devices import to_host
 from mnist_jax.distributed.signals import StopRequest
-from mnist_jax.errors import Interrupted
+from mnist_jax.errors import Interrupted, NonFiniteError
 from mnist_jax.learning import metrics
 from mnist_jax.learning.callbacks import MetricsRow
 from mnist_jax.learning.step import Sums
@@ -66,7 +66,7 @@ class Loop:
 
         Raises:
           Interrupted: the run was asked to stop; all of its progress is saved.
-          FloatingPointError: a loss or an update is not finite; the last checkpoint predates it.
+          NonFiniteError: a loss or an update is not finite; the last checkpoint predates it.
         """
         experiment, config = self._experiment, self._config
         self._saved_step = int(snapshot.state.step)
@@ -134,20 +134,17 @@ class Loop:
         epoch = EpochProgress(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
         snapshot = Snapshot(state, callbacks, epoch)
         if self._stops(snapshot):
-            best = callbacks.early_stopping
-            logging.info(
-                'Stopping early: %s has not improved on %.4f, its value in epoch %d',
-                experiment.callbacks.early_stopping.monitor,
-                best.best,
-                best.best_step // experiment.steps_per_epoch,
-            )
+            best, monitor = callbacks.early_stopping, experiment.callbacks.early_stopping.monitor
+            epoch_of_best = best.best_step // experiment.steps_per_epoch
+            reason = f'has not improved on {best.best:.4f}, its value in epoch {epoch_of_best}'
+            logging.info('Stopping early: %s %s', monitor, reason if best.best_step >= 0 else 'has never been finite')
         return snapshot
 
     def _epoch_row(self, snapshot: Snapshot, step: int, learning_rate: float) -> MetricsRow:
         """Returns the metrics of an epoch whose steps are all done."""
         experiment, state, epoch = self._experiment, snapshot.state, snapshot.epoch
         if not epoch.count:
-            raise FloatingPointError(f'no loss of epoch {epoch.number + 1} is finite; the last checkpoint is kept')
+            raise NonFiniteError(f'no loss of epoch {epoch.number + 1} is finite; the last checkpoint is kept')
         if epoch.skipped:
             logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
         train = metrics.means(dataclasses.asdict(epoch))
@@ -213,7 +210,7 @@ class _EpochMeter:
         columns = {name: np.atleast_1d(column) for name, column in to_host(sums).items()}
         for index, nonfinite in enumerate(columns['nonfinite']):
             if nonfinite and config.on_nonfinite == 'stop':
-                raise FloatingPointError(self._describe_nonfinite(float(columns['loss'][index])))
+                raise NonFiniteError(self._describe_nonfinite(float(columns['loss'][index])))
             self.epoch = dataclasses.replace(
                 self.epoch,
                 loss=self.epoch.loss + float(columns['loss'][index]),

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mnist_jax import files
 from mnist_jax.distributed import processes
-from mnist_jax.errors import first_line
+from mnist_jax.errors import WriteError, first_line
 from mnist_jax.workdir.snapshot import Snapshot
 
 OVERHEAD_BYTES = 8192  # upper bound on what Orbax writes for an array in addition to its bytes
@@ -131,9 +131,9 @@ class CheckpointWriter:
             self._close()
 
     def check(self) -> None:
-        """Raises an OSError if the last snapshot could not be written, not even by the retry."""
+        """Raises a WriteError if the last snapshot could not be written, not even by the retry."""
         if self._unsaved is not None:
-            raise OSError(
+            raise WriteError(
                 f'the last checkpoint, at step {self._unsaved.state.step}, could not be written to '
                 f'{str(self._directory)!r}; once the disk is writable, run the same command again to resume from the '
                 'previous checkpoint'

@@ -3,9 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
@@ -17,12 +16,15 @@ from mnist_jax.config import (
     config_from_json,
     config_sha256,
     config_to_json,
-    fill_added_fields,
+    fill_missing_fields,
+    unknown_fields,
 )
 from mnist_jax.config_checks import check_config
-from mnist_jax.errors import UserError, first_line
+from mnist_jax.errors import UserError, comma_separated, first_line
+from mnist_jax.factory import defaults
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
-from mnist_jax.workdir.snapshot import Snapshot
+from mnist_jax.workdir.config_sections import SECTIONS
+from mnist_jax.workdir.snapshot import SavedSnapshot, Snapshot
 
 
 class DamagedCheckpointError(UserError):
@@ -46,7 +48,7 @@ class Checkpoints:
         """Returns the config of the run in this workdir, or None if there is none.
 
         Raises:
-          UserError: `config.json` is damaged or was changed.
+          UserError: `config.json` is damaged, was changed, or has fields of another version of the program.
         """
         config, problem = self._read_config()
         if config is None and self._config_path.exists():
@@ -58,14 +60,25 @@ class Checkpoints:
         path = str(self._config_path)
         if not self._config_path.exists():
             return None, f'{path!r} is missing'
+        digest = self._saved_digest('config')
+        config, problem, unknown = None, '', list[str]()
         try:
-            config = fill_added_fields(config_from_json(files.read_json(self._config_path)))
+            saved = config_from_json(files.read_json(self._config_path))
+            unchanged = digest in (None, config_sha256(saved))
+            if not unchanged:
+                problem = f'{path!r} was changed: its SHA-256 does not match {self._digests_path.name}'
+            elif digest is not None:
+                unknown = unknown_fields(saved)
+            config = fill_missing_fields(saved)
             check_config(config)
         except (OSError, ValueError, UserError, RecursionError) as error:
-            return None, f'{path!r} is damaged: {error}'
-        if self._saved_digest('config') not in (None, config_sha256(config)):
-            return None, f'{path!r} was changed: its SHA-256 does not match {self._digests_path.name}'
-        return config, ''
+            problem = f'{path!r} is damaged: {error}'
+        if unknown:
+            raise UserError(
+                f'{path!r} is from another version of the program: this one has no {comma_separated(unknown)}; use the '
+                'version that wrote it'
+            )
+        return None if problem else config, problem
 
     def check_config(self, config: ConfigDict) -> ConfigDict:
         """Raises a UserError unless the run in this workdir has this config, apart from `CHANGEABLE_FIELDS`.
@@ -77,7 +90,7 @@ class Checkpoints:
         """
         saved, problem = self._read_config()
         if saved is not None:
-            check_resumable(saved, config)
+            check_resumable(saved, config, _default_values(config))
         elif self._saved_digest('config') == config_sha256(config):
             logging.warning('%s; it will be rewritten', problem)
         else:
@@ -158,43 +171,53 @@ class Checkpoints:
 
         return CheckpointWriter(self._directory, prepare_workdir)
 
-    def restore(self, step: int, abstract_snapshot: Snapshot) -> Snapshot:
-        """Restores the checkpoint at `step`.
+    def restore(
+        self, step: int, abstract_snapshot: Snapshot, make_first: Callable[[], Snapshot] | None = None
+    ) -> Snapshot:
+        """Restores the checkpoint at `step`, which may be one of another version of this program.
 
         Args:
           step: A step that has a checkpoint.
           abstract_snapshot: A snapshot with the structure, shapes and dtypes to restore.
+          make_first: Returns the snapshot before the first step; needed to resume, see `SavedSnapshot.for_resuming`.
+            None restores what inference needs, see `SavedSnapshot.for_inference`.
 
         Raises:
           DamagedCheckpointError: it cannot be read, or its digest is not the one that was saved with it.
+          UserError: it is intact, but not one of this config and version.
         """
         path = self._directory / str(step)
-        _check_regular_files(path)
+        saved = _load(path, abstract_snapshot)
+        missing: list[str] = []
         try:
-            restored = ocp.load(path, jax.tree.map(_zeros, abstract_snapshot.with_digest(bytes(32))))
-        except Exception as error:  # For a damaged file, Orbax and TensorStore raise arbitrary errors.
-            # TensorStore appends its whole specification in brackets.
-            reason = first_line(error).split(' [tensorstore_spec')[0]
-            raise DamagedCheckpointError(
-                f'checkpoint {str(path)!r} is damaged, or was saved with another config: {reason}'
+            if make_first is None:
+                snapshot = saved.for_inference(abstract_snapshot)
+            else:
+                snapshot, missing = saved.for_resuming(abstract_snapshot, make_first)
+        except UserError as error:
+            raise UserError(
+                f'checkpoint {str(path)!r} was saved with another config, or by another version of the program: {error}'
             ) from None
-        snapshot = Snapshot(*restored['snapshot'])
-        if snapshot.sha256 != restored['sha256'].tobytes():
-            raise DamagedCheckpointError(
-                f'checkpoint {str(path)!r} is damaged: its contents do not match the SHA-256 that was saved with them'
-            )
         if snapshot.state.step != step:
             raise DamagedCheckpointError(
                 f'checkpoint {str(path)!r} is damaged: it must be at step {step}, got step {snapshot.state.step}'
             )
+        if missing:
+            logging.warning(
+                'checkpoint %r was saved by an older version, without %s; resuming with the values of a new run',
+                str(path),
+                ', '.join(missing),
+            )
         return snapshot
 
-    def restore_newest(self, steps: Sequence[int], abstract_snapshot: Snapshot) -> tuple[Snapshot, list[int]]:
+    def restore_newest(
+        self, steps: Sequence[int], abstract_snapshot: Snapshot, make_first: Callable[[], Snapshot]
+    ) -> tuple[Snapshot, list[int]]:
         """Restores the newest intact checkpoint of `steps`; also returns the steps of the newer, damaged ones."""
         damaged: list[int] = []
         for step in reversed(steps):
             try:
-                return self.restore(step, abstract_snapshot), damaged
+                return self.restore(step, abstract_snapshot, make_first), damaged
             except DamagedCheckpointError as error:
                 logging.warning('%s', error)
                 damaged.append(step)
@@ -212,6 +235,34 @@ class Checkpoints:
             (self._directory / str(step)).rename(directory / f'{step}-{count}')
 
 
+def _default_values(config: ConfigDict) -> dict[str, Any]:
+    """Returns the defaults of the fields that the sections of `config` may leave out, by dotted name."""
+    values: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        # Without its table entry, the config is invalid, which `check_config` or `build` reports.
+        if constructor := section.table.get(config.get(name, {}).get('name')):
+            values |= {f'{name}.{field}': value for field, value in defaults(constructor).items()}
+    return values
+
+
+def _load(path: Path, abstract_snapshot: Snapshot) -> SavedSnapshot:
+    """Reads a checkpoint, whatever its structure, and checks its digest."""
+    _check_regular_files(path)
+    try:
+        tree = ocp.load(path)
+        saved, digest = SavedSnapshot(tree['snapshot']), np.asarray(tree['sha256']).tobytes()
+        intact = saved.matches(digest, abstract_snapshot)
+    except Exception as error:  # For a damaged file, Orbax and TensorStore raise arbitrary errors.
+        # TensorStore appends its whole specification in brackets.
+        reason = first_line(error).split(' [tensorstore_spec')[0]
+        raise DamagedCheckpointError(f'checkpoint {str(path)!r} is damaged: {reason}') from None
+    if not intact:
+        raise DamagedCheckpointError(
+            f'checkpoint {str(path)!r} is damaged: its contents do not match the SHA-256 that was saved with them'
+        )
+    return saved
+
+
 def _check_regular_files(checkpoint: Path) -> None:
     """Raises a DamagedCheckpointError for a link, or anything that would block forever, such as a FIFO."""
     for path in (checkpoint, *checkpoint.rglob('*')):
@@ -219,7 +270,3 @@ def _check_regular_files(checkpoint: Path) -> None:
             raise DamagedCheckpointError(
                 f'checkpoint {str(checkpoint)!r} is damaged: {str(path)!r} is not a regular file'
             )
-
-
-def _zeros(leaf: object) -> object:
-    return np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') else leaf

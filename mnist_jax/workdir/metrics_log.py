@@ -27,8 +27,19 @@ COLUMNS = (
     'seconds',
     'images_per_second',
 )
-
-OPTIONAL = ('validation_loss', 'validation_accuracy')
+"""The columns that this version writes; columns of other versions are kept when a run resumes."""
+REQUIRED = (
+    'epoch',
+    'step',
+    'train_loss',
+    'train_accuracy',
+    'learning_rate',
+    'seconds',
+    'images_per_second',
+)
+"""The columns that runs of every version have; all others may be empty or missing."""
+FINITE = ('epoch', 'step', 'seconds', 'images_per_second')
+"""The columns that are never NaN or infinite. Losses are, if a run diverges."""
 
 
 def configure_logging() -> None:
@@ -40,8 +51,11 @@ def configure_logging() -> None:
             return record.levelno >= python_logging.ERROR
         if 'orbax' in record.pathname:  # It logs a failed write many times, with tracebacks, before it raises.
             return record.levelno >= python_logging.CRITICAL
+        if 'tensorboardX' in record.pathname:  # It warns about NaN without saying where; the epoch's line shows it.
+            return record.levelno >= python_logging.ERROR
         return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 
+    logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.python_handler.setStream(sys.stderr)  # The stream at import time may have been closed.
     handler.addFilter(is_shown)
@@ -59,14 +73,17 @@ def _unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
-    """Returns the rows of `metrics.csv` as numbers, without empty fields; [] if there is no such file."""
+    """Returns the rows of `metrics.csv` as numbers, without empty fields; [] if there is no such file.
+
+    Only the `COLUMNS` of this version are returned. A column that an older version did not write is missing.
+    """
     path = files.user_path(workdir, 'workdir') / 'metrics.csv'
     rows, damaged = _read_rows(path)
     if damaged:
         raise UserError(
             f'{str(path)!r} is damaged: only {len(rows)} of its rows can be read; delete it to see everything else'
         )
-    return [{name: float(text) for name, text in row.items() if text} for row in rows]
+    return [{name: float(row[name]) for name in COLUMNS if row.get(name)} for row in rows]
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
@@ -82,11 +99,13 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
 
 
 def _is_valid(row: Mapping[str, str]) -> bool:
+    if not all(isinstance(text, str) for text in row.values()):  # It has too few or too many fields.
+        return False
     try:
         int(row['epoch']), int(row['step'])
-        numbers = [float(row[name]) for name in COLUMNS if row[name] or name not in OPTIONAL]
-        return tuple(row) == COLUMNS and all(map(math.isfinite, numbers))
-    except (ValueError, TypeError, KeyError):
+        numbers = {name: float(row[name]) for name in COLUMNS if name in REQUIRED or row.get(name)}
+        return all(math.isfinite(numbers[name]) for name in FINITE)
+    except (ValueError, KeyError):
         return False
 
 
@@ -108,6 +127,7 @@ class MetricsLog:
         self._csv_path = workdir / 'metrics.csv'
         rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
+        self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         if damaged:
             kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
             logging.warning('%s was damaged; kept the rows of these epochs: %s', self._csv_path, kept)
@@ -132,7 +152,7 @@ class MetricsLog:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
         writer.writeheader()
         writer.writerows(self._rows)
         try:

@@ -49,10 +49,11 @@ def write_result(
 ) -> None:
     """Writes both files of `result_paths`, each atomically."""
     result_path, predictions_path = result_paths(workdir, suffix)
+    text = _to_json(result) + '\n'  # Before anything is written: the two files belong together.
     arrays = io.BytesIO()
     np.savez(arrays, label=labels, prediction=probabilities_NxK.argmax(-1), probabilities=probabilities_NxK)
     files.write_bytes(predictions_path, arrays.getvalue())
-    files.write_text(result_path, _to_json(result) + '\n')
+    files.write_text(result_path, text)
 
 
 def _to_json(value: object, indent: int = 0) -> str:

@@ -56,6 +56,11 @@ def stopped_and_best(values, **fields):
         ([3.0, 2.0, 2.5, 2.1], {'monitor': 'validation_loss'}, (4, 2)),
         ([3.0, 2.0, 2.5, 2.1], {'monitor': 'train_loss', 'mode': 'min'}, (4, 2)),
         ([3.0, 4.0, 2.5, 2.1], {'monitor': 'train_loss', 'mode': 'max'}, (4, 2)),
+        # Unlike in Keras, NaN and infinity never are the best value, not even in the first epoch.
+        ([math.nan, 3.0, math.nan, 2.5, 2.6, 2.7], {'monitor': 'validation_loss'}, (6, 4)),
+        ([math.inf, 3.0, 2.0], {'monitor': 'validation_loss'}, (None, 3)),
+        ([3.0, -math.inf, math.nan, 2.0], {'monitor': 'validation_loss'}, (3, 1)),
+        ([math.nan, math.nan], {'monitor': 'validation_loss', 'mode': 'max'}, (2, -1)),
     ],
 )
 def test_early_stopping(values, fields, expected):
@@ -89,10 +94,23 @@ def learning_rates(values, **fields):
         ([5, 5, 5, 5, 5], {'patience': 1, 'min_lr': 0.3}, [1, 0.5, 0.3, 0.3, 0.3]),
         ([5, 5, 5], {'patience': 0}, [1, 1, 1]),
         ([1, 2, 2, 2], {'monitor': 'validation_accuracy'}, [1, 1, 1, 0.5]),
+        # NaN and infinity are no improvement, and the next finite value is compared with the last one.
+        ([math.nan, math.inf, 5, math.nan, 5], {}, [1, 0.5, 0.5, 0.5, 0.25]),
     ],
 )
 def test_reduce_lr_on_plateau(values, fields, expected):
     assert learning_rates(values, **fields) == expected
+
+
+def test_an_accuracy_whose_loss_is_not_finite_is_no_improvement():
+    early = EarlyStopping(**EARLY)
+    first = early.update(early.init(), {'validation_accuracy': 0.5, 'validation_loss': 1.0, 'step': 10})
+    diverged = {'validation_accuracy': 0.9, 'validation_loss': math.nan, 'train_loss': 1.0, 'step': 20}
+    second = early.update(first, diverged)
+    assert (second.best, second.best_step, second.wait) == (0.5, 10, 1)
+    reduce = ReduceLROnPlateau(**{**REDUCE, 'monitor': 'validation_accuracy', 'patience': 1})
+    assert reduce.update(reduce.init(), diverged, 1.0)[1] == 0.5
+    assert early.update(first, {**diverged, 'validation_loss': 2.0, 'train_loss': math.nan}).best == 0.9
 
 
 def test_missing_validation_metrics_change_nothing_but_monitoring_them_is_an_error():

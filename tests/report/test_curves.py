@@ -1,8 +1,11 @@
 """Tests the marks on the learning curves, for made-up metrics."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from mnist_jax.report import curves
+from mnist_jax.report.figures import to_svg
 from mnist_jax.workdir.comparison import FinishedRun
 
 
@@ -40,6 +43,21 @@ def test_curves_mark_best_epoch_learning_rate_change_and_early_stop(small):
     assert figure.tooltips['point-validation_accuracy-3'] == 'epoch 3, validation: 0.74'
     labels = [text.get_text() for text in figure.figure.axes[0].get_legend().get_texts()]
     assert labels == ['training', 'validation', 'best epoch', 'learning rate reduced', 'stopped early']
+
+
+def test_curves_mark_epochs_whose_loss_is_not_finite(small):
+    run = run_with_metrics(small(epochs=4), [0.5, 0.6, 0.6, 0.7], [0.1] * 4)
+    run.epochs[1]['validation_loss'], run.epochs[3]['validation_loss'] = math.nan, math.inf
+    figure = curves.learning_curves(run)
+    assert 'The validation loss of epochs 2, 4 is not finite.' in figure.about
+    assert figure.tooltips['point-validation_loss-2'] == 'epoch 2, validation: nan'
+    assert figure.tooltips['point-validation_loss-4'] == 'epoch 4, validation: inf'
+    assert figure.tooltips['point-validation_loss-3'] == 'epoch 3, validation: 0.4'
+    for row in run.epochs:
+        row['validation_loss'] = math.nan
+    svg = to_svg(curves.learning_curves(run))
+    assert all(f'point-validation_loss-{epoch}' in svg for epoch in (1, 2, 3, 4))
+    assert to_svg(curves.curves_of_runs([run]))
 
 
 def test_run_without_callbacks_has_a_best_epoch_and_no_early_stop(small):

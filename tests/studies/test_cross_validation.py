@@ -1,6 +1,7 @@
 """Tests that the folds of a cross-validation are independent runs, partition the training split, and can be resumed."""
 
 import json
+import math
 import shutil
 import statistics
 
@@ -12,6 +13,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.cross_validation import cross_validate
 from mnist_jax.train import train
+from mnist_jax.workdir.metrics_log import read_metrics
 
 
 def test_each_fold_is_an_independent_run_and_a_missing_fold_is_retrained(small, tmp_path):
@@ -30,7 +32,15 @@ def test_each_fold_is_an_independent_run_and_a_missing_fold_is_retrained(small, 
     assert cross_validate(config, tmp_path / 'a') == summary
     with pytest.raises(UserError, match='holds a cross-validation; use another --workdir'):
         train(small(epochs=1), tmp_path / 'a')
-    (tmp_path / 'a' / 'fold-1' / 'metrics.csv').unlink()
+    path = tmp_path / 'a' / 'fold-1' / 'metrics.csv'
+    path.write_text(path.read_text().replace(repr(summary['folds'][0]['validation_loss']), 'nan'))
+    assert math.isnan(read_metrics(path.parent)[0]['validation_loss'])
+    diverged = cross_validate(config, tmp_path / 'a')
+    assert diverged['folds'][0]['validation_loss'] is None and diverged['mean']['validation_loss'] is None
+    assert diverged['mean']['test_loss'] == summary['mean']['test_loss']
+    text = (tmp_path / 'a' / 'folds.json').read_text()
+    assert 'NaN' not in text and json.loads(text) == diverged
+    path.unlink()
     with pytest.raises(
         UserError, match=r"metrics.csv' must have validation metrics for step \d+; remove '.*/fold-1' and run"
     ):

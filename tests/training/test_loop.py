@@ -1,16 +1,24 @@
 """Events within an epoch: failures, signals, checkpoints and non-finite numbers."""
 
+import dataclasses
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import fail_after, make_small, results
+from ml_collections import ConfigDict
 
-from mnist_jax.errors import Interrupted, UserError
+import mnist_jax
+from mnist_jax.errors import Interrupted, NonFiniteError, UserError
+from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.metrics_log import read_metrics
 
 
 def test_a_run_that_failed_within_an_epoch_resumes_from_the_last_checkpoint(small, tmp_path):
@@ -29,6 +37,79 @@ def test_a_nan_loss_stops_the_run(small, tmp_path):
     with pytest.raises(FloatingPointError, match=message):
         train(small(optimizer__learning_rate=1e38), tmp_path)
     assert Checkpoints(tmp_path).steps() == [0]
+
+
+# A single step that makes the parameters so large that no loss is finite after it.
+DIVERGING = {'batch_size': 300, 'epochs': 1, 'optimizer__learning_rate': 1e38, 'dataset__validation': 'train[300:400]'}
+
+
+@pytest.mark.parametrize(('learning_rate', 'loss'), [(1e38, 'nan'), (1e17, 'inf')])
+def test_a_run_that_diverges_in_its_last_update_ends_with_one_line_and_no_result(
+    small, tmp_path, caplog, learning_rate, loss
+):
+    workdir = tmp_path / 'run'
+    config = small(**{**DIVERGING, 'optimizer__learning_rate': learning_rate})
+    message = rf"the loss on split 'test\[:200\]' must be finite, got {loss} with the parameters of step 1"
+    for _ in range(2):  # The second start resumes the run and reads its metrics.csv.
+        with pytest.raises(NonFiniteError, match=message):
+            train(config, workdir)
+        assert Checkpoints(workdir).steps() == [0, 1]
+        assert not (workdir / 'eval.json').exists() and not (workdir / 'predictions.npz').exists()
+        (row,) = read_metrics(workdir)
+        assert str(row['validation_loss']) == loss and row['step'] == 1
+    assert 'damaged' not in caplog.text
+    with pytest.raises(NonFiniteError, match=message):
+        evaluate_workdir(workdir, 'latest')
+    assert not list(workdir.glob('eval*')) and not list(workdir.glob('predictions*'))
+    assert evaluate_workdir(workdir, '0')['step'] == 0
+
+
+def test_the_command_line_says_in_one_line_that_a_run_has_diverged(small, forked, tmp_path):
+    with pytest.raises(NonFiniteError):
+        train(small(**DIVERGING), tmp_path / 'run')
+    evaluation = forked('--mode=eval', f'--workdir={tmp_path}/run')
+    assert evaluation.returncode == 1 and evaluation.stdout == ''
+    (line,) = evaluation.stderr.splitlines()
+    assert line.startswith("error: the loss on split 'test[:200]' must be finite, got nan")
+    with pytest.raises(
+        NonFiniteError, match='probabilities must be finite, got NaN with the parameters of step 1: the'
+    ):
+        mnist_jax.load(tmp_path / 'run').predict(np.full((1, 28, 28), 255))
+
+
+def test_a_nan_validation_loss_is_no_improvement_and_the_report_shows_it(small, tmp_path, caplog, monkeypatch):
+    # One step per epoch, the last of which diverges.
+    spike = {'name': 'spike'}
+    monkeypatch.setitem(SCHEDULES, 'spike', lambda: lambda epoch, epochs: jnp.where(epoch < 2, 1.0, 1e38))
+    # The monitored accuracy rises from 0.13 to 0.15 in epoch 2 and is a meaningless number in epoch 3.
+    best = {'early_stopping__monitor': 'validation_accuracy', 'early_stopping__restore_best': True}
+    config = small(**{**DIVERGING, **best, 'epochs': 3, 'optimizer__learning_rate': 1e-3}, schedule=ConfigDict(spike))
+    result = train(config, tmp_path, report=True)
+    assert result['step'] == 2 and (tmp_path / 'report' / 'index.html').exists()
+    losses = [row['validation_loss'] for row in read_metrics(tmp_path)]
+    assert np.isfinite(losses).tolist() == [True, True, False]
+    assert 'The validation loss of epoch 3 is not finite.' in (tmp_path / 'report' / 'index.html').read_text()
+    events = next((tmp_path / 'tensorboard').iterdir()).read_bytes()
+    assert events.count(b'validation_loss') == 3
+    assert train(config, tmp_path) == result and 'damaged' not in caplog.text
+
+
+def test_a_run_whose_validation_loss_is_never_finite_stops_early(small, tmp_path, caplog):
+    options = {'early_stopping__monitor': 'validation_loss', 'early_stopping__patience': 1, 'epochs': 2}
+    with caplog.at_level('INFO', logger='absl'), pytest.raises(NonFiniteError, match='the loss on split'):
+        train(small(**{**DIVERGING, **options}), tmp_path)
+    assert 'Stopping early: validation_loss has never been finite' in caplog.text
+
+
+def test_infinite_batch_statistics_stop_the_run(small):
+    experiment = make_experiment(small('cnn', model__batch_norm=True))
+    state = experiment.create_state()
+    # The variance of the activations overflows, so that the layer divides them all to zero and every loss is finite.
+    kernels = jax.tree.map(lambda leaf: leaf * 1e20 if leaf.ndim == 4 else leaf, state.params)
+    state = experiment.replicas.replicate(dataclasses.replace(state, params=kernels))
+    state, sums = experiment.train_step(state, next(experiment.train_batches(0)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, sums)))
+    assert float(sums['nonfinite']) == 1
 
 
 def test_train_indices_are_those_of_the_batches(small):

@@ -30,7 +30,7 @@ def test_evaluation_refuses_a_damaged_checkpoint(small, tmp_path):
     for path in contents(tmp_path / 'checkpoints' / '0'):
         if path.parent.name == 'd':
             path.write_bytes(path.read_bytes()[:10])
-    message = r"checkpoint '.*checkpoints/0' is damaged, or was saved with another config"
+    message = r"checkpoint '.*checkpoints/0' is damaged: "
     with pytest.raises(UserError, match=message):
         evaluate_workdir(tmp_path)
 
