@@ -33,7 +33,7 @@ def comma_separated(names: Iterable[str]) -> str:
     return ', '.join(sorted(names)) or '(none)'
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of the error's message, or the name of its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -14,6 +14,7 @@ import sys
 import traceback
 
 from mnist_jax import commands
+from mnist_jax.distributed import peers
 from mnist_jax.distributed.local_launch import prepare_child
 from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import Interrupted, NonFiniteError, UserError, WriteError, first_line
@@ -22,10 +23,17 @@ from mnist_jax.errors import Interrupted, NonFiniteError, UserError, WriteError,
 PATH_ERRORS = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 # Errors of the disk on which the run or the data is.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+WINDOWS_ERROR = (
+    'error: mnist_jax runs on Linux and macOS, not on Windows, where its dependency array_record is not available; '
+    'install it in the Windows Subsystem for Linux (WSL 2)'
+)
 
 
 def main() -> None:
     """Runs the command line of this process, and ends the process."""
+    if sys.platform == 'win32':
+        print(WINDOWS_ERROR, file=sys.stderr)
+        sys.exit(2)
     prepare_child()
     _open_missing_streams()
     faulthandler.enable()
@@ -36,7 +44,7 @@ def main() -> None:
             command = commands.parse(sys.argv)
             status = command() or 0
         except BaseException as error:
-            status = _report(error)
+            status = _report(peers.leave(error) or error)
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
         sys.stderr.flush()

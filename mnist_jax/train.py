@@ -101,7 +101,8 @@ def train(
             snapshot, epochs = _restore_newest(experiment, checkpoints, steps, epochs, reschedule)
         else:
             snapshot, epochs = experiment.first_snapshot(), [(0, config.epochs)]
-        if processes.is_main():
+        if lock is not None:
+            lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests)
             record_start(workdir, int(snapshot.state.step), str(experiment.replicas), epochs)
         _log_start(experiment, workdir)

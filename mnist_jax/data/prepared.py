@@ -1,11 +1,10 @@
 """A dataset that TFDS prepares once and that is then read in slices, into memory or on demand."""
 
 import contextlib
-import fcntl
 import functools
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ class PreparedDataset:
         if self._path.exists():
             return
         files.make_directory(self._path.parent, 'dataset.data_dir')
-        with _locked(self._path.parent / 'prepare.lock'):
+        with files.locked(self._path.parent / 'prepare.lock'):
             if self._path.exists():
                 return
             for leftover in self._path.parent.glob('incomplete.*'):
@@ -180,10 +179,3 @@ class PreparedDataset:
         return UserError(
             f'the prepared dataset {self.name} is damaged ({part}): {reason}; delete {path!r} and run again'
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

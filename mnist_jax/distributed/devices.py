@@ -39,13 +39,20 @@ def start_backend(devices: int, dtype: str = 'float32') -> 'Replicas':
     cores = processes.available_cores()
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, dtype == 'float32' and kernels_available())
     _cache_compilations()
+    try:
+        by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
+    except RuntimeError:  # An unknown host name is a possible cause.
+        processes.check_host_name()
+        raise
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
-    by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
     available = min(map(len, by_process))
     if devices > available:
         kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
         raise UserError(f'config.devices must be from 1 to {available} ({kind}), or 0 for automatic, got {devices}')
+    if jax.default_backend() == 'cpu':
+        processes.check_host_name()
+        processes.check_connections()
     count = devices or (1 if jax.default_backend() == 'cpu' else available)
     return Replicas([device for local in by_process for device in local[:count]])
 

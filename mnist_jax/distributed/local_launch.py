@@ -18,7 +18,7 @@ GRACE_SECONDS = 30.0  # time for a process to end after SIGTERM, before SIGKILL
 SETTLE_SECONDS = 0.5  # time after a failure for the others to end, because the first to end may not be the cause
 TAIL_LINES = 30  # lines of a failed process's output to show
 MAX_PROCESSES = 64
-FORWARDED_SIGNALS = (*SIGNALS, signal.SIGHUP)
+FORWARDED_SIGNALS = (*SIGNALS, *((signal.SIGHUP,) if hasattr(signal, 'SIGHUP') else ()))
 PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
 CHILD_VARIABLE = 'MNIST_JAX_CHILD'  # environment variable of a child: its launcher's process id, and its cores
 PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
@@ -142,8 +142,8 @@ def _wait(children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]], re
 
 
 def _rank(status: int) -> int:
-    """Returns the rank of an exit status as the cause of several failures: a killed process makes its peers abort."""
-    return {-signal.SIGKILL: 0, -signal.SIGABRT: 2}.get(status, 1 if status < 0 else 3)
+    """Returns the rank of an exit status as the cause of several failures: the peers of a failed process end with 1."""
+    return {-signal.SIGKILL: 0, -signal.SIGABRT: 2, 1: 4}.get(status, 1 if status < 0 else 3)
 
 
 def _report_failure(failed: int, children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]]) -> int:

@@ -1,5 +1,6 @@
 """The processes of a run, on one host or several: how they connect, agree and disconnect."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -13,12 +14,15 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from mnist_jax.distributed import peers
+from mnist_jax.distributed.peers import Peers
 from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import UserError, first_line
 
 STEPS_PER_EXCHANGE = 16  # steps between two exchanges of the stop flags
-CONNECT_TIMEOUT = 300  # seconds within which process 0 must start
-HEARTBEAT_TIMEOUT = 60  # seconds after which a silent process is presumed dead, and the others end
+CONNECT_TIMEOUT = 300  # seconds within which all processes must start
+HEARTBEAT_TIMEOUT = 60  # seconds of silence after which JAX aborts, where it has found the processes by itself
+DISABLED_TIMEOUT = 24 * 3600  # the same where `peers` watches the processes
 
 
 def connect(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -64,26 +68,26 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
             f'--coordinator must be host:port of process 0, with a port from 1 to 65535, got {coordinator!r}'
         )
     logging.info('Process %d of %d is connecting to %s', process_id, num_processes, coordinator)
-    _check_reachable(host.strip('[]'), int(port), process_id)
+    service = _join(host.strip('[]'), int(port), process_id, num_processes)
     jax.distributed.initialize(
-        coordinator,
+        service,
         num_processes,
         process_id,
         cluster_detection_method='deactivate',
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        coordinator_bind_address=service,
+        heartbeat_timeout_seconds=DISABLED_TIMEOUT,
     )
 
 
-def _check_reachable(host: str, port: int, process_id: int) -> None:
-    """Raises a UserError if the processes cannot connect; JAX would wait for minutes, and then abort."""
+def _join(host: str, port: int, process_id: int, num_processes: int) -> str:
+    """Waits until all processes have started; returns the address of JAX's coordination service in this process."""
     deadline = time.monotonic() + CONNECT_TIMEOUT
+    peers.current = Peers(process_id, num_processes, lost_peers)
     while True:
         try:
             if process_id == 0:
-                socket.create_server(('', port)).close()
-            else:
-                socket.create_connection((host, port), timeout=5).close()
-            return
+                return peers.current.listen(_create_server(port), CONNECT_TIMEOUT)
+            return peers.current.join(socket.create_connection((host, port), timeout=5), CONNECT_TIMEOUT)
         except OSError as error:
             if process_id == 0:
                 raise UserError(
@@ -96,15 +100,68 @@ def _check_reachable(host: str, port: int, process_id: int) -> None:
         time.sleep(0.2)
 
 
+def _create_server(port: int) -> socket.socket:
+    """Listens on all addresses, or on that of the environment variable that JAX reads."""
+    host = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', '').rpartition(':')[0].strip('[]')
+    if host in ('', '::') and socket.has_dualstack_ipv6():
+        return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+
+
 def disconnect() -> None:
     """Disconnects from the other processes at the end of a run; waits until all of them disconnect."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+    peers.leave()
+
+
+def check_host_name() -> None:
+    """Raises a UserError if the other hosts cannot connect to the address that the name of this host resolves to.
+
+    Gloo, which exchanges the values of CPU devices, listens there, and JAX has no option for another address. On
+    Debian and Ubuntu, the name of the host resolves to a loopback address by default.
+    """
+    if peers.current is None:
+        return
+    name, address = socket.gethostname(), peers.current.address
+    resolved = _address_of(name)
+    if resolved is None or (peers.is_loopback(resolved) and not peers.is_loopback(address)):
+        result = 'an unknown name' if resolved is None else f'{resolved}, which only this host can reach'
+        raise UserError(
+            f'the name of each host must resolve to an address that the other hosts can reach, but {name!r} is '
+            f"{result}; put the line '{address} {name}' into /etc/hosts, before or instead of other lines with {name}"
+        )
+
+
+def _address_of(name: str) -> str | None:
+    """Returns the address of this host that Gloo selects: the first one of its name that it can listen on."""
+    with contextlib.suppress(socket.gaierror):
+        for family, kind, protocol, _, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as candidate:
+                candidate.bind(address)
+                return str(address[0])
+    return None
+
+
+def check_connections() -> None:
+    """Raises a UserError unless the devices of all processes can exchange values. A barrier, like `check_identical`."""
+    if not is_distributed():
+        return
+    try:
+        _gather(np.array(0, np.int32))
+    except (RuntimeError, ValueError) as error:
+        if 'Gloo context' not in str(error):
+            raise
+        raise UserError(
+            'the name of each host must resolve to an address that the other hosts can reach, but '
+            f'{socket.gethostname()!r} cannot connect to another one ({first_line(error)[:200]})'
+        ) from None
 
 
 def lost_peers(error: BaseException) -> bool:
     """Returns whether an exception means that the connection to the other processes was lost."""
-    broken = isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
+    # Some of the errors of JAX's runtime arrive as a ValueError.
+    broken = isinstance(error, RuntimeError | ValueError) and jax.distributed.is_initialized()
     return broken and any(word in str(error) for word in ('Gloo', 'NCCL', 'UNAVAILABLE', 'Connection', 'oordination'))
 
 

@@ -75,6 +75,11 @@ class Program:
         if cache is not None:
             self._environment['XDG_CACHE_HOME'] = str(cache)
 
+    @property
+    def arguments(self) -> list[str]:
+        """The flags of the training run."""
+        return ['--noreport', *self._run, f'--workdir={self.workdir}']
+
     @contextlib.contextmanager
     def started(
         self,
