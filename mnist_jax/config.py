@@ -150,7 +150,7 @@ def override_fields(
     for section, parts in sections.items():
         name, fields = texts.get(f'{section}.name', ''), config[section]
         if f'{section}.name' in texts and name != fields.get('name'):
-            choose(f'{section}.name', name, parts.table)
+            choose(f'config.{section}.name', name, parts.table)
             for field in [field for field in fields if field not in ('name', *parts.shared)]:
                 del fields[field]
             fields.name = name
@@ -171,7 +171,7 @@ def _override_argument(
 ) -> None:
     """Sets the field `field` of a section that selects a part; it may be an argument that the section leaves out."""
     name = config[section].get('name')
-    accepted = arguments(choose(f'{section}.name', name, parts.table), parts.extra)
+    accepted = arguments(choose(f'config.{section}.name', name, parts.table), parts.extra)
     fields = dict(config_fields(config[section]))
     if field in accepted:
         annotation, value = accepted[field].annotation, accepted[field].default

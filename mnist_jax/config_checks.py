@@ -63,6 +63,6 @@ def check_layer_counts(attributes: Mapping[str, Any]) -> None:
             continue
         if len(values) != len(attributes[layers]):
             raise UserError(
-                f'model.{field} must have one value for each of the {len(attributes[layers])} entries of '
-                f'model.{layers}{", or be ()" if optional else ""}, got {tuple(values)}'
+                f'config.model.{field} must have one value for each of the {len(attributes[layers])} entries of '
+                f'config.model.{layers}{", or be ()" if optional else ""}, got {tuple(values)}'
             )

@@ -229,7 +229,7 @@ def test_values_are_of_the_type_of_their_field():
 @pytest.mark.parametrize(
     ('texts', 'message'),
     [
-        ({'model__name': 'conv'}, "model.name must be one of conv_net, other_net, got 'conv' (did you mean"),
+        ({'model__name': 'conv'}, "config.model.name must be one of conv_net, other_net, got 'conv' (did you mean"),
         (
             {'model__name': 'conv_net', 'model__drop': '1'},
             "config.model.drop is not a field for 'conv_net' (did you mean 'dropout'?); the fields are: dropout, "

@@ -89,6 +89,6 @@ def test_no_function_writes_to_a_bucket(home, small):
             function('gs://bucket/x')
     with pytest.raises(UserError, match=r"^--workdir must be a local path, got 'gs:/bucket/x'"):
         train(small(), Path('gs://bucket/x'))
-    with pytest.raises(UserError, match=r"^dataset.data_dir must be a local path, got 'gs://bucket'"):
+    with pytest.raises(UserError, match=r"^config.dataset.data_dir must be a local path, got 'gs://bucket'"):
         train(small(dataset__data_dir='gs://bucket'), 'run')
     assert list((home.parent / 'here').iterdir()) == []

@@ -92,7 +92,7 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         (('cnn', '--config.batch_size=0'), 'config.batch_size must be an integer from 1 to 2147483647, got 0'),
         (
             ('cnn', '--config.batch_size=60001'),
-            "batch_size must be at most the number of training examples, 60,000 (dataset.train='train'), got 60001",
+            "must be at most the number of training examples, 60,000 (config.dataset.train='train'), got 60001",
         ),
         (
             ('cnn', '--config.devices=99'),
@@ -270,5 +270,7 @@ def test_the_flags_of_a_part_follow_its_name(forked):
 def test_another_dataset_keeps_the_splits_of_the_config(forked):
     fraction = ('--config.dataset.name=digits', '--config.dataset.validation_fraction=0.1')
     finished = forked(config_flag('kaggle_mlp'), '--mode=summary', *fraction)
-    message = 'dataset.validation and dataset.validation_fraction must not both select the validation examples'
+    message = (
+        'config.dataset.validation and config.dataset.validation_fraction must not both select the validation examples'
+    )
     assert message in finished.stderr

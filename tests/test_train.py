@@ -249,10 +249,10 @@ def test_a_run_without_validation_has_no_best_epoch(small, tmp_path):
         evaluate_workdir(tmp_path, 'worst')
     with pytest.raises(UserError, match="--split must be 'train' or 'test' for a run without validation examples"):
         evaluate_workdir(tmp_path, split='validation')
-    with pytest.raises(UserError, match=r'early_stopping.monitor=.* needs validation examples'):
+    with pytest.raises(UserError, match=r'config.early_stopping.monitor=.* needs validation examples'):
         train(small(early_stopping__patience=1), tmp_path / 'new')
     schedule = ConfigDict({'name': 'cosine'})
-    with pytest.raises(UserError, match=r"schedule.name must be 'constant' if .*, got 'cosine'"):
+    with pytest.raises(UserError, match=r"config.schedule.name must be 'constant' if .*, got 'cosine'"):
         train(small(**CALLBACKS, schedule=schedule), tmp_path / 'new')
     assert not (tmp_path / 'new').exists()
 
@@ -298,10 +298,10 @@ def test_a_run_without_a_checkpoint_may_change_its_config(small, tmp_path):
 @pytest.mark.parametrize(
     ('field', 'value', 'message'),
     [
-        ('learning_rate', -1.0, 'optimizer.learning_rate must be a finite number from 0, got -1.0'),
-        ('learning_rate', float('nan'), 'optimizer.learning_rate must be a finite number from 0, got nan'),
-        ('rho', 5.0, 'optimizer.rho must be a number from 0 to 1, got 5.0'),
-        ('epsilon', -1.0, 'optimizer.epsilon must be a finite number from 0, got -1.0'),
+        ('learning_rate', -1.0, 'config.optimizer.learning_rate must be a finite number from 0, got -1.0'),
+        ('learning_rate', float('nan'), 'config.optimizer.learning_rate must be a finite number from 0, got nan'),
+        ('rho', 5.0, 'config.optimizer.rho must be a number from 0 to 1, got 5.0'),
+        ('epsilon', -1.0, 'config.optimizer.epsilon must be a finite number from 0, got -1.0'),
     ],
 )
 def test_an_optimizer_field_out_of_range_is_an_error(small, tmp_path, field, value, message):

@@ -116,6 +116,7 @@ def _sha256(raw_dir: Path) -> str:
             digest.update(os.fsencode(f'{path.relative_to(raw_dir)}\0{contents}\0'))
     except OSError as error:
         raise UserError(
-            f'dataset.raw_dir must be readable, got {str(raw_dir)!r} ({error.strerror}: {error.filename!r}){MOVED}'
+            f'config.dataset.raw_dir must be readable, got {str(raw_dir)!r} '
+            f'({error.strerror}: {error.filename!r}){MOVED}'
         ) from None
     return digest.hexdigest()

@@ -24,7 +24,7 @@ class Digits(ArrayBuilder):
         """Returns ''; raises a UserError if `raw_dir` is set."""
         if raw_dir is not None:
             raise UserError(
-                f"dataset.raw_dir must be '' for digits, which come with scikit-learn, got {str(raw_dir)!r}"
+                f"config.dataset.raw_dir must be '' for digits, which come with scikit-learn, got {str(raw_dir)!r}"
             )
         return ''
 

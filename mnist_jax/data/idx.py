@@ -49,8 +49,8 @@ def find_prefix(directory: Path) -> str:
     if len(prefixes) > 1 and '' not in prefixes:
         names = ', '.join(f'{prefix}...' for prefix in prefixes[:10])
         raise UserError(
-            f'dataset.raw_dir must contain the files of one dataset, got {names} in {str(directory)!r}; move those to '
-            'use to a directory of their own'
+            f'config.dataset.raw_dir must contain the files of one dataset, got {names} in {str(directory)!r}; '
+            'move those to use to a directory of their own'
         )
     return prefixes[0] if prefixes else ''
 

@@ -105,7 +105,7 @@ def _find_files(raw_dir: Path) -> tuple[dict[str, Path], str]:
     if not raw_dir.is_dir():
         problem = 'is a file' if raw_dir.exists() else f'does not exist{MOVED}'
         raise UserError(
-            f'dataset.raw_dir must be a directory with the raw files, got {str(raw_dir)!r}, which {problem}'
+            f'config.dataset.raw_dir must be a directory with the raw files, got {str(raw_dir)!r}, which {problem}'
         )
     prefix = idx.find_prefix(raw_dir)
     return {name: idx.find(raw_dir, name, prefix) for name in NAMES}, prefix

@@ -20,14 +20,15 @@ def find(raw_dir: Path | None) -> Path:
     """Returns the path of the CSV at `raw_dir`, which is that file or a directory with one of `FILES`."""
     if raw_dir is None:
         raise UserError(
-            'dataset.raw_dir must be the train.csv of https://www.kaggle.com/c/digit-recognizer, or its directory, '
-            "got ''"
+            'config.dataset.raw_dir must be the train.csv of https://www.kaggle.com/c/digit-recognizer, or its '
+            "directory, got ''"
         )
     paths = [raw_dir / name for name in FILES] if raw_dir.is_dir() else [raw_dir]
     path = next(filter(Path.is_file, paths), None)
     if path is None:
         raise UserError(
-            f'dataset.raw_dir must be a CSV, or a directory with train.csv, but {str(paths[0])!r} does not exist{MOVED}'
+            f'config.dataset.raw_dir must be a CSV, or a directory with train.csv, but {str(paths[0])!r} '
+            f'does not exist{MOVED}'
         )
     return path
 

@@ -36,9 +36,9 @@ class PreparedDataset:
         self.name = name
         self._make_builder = make_builder
         self._data_dir = files.user_path(
-            data_dir or tfds.core.constants.DATA_DIR, 'dataset.data_dir' if data_dir else 'TFDS_DATA_DIR'
+            data_dir or tfds.core.constants.DATA_DIR, 'config.dataset.data_dir' if data_dir else 'TFDS_DATA_DIR'
         )
-        self._raw_dir = files.user_path(raw_dir, 'dataset.raw_dir') if raw_dir else None
+        self._raw_dir = files.user_path(raw_dir, 'config.dataset.raw_dir') if raw_dir else None
         self._split_seed = split_seed
 
     @functools.cached_property
@@ -70,7 +70,7 @@ class PreparedDataset:
         """
         if self._path.exists():
             return
-        files.make_directory(self._path.parent, 'dataset.data_dir')
+        files.make_directory(self._path.parent, 'config.dataset.data_dir')
         with files.locked(self._path.parent / 'prepare.lock'):
             if self._path.exists():
                 return
@@ -85,7 +85,7 @@ class PreparedDataset:
         """Reads the examples of a split into memory.
 
         Args:
-          field: What error messages call the split, such as 'dataset.train'.
+          field: What error messages call the split, such as 'config.dataset.train'.
           spec: The split in TFDS's slicing notation, such as 'train[:90%]'.
 
         Raises:

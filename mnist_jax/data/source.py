@@ -54,11 +54,11 @@ class Source:
         in_memory: bool = True,
         fold: tuple[int, int] | None = None,
     ):
-        check_fraction('dataset.validation_fraction', validation_fraction)
-        check_integer('dataset.split_seed', split_seed)
+        check_fraction('config.dataset.validation_fraction', validation_fraction)
+        check_integer('config.dataset.split_seed', split_seed)
         options = {
-            'dataset.validation': validation,
-            'dataset.validation_fraction': validation_fraction,
+            'config.dataset.validation': validation,
+            'config.dataset.validation_fraction': validation_fraction,
             'config.folds': fold,
         }
         selected = [field for field, value in options.items() if value]
@@ -97,7 +97,7 @@ class Source:
         return self._examples[name]
 
     def _read_configured(self, name: str) -> Examples:
-        return self._read(f'dataset.{name}', self.specs[name])
+        return self._read(f'config.dataset.{name}', self.specs[name])
 
     def read_slice(self, spec: str) -> Examples:
         """Returns the examples of any split in TFDS's slicing notation; error messages call it --split."""
@@ -107,7 +107,7 @@ class Source:
         """Returns the number of examples of a split without reading them, unless there are folds."""
         if name in self._train_and_validation:
             return len(self._train_and_validation[name])
-        return self.data.size(f'dataset.{name}', self.specs[name])
+        return self.data.size(f'config.dataset.{name}', self.specs[name])
 
     def overlaps(self, split: str | None = None) -> list[Overlap]:
         """Returns the overlaps of the training and validation examples and a split, without reading images.
@@ -129,7 +129,7 @@ class Source:
         """Returns the index of each example of one of the `split_names` among all prepared examples."""
         drawn = self._train_and_validation.get(name)
         field = name if drawn is None else 'train'
-        indices = self.data.indices(f'dataset.{field}', self.specs[field])
+        indices = self.data.indices(f'config.dataset.{field}', self.specs[field])
         return indices if drawn is None else indices[drawn]
 
     @functools.cached_property
@@ -140,17 +140,18 @@ class Source:
             folds = partition.assign_folds(self._read_configured('train').label, count, self._split_seed)
             if count > len(folds):
                 raise UserError(
-                    f'config.folds must be at most the {len(folds):,} examples of dataset.train, got {count}'
+                    f'config.folds must be at most the {len(folds):,} examples of config.dataset.train, got {count}'
                 )
             return {'train': np.flatnonzero(folds != number - 1), 'validation': np.flatnonzero(folds == number - 1)}
         if not self._fraction:
             return {}
-        count = self.data.size('dataset.train', self.specs['train'])
+        count = self.data.size('config.dataset.train', self.specs['train'])
         train, validation = partition.random_split(count, self._fraction, self._split_seed)
         if not len(train) or not len(validation):
             raise UserError(
-                'dataset.validation_fraction must leave at least one example for training and one for validation, got '
-                f'{self._fraction}, which leaves {len(train):,} and {len(validation):,} of {count:,} examples'
+                'config.dataset.validation_fraction must leave at least one example for training and one for '
+                f'validation, got {self._fraction}, which leaves {len(train):,} and {len(validation):,} of {count:,} '
+                'examples'
             )
         return {'train': train, 'validation': validation}
 

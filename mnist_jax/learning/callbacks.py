@@ -180,7 +180,7 @@ class Callbacks(NamedTuple):
         for section, callback in (('early_stopping', self.early_stopping), ('reduce_lr', self.reduce_lr)):
             if callback.needed and not validated and callback.monitor.startswith('validation'):
                 raise UserError(
-                    f'{section}.monitor={callback.monitor!r} needs validation examples: '
-                    "set dataset.validation_fraction=0.1, or dataset.train='train[:90%]' and "
-                    "dataset.validation='train[90%:]'"
+                    f'config.{section}.monitor={callback.monitor!r} needs validation examples: '
+                    "set config.dataset.validation_fraction=0.1, or config.dataset.train='train[:90%]' and "
+                    "config.dataset.validation='train[90%:]'"
                 )

@@ -169,7 +169,7 @@ def write_kaggle_csv(path: Path) -> None:
         return
     mnist = SOURCES['mnist'](data_dir='', raw_dir='', train='train+test', validation='', test='test')
     mnist.data.prepare()
-    split = mnist.data.load('dataset.train', 'train+test')
+    split = mnist.data.load('config.dataset.train', 'train+test')
     order = np.random.default_rng(0).permutation(split.size)
     labels = split.label[order]
     drawn = np.concatenate([order[labels == label][:count] for label, count in enumerate(KAGGLE_CLASS_COUNTS)])

@@ -82,24 +82,24 @@ def make_plan(config: ConfigDict) -> Plan:
     options = config.optimizer.to_dict()
     base_learning_rate = options.pop('learning_rate', None)
     if not isinstance(base_learning_rate, float | int):
-        raise UserError(f'optimizer.learning_rate must be of type float, got {base_learning_rate!r}')
-    check_range('optimizer.learning_rate', base_learning_rate, 0.0, math.inf)
+        raise UserError(f'config.optimizer.learning_rate must be of type float, got {base_learning_rate!r}')
+    check_range('config.optimizer.learning_rate', base_learning_rate, 0.0, math.inf)
     callbacks = Callbacks(
-        construct('early_stopping', EarlyStopping, config.early_stopping),
-        construct('reduce_lr', ReduceLROnPlateau, config.reduce_lr),
+        construct('config.early_stopping', EarlyStopping, config.early_stopping),
+        construct('config.reduce_lr', ReduceLROnPlateau, config.reduce_lr),
     )
     callbacks.check_monitors(source.validated)
     if callbacks.reduce_lr.needed and config.schedule.name != 'constant':
         raise UserError(
-            f"schedule.name must be 'constant' if reduce_lr.patience={config.reduce_lr.patience} is set, got "
-            f'{config.schedule.name!r}: only one of them may change the learning rate'
+            f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
+            f'got {config.schedule.name!r}: only one of them may change the learning rate'
         )
     return Plan(
         config=config,
         source=source,
         model=model,
-        loss=build('loss', LOSSES, config.loss),
-        optimizer=build('optimizer', OPTIMIZERS, options),
+        loss=build('config.loss', LOSSES, config.loss),
+        optimizer=build('config.optimizer', OPTIMIZERS, options),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
@@ -109,13 +109,13 @@ def make_plan(config: ConfigDict) -> Plan:
 def _source_and_model(config: ConfigDict) -> tuple[Source, nn.Module]:
     check_config(config)
     fold = (config.fold, config.folds) if config.folds else None
-    source = build('dataset', SOURCES, config.dataset, fold=fold)
+    source = build('config.dataset', SOURCES, config.dataset, fold=fold)
     return source, make_model(config.model, len(source.class_names))
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
-    model = build('model', MODELS, config, num_classes=num_classes)
+    model = build('config.model', MODELS, config, num_classes=num_classes)
     if isinstance(model, MLP | CNN):
         check_layer_counts(vars(model))
     return model
@@ -217,7 +217,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     """Checks `config` and builds all parts; starts the JAX backend, and prepares the dataset if necessary."""
     plan = make_plan(config)
     source = plan.source
-    schedule = build('schedule', SCHEDULES, config.schedule)
+    schedule = build('config.schedule', SCHEDULES, config.schedule)
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
     step.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
@@ -227,8 +227,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     if train_size < config.batch_size:
         raise UserError(
             f'config.batch_size must be at most the number of training examples, {train_size:,} '
-            f'(dataset.train={config.dataset.train!r}{" without validation examples" if source.validated else ""}), '
-            f'got {config.batch_size}'
+            f'(config.dataset.train={config.dataset.train!r}'
+            f'{" without validation examples" if source.validated else ""}), got {config.batch_size}'
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     groups_steps = not replicas.on_cpu or config.batch_size * multiply_adds < SHORT_STEP

@@ -158,12 +158,13 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 def test_a_missing_csv_is_an_error(tmp_path):
     with pytest.raises(
-        UserError, match=r"dataset.raw_dir must be the train.csv of https://.*, or its directory, got ''"
+        UserError, match=r"config.dataset.raw_dir must be the train.csv of https://.*, or its directory, got ''"
     ):
         kaggle_digits(tmp_path, '').data.prepare()
     for path in (tmp_path, tmp_path / 'nowhere.csv'):
         with pytest.raises(
-            UserError, match=r'dataset.raw_dir must be a CSV, or a directory with train.csv, but .* does not exist'
+            UserError,
+            match=r'config.dataset.raw_dir must be a CSV, or a directory with train.csv, but .* does not exist',
         ):
             kaggle_digits(tmp_path, path).data.prepare()
 

@@ -137,7 +137,7 @@ def test_original_files_with_a_wrong_digest_are_refused(tmp_path, monkeypatch):
 
 def test_a_data_directory_that_is_not_writable_is_an_error(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(UserError, match=r'dataset.data_dir must be a directory, but .* is a file'):
+    with pytest.raises(UserError, match=r'config.dataset.data_dir must be a directory, but .* is a file'):
         mnist(tmp_path / 'file').data.prepare()
 
 

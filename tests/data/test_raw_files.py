@@ -77,7 +77,11 @@ def test_a_raw_directory_that_does_not_exist_is_an_error_although_the_data_is_pr
     with pytest.raises(UserError) as error:
         prepare(name, prepared_mnist, tmp_path / 'nowhere')
     message = str(error.value)
-    assert message.startswith('dataset.raw_dir must be a ') and "nowhere'" in message and 'does not exist' in message
+    assert (
+        message.startswith('config.dataset.raw_dir must be a ')
+        and "nowhere'" in message
+        and 'does not exist' in message
+    )
     assert message.endswith(
         'if the raw files were moved after training, run the training command again with the new raw_dir'
     )
@@ -104,7 +108,9 @@ def test_the_original_files_use_the_data_that_is_prepared_without_a_raw_director
 def test_a_raw_directory_for_digits_is_refused(tmp_path):
     for seed in (0, 3):
         assert digits.Digits.variant(None, seed) == ''
-    with pytest.raises(UserError, match=r"dataset.raw_dir must be '' for digits, which come with scikit-learn, got"):
+    with pytest.raises(
+        UserError, match=r"config.dataset.raw_dir must be '' for digits, which come with scikit-learn, got"
+    ):
         prepare('digits', tmp_path / 'data', write_idx(tmp_path / 'raw', make_arrays()))
 
 
@@ -126,7 +132,7 @@ def test_a_users_dataset_is_prepared_again_if_its_raw_files_or_the_seed_change(t
         own = source.Source('own', OwnDataset, str(tmp_path / 'data'), str(raw), **options)
         own.data.prepare()
         assert (own.split('train').image == value + seed).all()
-    with pytest.raises(UserError, match=r"dataset.raw_dir must be readable, got '.*nowhere' \(No such file"):
+    with pytest.raises(UserError, match=r"config.dataset.raw_dir must be readable, got '.*nowhere' \(No such file"):
         OwnDataset.variant(tmp_path / 'nowhere', 0)
 
 

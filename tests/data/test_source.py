@@ -34,7 +34,7 @@ def test_a_random_fraction_is_for_validation_and_the_rest_for_training_both_in_f
 def test_a_source_without_validation_examples_has_no_validation_split(data_dir):
     source = mnist(data_dir)
     assert not source.validated and source.split_names == ('train', 'test')
-    with pytest.raises(UserError, match=r"dataset.validation must be a split in TFDS's slicing notation"):
+    with pytest.raises(UserError, match=r"config.dataset.validation must be a split in TFDS's slicing notation"):
         source.split('validation')
     for options in ({'validation': 'train[1000:]'}, {'validation_fraction': 0.1}, {'fold': (1, 2)}):
         source = mnist(data_dir, **options)
@@ -44,20 +44,26 @@ def test_a_source_without_validation_examples_has_no_validation_split(data_dir):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'validation_fraction': 1.0}, 'dataset.validation_fraction must be at least 0 and less than 1, got 1.0'),
-        ({'validation_fraction': -0.1}, 'dataset.validation_fraction must be at least 0 and less than 1, got -0.1'),
-        ({'split_seed': -1}, 'dataset.split_seed must be an integer from 0 to 2147483647, got -1'),
+        (
+            {'validation_fraction': 1.0},
+            'config.dataset.validation_fraction must be at least 0 and less than 1, got 1.0',
+        ),
+        (
+            {'validation_fraction': -0.1},
+            'config.dataset.validation_fraction must be at least 0 and less than 1, got -0.1',
+        ),
+        ({'split_seed': -1}, 'config.dataset.split_seed must be an integer from 0 to 2147483647, got -1'),
         (
             {'validation_fraction': 0.0001},
-            'dataset.validation_fraction must leave at least one example for training and one for validation, '
+            'config.dataset.validation_fraction must leave at least one example for training and one for validation, '
             'got 0.0001, which leaves 1,000 and 0 of 1,000 examples',
         ),
         (
             {'validation_fraction': 0.1, 'validation': 'train[1000:]'},
-            'dataset.validation and dataset.validation_fraction must not both select the validation examples; unset '
-            "one of them (''",
+            'config.dataset.validation and config.dataset.validation_fraction must not both select the validation '
+            "examples; unset one of them (''",
         ),
-        ({'fold': (1, 1001)}, 'config.folds must be at most the 1,000 examples of dataset.train, got 1001'),
+        ({'fold': (1, 1001)}, 'config.folds must be at most the 1,000 examples of config.dataset.train, got 1001'),
     ],
 )
 def test_invalid_fields_are_refused(data_dir, options, message):

@@ -142,7 +142,7 @@ def test_a_user_error_on_one_host_ends_the_other_with_one_line(make_hosts, tmp_p
     with hosts.started(*Program(tmp_path, data_dir).arguments, only=only) as processes:
         assert wait(processes) == [2 if number == i else 1 for i in (0, 1)]
     message = hosts.error(number).removeprefix('error: ')
-    assert message.startswith('dataset.test must be one of the splits')
+    assert message.startswith('config.dataset.test must be one of the splits')
     name = 'process 1 of 2 (on second)' if number else 'process 0 of 2'
     assert hosts.error(1 - number) == f'error: {name} failed: {message}'
 

@@ -118,9 +118,11 @@ def test_missing_validation_metrics_change_nothing_but_monitoring_them_is_an_err
     missing = {'validation_accuracy': None, 'validation_loss': None, 'step': 10}
     assert early.update(early.init(), missing) == early.init() and early.init().best_step == -1
     assert reduce.update(reduce.init(), missing, 0.1) == (reduce.init(), 0.1)
-    with pytest.raises(UserError, match=r"early_stopping.monitor='validation_accuracy' needs validation examples"):
+    with pytest.raises(
+        UserError, match=r"config.early_stopping.monitor='validation_accuracy' needs validation examples"
+    ):
         Callbacks(early, reduce).check_monitors(validated=False)
-    with pytest.raises(UserError, match=r"reduce_lr.monitor='validation_loss' needs validation examples"):
+    with pytest.raises(UserError, match=r"config.reduce_lr.monitor='validation_loss' needs validation examples"):
         Callbacks(EarlyStopping(**{**EARLY, 'patience': 0}), reduce).check_monitors(validated=False)
     Callbacks(early, reduce).check_monitors(validated=True)
     Callbacks(EarlyStopping(**{**EARLY, 'monitor': 'train_loss'}), ReduceLROnPlateau(**{**REDUCE, 'patience': 0}))

@@ -48,14 +48,15 @@ def test_every_model_has_a_pinned_count():
         ({'name': 'mlp', 'hidden': 5}, 'model.hidden must be a tuple, got 5'),
         (
             {'name': 'mlp', 'dropout': (0.5,)},
-            'model.dropout must have one value for each of the 2 entries of model.hidden, or be (), got (0.5,)',
+            'config.model.dropout must have one value for each of the 2 entries of config.model.hidden, or be (), '
+            'got (0.5,)',
         ),
         ({'name': 'mlp', 'dropout': (1.0, 0)}, 'model.dropout[0] must be at least 0 and less than 1, got 1.0'),
         ({'name': 'cnn', 'stages': (32, 64)}, 'model.stages[0] must be a tuple, got 32'),
         ({'name': 'cnn', 'stages': ((32, 'x'),)}, "model.stages[0][1] must be of type int, got 'x'"),
         (
             {'name': 'cnn', 'pool': (2,)},
-            'model.pool must have one value for each of the 2 entries of model.stages, got (2,)',
+            'config.model.pool must have one value for each of the 2 entries of config.model.stages, got (2,)',
         ),
         (
             {'name': 'cnn', 'padding': 'sane'},

@@ -69,9 +69,11 @@ def test_invalid_folds_and_workdirs_are_refused(small, tmp_path):
     for folds, fold in ((3, 4), (0, 1)):
         with pytest.raises(UserError, match=f'config.fold must be at most config.folds={folds}, got {fold}'):
             train(small(folds=folds, fold=fold), tmp_path)
-    with pytest.raises(UserError, match=r'dataset.validation_fraction and config.folds must not both select the'):
+    with pytest.raises(
+        UserError, match=r'config.dataset.validation_fraction and config.folds must not both select the'
+    ):
         train(small(folds=2, fold=1, dataset__validation_fraction=0.1), tmp_path / 'run')
-    with pytest.raises(UserError, match=r'config.folds must be at most the 2 examples of dataset.train, got 3'):
+    with pytest.raises(UserError, match=r'config.folds must be at most the 2 examples of config.dataset.train, got 3'):
         train(small(folds=3, fold=1, dataset__train='train[:2]', batch_size=1), tmp_path / 'run')
     with pytest.raises(UserError, match=r'config.folds must be an integer from 0 to 100, got -3'):
         cross_validate(small(folds=-3), tmp_path / 'run')
