@@ -9,28 +9,25 @@ convolution kernel.
 """
 
 import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.kernels.build import kernels_available
+from mnist_jax.kernels.primitive import Operation, use_plain
 from mnist_jax.kernels.sums import PyTree
-
-_portable = contextvars.ContextVar('portable', default=False)
 
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
     """Traces with plain XLA operations only inside this context, so that the result runs without the kernels."""
-    token = _portable.set(True)
+    token = use_plain.set(True)
     try:
         yield
     finally:
-        _portable.reset(token)
+        use_plain.reset(token)
 
 
 def delay_until(earlier: PyTree, values: PyTree) -> PyTree:
@@ -49,13 +46,13 @@ def delay_until(earlier: PyTree, values: PyTree) -> PyTree:
 
 def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool) -> jax.Array:
     """Returns the convolution with stride 1 plus the bias, or with `relu` its ReLU. `padding` is 'SAME' or 'VALID'."""
-    return _layer(padding, relu, *_promote(image_BxHxWxC, kernel_hxwxCxK, bias_K))
+    return _layer(padding, relu)(*_promote(image_BxHxWxC, kernel_hxwxCxK, bias_K))
 
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
     """Returns x @ kernel + bias, or with `relu` its ReLU. x may have any number of leading axes."""
     rows = math.prod(x_BxF.shape[:-1])
-    output_NxK = _layer(None, relu, *_promote(x_BxF.reshape(rows, x_BxF.shape[-1]), kernel_FxK, bias_K))
+    output_NxK = _layer(None, relu)(*_promote(x_BxF.reshape(rows, x_BxF.shape[-1]), kernel_FxK, bias_K))
     return output_NxK.reshape(*x_BxF.shape[:-1], kernel_FxK.shape[-1])
 
 
@@ -78,64 +75,58 @@ def _product(x: jax.Array, kernel: jax.Array, padding: str | None) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _dispatch(target: str, plain: Callable[..., PyTree], *arrays: jax.Array) -> PyTree:
-    """Returns `plain(*arrays)`, computed on a CPU by the C kernel `target` if all arrays are non-empty and float32."""
-    if _portable.get():
-        return plain(*arrays)
-    result_shapes = jax.eval_shape(plain, *arrays)
-    everything = jax.tree.leaves((arrays, result_shapes))
-    if any(0 in array.shape or array.dtype != jnp.float32 for array in everything) or not kernels_available():
-        return plain(*arrays)
-    kernel = jax.ffi.ffi_call(f'mnist_jax_{target}', result_shapes)
-    return jax.lax.platform_dependent(*arrays, cpu=kernel, default=plain)
+@functools.cache
+def _layer(padding: str | None, relu: bool) -> Operation:
+    return Operation(
+        'layer_relu' if relu else 'layer',
+        functools.partial(plain_layer, padding, relu),
+        functools.partial(_layer_gradients, padding, relu),
+        by_example=(0,),
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer(padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    plain = functools.partial(plain_layer, padding, relu)
-    return _dispatch('layer_relu' if relu else 'layer', plain, x, kernel, bias)
-
-
-_LayerResiduals = tuple[jax.Array, jax.Array, jax.Array | None]
-"""x, the kernel, and the output if the layer has a ReLU."""
-
-
-def _layer_forward(
-    padding: str | None, relu: bool, x: jax.Array, kernel: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, _LayerResiduals]:
-    output = _layer(padding, relu, x, kernel, bias)
-    return output, (x, kernel, output if relu else None)
-
-
-def _layer_backward(
-    padding: str | None, relu: bool, residuals: _LayerResiduals, gradient: jax.Array
+def _layer_gradients(
+    padding: str | None,
+    relu: bool,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    output: jax.Array,
+    gradient: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    x, kernel, output = residuals
-    relu_output = () if output is None else (output,)
+    relu_output = (output,) if relu else ()
+    x_gradient = _input_gradient(padding, relu, x.shape[1:])(gradient, kernel, *relu_output)
+    return x_gradient, *_kernel_gradient(padding, kernel.shape)(x, gradient, *relu_output)
 
-    def plain_input_gradient(gradient: jax.Array, kernel: jax.Array, *relu_output: jax.Array) -> jax.Array:
+
+@functools.cache
+def _input_gradient(padding: str | None, relu: bool, shape: tuple[int, ...]) -> Operation:
+    """Returns the gradient of a layer with respect to its input, whose examples have this shape."""
+
+    def plain(gradient: jax.Array, kernel: jax.Array, *relu_output: jax.Array) -> jax.Array:
+        x = jax.ShapeDtypeStruct((len(gradient), *shape), gradient.dtype)
         gradient = _relu_gradient(gradient, *relu_output)
         return jax.linear_transpose(lambda x: _product(x, kernel, padding), x)(gradient)[0]
 
-    def plain_kernel_gradient(
-        x: jax.Array, gradient: jax.Array, *relu_output: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    return Operation('input_gradient', plain, by_example=(0, 2) if relu else (0,))
+
+
+@functools.cache
+def _kernel_gradient(padding: str | None, shape: tuple[int, ...]) -> Operation:
+    """Returns the gradients of a layer with respect to its kernel, which has this shape, and to its bias."""
+
+    def plain(x: jax.Array, gradient: jax.Array, *relu_output: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
         gradient = _relu_gradient(gradient, *relu_output)
         (kernel_gradient,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
         return kernel_gradient, gradient.sum(range(gradient.ndim - 1))
 
-    return (
-        _dispatch('input_gradient', plain_input_gradient, gradient, kernel, *relu_output),
-        *_dispatch('kernel_gradient', plain_kernel_gradient, x, gradient, *relu_output),
-    )
+    return Operation('kernel_gradient', plain)
 
 
 def _relu_gradient(gradient: jax.Array, output: jax.Array | None = None) -> jax.Array:
     """Backpropagates through a ReLU with this output; without an output, returns the gradient itself."""
     return gradient if output is None else jnp.where(output > 0, gradient, 0)
-
-
-_layer.defvjp(_layer_forward, _layer_backward)
 
 
 def max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array:
@@ -176,19 +167,17 @@ def _plain_max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
     return plain_max_pool(x_BxHxWxC, 2, 'VALID')
 
 
-@jax.custom_vjp
-def _max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
-    return _dispatch('pool', _plain_max_pool_2x2, x_BxHxWxC)
+def _plain_max_pool_2x2_gradient(x_BxHxWxC: jax.Array, gradient: jax.Array) -> jax.Array:
+    return jax.vjp(_plain_max_pool_2x2, x_BxHxWxC)[1](gradient)[0]
 
 
-def _max_pool_2x2_backward(x_BxHxWxC: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    def plain_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(_plain_max_pool_2x2, x)[1](gradient)[0]
-
-    return (_dispatch('pool_gradient', plain_gradient, x_BxHxWxC, gradient),)
-
-
-_max_pool_2x2.defvjp(lambda x: (_max_pool_2x2(x), x), _max_pool_2x2_backward)
+_max_pool_2x2_gradient = Operation('pool_gradient', _plain_max_pool_2x2_gradient, by_example=(0, 1))
+_max_pool_2x2 = Operation(
+    'pool',
+    _plain_max_pool_2x2,
+    lambda x, output, gradient: (_max_pool_2x2_gradient(x, gradient),),
+    by_example=(0,),
+)
 
 
 def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -202,21 +191,7 @@ def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, j
     return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
 
 
-@jax.custom_vjp
-def _moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _dispatch('moments', plain_moments, x_BxHxWxC, mask_B)
-
-
-def _moments_backward(
-    residuals: tuple[jax.Array, jax.Array], gradients: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, None]:
-    x_BxHxWxC, mask_B = residuals
-    sum_gradient_C, squares_gradient_C = (gradient.reshape(1, 1, 1, -1) for gradient in gradients)
-    x_gradient = (sum_gradient_C + 2 * x_BxHxWxC * squares_gradient_C) * mask_B.reshape(-1, 1, 1, 1)
-    return x_gradient.astype(x_BxHxWxC.dtype), None
-
-
-_moments.defvjp(lambda x, mask: (_moments(x, mask), (x, mask)), _moments_backward)
+_moments = Operation('moments', plain_moments)
 
 
 def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
@@ -241,19 +216,19 @@ def _scale(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax
     return x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
 
 
-@jax.custom_vjp
-def _scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    return _dispatch('scale_relu', plain_scale_relu, x_BxHxWxC, factor_C, shift_C)
+def _plain_scale_relu_gradients(
+    x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+    return jax.vjp(plain_scale_relu, x_BxHxWxC, factor_C, shift_C)[1](gradient)
 
 
-def _scale_relu_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
-    def plain_gradient(x: jax.Array, factor: jax.Array, shift: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(plain_scale_relu, x, factor, shift)[1](gradient)
-
-    return _dispatch('scale_relu_gradient', plain_gradient, *residuals, gradient)
-
-
-_scale_relu.defvjp(lambda *arrays: (_scale_relu(*arrays), arrays), _scale_relu_backward)
+_scale_relu_gradients = Operation('scale_relu_gradient', _plain_scale_relu_gradients)
+_scale_relu = Operation(
+    'scale_relu',
+    plain_scale_relu,
+    lambda x, factor, shift, output, gradient: _scale_relu_gradients(x, factor, shift, gradient),
+    by_example=(0,),
+)
 
 
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:

@@ -6,6 +6,7 @@ is traced once, and its operations are applied to one chunk after another, each 
 sums of the chunks are added in the order of `tree_sum`, and every chunk continues with the total.
 """
 
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.interpreters import batching
 
 from mnist_jax.errors import UserError
 from mnist_jax.kernels import ops
+from mnist_jax.kernels.primitive import Operation
 from mnist_jax.kernels.sums import PyTree, tree_sum
 
 _sum = Primitive('lockstep_sum')
@@ -44,15 +46,18 @@ def run_in_lockstep(
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments[0])
     structure = jax.tree.structure(shapes)
 
-    @jax.custom_vjp
-    def share_sum(parts: list) -> list:
-        total = jax.lax.optimization_barrier(all_sum(tree_sum(jax.lax.optimization_barrier(parts))))
-        return [total] * len(parts)
+    def by_chunk(values: Sequence[jax.Array]) -> list[Sequence[jax.Array]]:
+        size = len(values) // len(arguments)
+        return [values[start : start + size] for start in range(0, len(values), size)]
+
+    def share_sum(*values: jax.Array) -> list[jax.Array]:
+        parts = jax.lax.optimization_barrier(by_chunk(values))
+        return len(parts) * list(jax.lax.optimization_barrier(all_sum(tree_sum(parts))))
 
     # The total is broadcast to all chunks, so its gradient is the same ordered sum of their gradients.
-    share_sum.defvjp(lambda parts: (share_sum(parts), None), lambda _, gradients: (share_sum(gradients),))
+    shared_sum = Operation(None, share_sum, lambda *values: share_sum(*values[len(values) // 3 * 2 :]))
     evaluations = [_evaluate_until_sum(jaxpr, jax.tree.leaves(chunk)) for chunk in arguments]
-    totals: list[list | None] = [None] * len(evaluations)
+    totals: Sequence[Sequence | None] = [None] * len(evaluations)
     while True:
         parts: list[list] = []
         results: list[PyTree] = []
@@ -65,7 +70,7 @@ def run_in_lockstep(
                 results.append(jax.tree.unflatten(structure, end.value))
         if results:
             return results
-        totals = share_sum(parts)
+        totals = by_chunk(shared_sum(*itertools.chain(*parts)))
 
 
 def _evaluate_until_sum(closed: ClosedJaxpr, arguments: Sequence[jax.Array]) -> Generator[list, Any, list]:
