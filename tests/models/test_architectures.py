@@ -41,29 +41,29 @@ def test_every_model_has_a_pinned_count():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ({'name': 'cmn'}, "model.name must be one of cnn, mlp, got 'cmn' (did you mean 'cnn'?)"),
-        ({'name': 'mlp', 'hiden': (3,)}, "model.hiden is not a field for 'mlp' (did you mean 'hidden'?)"),
-        ({'name': 'mlp', 'hidden': (0,)}, 'model.hidden[0] must be an integer from 1 to 1000000, got 0'),
-        ({'name': 'mlp', 'hidden': (3, True)}, 'model.hidden[1] must be of type int, got True'),
-        ({'name': 'mlp', 'hidden': 5}, 'model.hidden must be a tuple, got 5'),
+        ({'name': 'cmn'}, "config.model.name must be one of cnn, mlp, got 'cmn' (did you mean 'cnn'?)"),
+        ({'name': 'mlp', 'hiden': (3,)}, "config.model.hiden is not a field for 'mlp' (did you mean 'hidden'?)"),
+        ({'name': 'mlp', 'hidden': (0,)}, 'config.model.hidden[0] must be an integer from 1 to 1000000, got 0'),
+        ({'name': 'mlp', 'hidden': (3, True)}, 'config.model.hidden[1] must be of type int, got True'),
+        ({'name': 'mlp', 'hidden': 5}, 'config.model.hidden must be a tuple, got 5'),
         (
             {'name': 'mlp', 'dropout': (0.5,)},
             'config.model.dropout must have one value for each of the 2 entries of config.model.hidden, or be (), '
             'got (0.5,)',
         ),
-        ({'name': 'mlp', 'dropout': (1.0, 0)}, 'model.dropout[0] must be at least 0 and less than 1, got 1.0'),
-        ({'name': 'cnn', 'stages': (32, 64)}, 'model.stages[0] must be a tuple, got 32'),
-        ({'name': 'cnn', 'stages': ((32, 'x'),)}, "model.stages[0][1] must be of type int, got 'x'"),
+        ({'name': 'mlp', 'dropout': (1.0, 0)}, 'config.model.dropout[0] must be at least 0 and less than 1, got 1.0'),
+        ({'name': 'cnn', 'stages': (32, 64)}, 'config.model.stages[0] must be a tuple, got 32'),
+        ({'name': 'cnn', 'stages': ((32, 'x'),)}, "config.model.stages[0][1] must be of type int, got 'x'"),
         (
             {'name': 'cnn', 'pool': (2,)},
             'config.model.pool must have one value for each of the 2 entries of config.model.stages, got (2,)',
         ),
         (
             {'name': 'cnn', 'padding': 'sane'},
-            "model.padding must be one of same, valid, got 'sane' (did you mean 'same'?)",
+            "config.model.padding must be one of same, valid, got 'sane' (did you mean 'same'?)",
         ),
-        ({'name': 'cnn', 'batch_norm': 'yes'}, "model.batch_norm must be of type bool, got 'yes'"),
-        ({'name': 'cnn', 'num_classes': 3}, "model.num_classes is not a field for 'cnn'"),
+        ({'name': 'cnn', 'batch_norm': 'yes'}, "config.model.batch_norm must be of type bool, got 'yes'"),
+        ({'name': 'cnn', 'num_classes': 3}, "config.model.num_classes is not a field for 'cnn'"),
     ],
 )
 def test_a_wrong_field_is_an_error_that_names_it(config, message):
