@@ -72,6 +72,9 @@ flags.DEFINE_multi_string(
     "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated",
 )
 flags.DEFINE_string('output', None, 'predict: the .csv or .jsonl file to write; by default, prints a table')
+flags.DEFINE_bool(
+    'strict', False, 'predict: end with an error at the first file or image that would otherwise be skipped'
+)
 flags.DEFINE_string(
     'host', '127.0.0.1', 'serve: the address to listen on; 0.0.0.0 makes it reachable from other machines'
 )
@@ -229,13 +232,13 @@ def report() -> None:
         print(write_report(RestoredModel.load(_run_directory())))
 
 
-def predict() -> None:
-    """Classifies every --input."""
+def predict() -> int:
+    """Classifies every --input; returns the exit status."""
     from mnist_jax.inference.predict import predict as predict_inputs
 
     if not FLAGS.input:
         raise UserError("--mode=predict needs --input: an image, a directory, an IDX file or Kaggle's test.csv")
-    predict_inputs(_run_directory(), FLAGS.input, FLAGS.output, FLAGS.step)
+    return predict_inputs(_run_directory(), FLAGS.input, FLAGS.output, FLAGS.step, FLAGS.strict)
 
 
 def export() -> None:
@@ -286,7 +289,7 @@ def reproduce() -> None:
 class Mode(NamedTuple):
     """A --mode: its function, and the flags that it uses."""
 
-    run: Callable[[], None]
+    run: Callable[[], int | None]
     flags: tuple[str, ...]
 
 
@@ -295,7 +298,7 @@ MODES = {
     'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', *PROCESS_FLAGS)),
     'eval': Mode(evaluate, ('workdir', 'step', 'split', *PROCESS_FLAGS)),
     'report': Mode(report, ('workdir', 'run')),
-    'predict': Mode(predict, ('workdir', 'input', 'output', 'step')),
+    'predict': Mode(predict, ('workdir', 'input', 'output', 'step', 'strict')),
     'export': Mode(export, ('workdir', 'step', 'onnx')),
     'serve': Mode(serve, ('workdir', 'step', 'host', 'port')),
     'summary': Mode(summary, ('config',)),

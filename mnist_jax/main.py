@@ -1,8 +1,8 @@
 """The command line: parses the flags, runs the function of the chosen mode, and sets the exit status.
 
-Exit status: 0 on success; 2 if the user's input is wrong, with one line on standard error; 128 + N after signal N; 1
-for anything else. What this program foresees, such as a full disk or a loss of NaN, is one line as well; an unexpected
-exception keeps its traceback.
+Exit status: 0 on success; 2 if the user's input is wrong, with one line on standard error; 3 if --mode=predict skipped
+files or images; 128 + N after signal N; 1 for anything else. What this program foresees, such as a full disk or a loss
+of NaN, is one line as well; an unexpected exception keeps its traceback.
 """
 
 import contextlib

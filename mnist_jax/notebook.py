@@ -63,7 +63,7 @@ class Run(RestoredModel):
           The image, uint8 HxWx1, for `predict` and `feature_maps`.
 
         Raises:
-          UserError: the file is not a readable PNG, JPEG or BMP image, or the image is blank.
+          UserError: the file is not an image that can be read, or the image is blank.
         """
         try:
             return self.frame(image_files.read(files.user_path(path, 'path'))).image

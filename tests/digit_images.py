@@ -1,10 +1,11 @@
 """Images of digits for the tests: the raw MNIST files, digits drawn in fonts, and pictures on a larger canvas."""
 
+from pathlib import Path
+
 import matplotlib
-from conftest import ROOT
 from PIL import Image, ImageDraw, ImageFont
 
-MNIST = ROOT / 'mnist_jax' / 'data' / 'mnist'
+MNIST = Path(__file__).parent.parent / 'mnist_jax' / 'data' / 'mnist'
 
 
 def font_paths():

@@ -7,10 +7,15 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from mnist_jax.data import paper
+from mnist_jax.data import paper, ruled_paper
 
 MAX_DRAWN_SIDE = 64  # pixels; an image with a longer side may be a photograph with an uneven background
 MIN_CONTRAST = 16  # between the darkest and the lightest of 256 gray levels
+# Minimum number of contacts of a pattern with the borders of the image; digits have fewer. After lines were removed,
+# the picture shows more than the digit, so the digit touches the borders less.
+MANY_CONTACTS, MANY_CONTACTS_RULED = 6, 3
+DOT = 0.55  # minimum thickness of a dot, as a fraction of its longest side
+MIN_DIGIT_SIDE = 5  # pixels of the longest side of a digit, in the analyzed image
 LARGE_PART = 0.15  # minimum size of a large part, as a fraction of the size of all parts together
 FAINT = 1 / 8  # pixels that are not brighter than this fraction of the brightest one are background
 SPECK = 0.02  # connected parts smaller than this fraction of the largest one are dirt
@@ -55,24 +60,34 @@ def frame_image(grays_HxW: np.ndarray, shape: tuple[int, ...], framing: Framing,
     """
     low, high = float(grays_HxW.min(initial=255)), float(grays_HxW.max(initial=0))
     if high - low < MIN_CONTRAST:
-        raise ValueError('it is blank: all of its pixels have nearly the same value')
+        raise ValueError(f'it is blank: its pixels, from {low:g} to {high:g} of 255, have nearly the same value')
     inverted = np.median(_border_pixels(grays_HxW)) > (low + high) / 2
     ink = 255 - grays_HxW if inverted else grays_HxW
     steps = ['inverted (it was dark on light)'] if inverted else []
     if grays_HxW.shape == shape[:2] and _is_framed(ink, framing):
         return FramedImage(_to_pixels(ink / 255, max_pixel), ', '.join(steps) or 'unchanged')
-    may_show_paper = framing.center_by_mass and not inverted and max(grays_HxW.shape) > MAX_DRAWN_SIDE
-    drawing = paper.find_drawing(grays_HxW) if may_show_paper else None
-    if drawing is not None:
-        steps.append('cropped to the sheet of paper')
-    cropped, has_edges = _crop_object(paper.shrink(ink) if drawing is None else drawing, framing)
+    drawing, is_patterned, many_contacts = ink, False, MANY_CONTACTS
+    if framing.center_by_mass and max(ink.shape) > MAX_DRAWN_SIDE:
+        sheet = None if inverted else paper.find_drawing(grays_HxW)
+        if sheet is not None:
+            steps.append('cropped to the sheet of paper')
+        ruled = ruled_paper.remove_lines(*(sheet or (paper.shrink(ink, ruled_paper.MAX_SIDE),)))
+        if ruled.removed:
+            steps.append(f'{ruled.removed} {"line" if ruled.removed == 1 else "lines"} of ruled paper removed')
+        drawing = ruled.ink if ruled.removed or sheet is not None else ink
+        is_patterned, many_contacts = ruled.kept > 0, MANY_CONTACTS_RULED if ruled.removed else MANY_CONTACTS
+    cropped, has_edges, contacts = _crop_object(paper.shrink(drawing), framing)
     if has_edges:
         steps.append('lines along the edges removed')
+    if framing.center_by_mass and (is_patterned or contacts >= many_contacts):
+        steps.append('lines or a pattern left (expected plain paper, or regular lines)')
     placed = _place(cropped, shape, framing)
     height, width = grays_HxW.shape
     steps.append(f'scaled and centered from {width} x {height}')
     if framing.center_by_mass and (parts := _count_large_parts(cropped)) > 1:
         steps.append(f'{parts} separate parts (expected one digit per image)')
+    if framing.center_by_mass and _is_dot(cropped):
+        steps.append('only a dot (expected a digit)')
     return FramedImage(_to_pixels(placed, max_pixel), ', '.join(steps))
 
 
@@ -102,17 +117,15 @@ def _target_center_of_mass(shape: tuple[int, ...]) -> np.ndarray:
     return np.array(shape[:2]) / 2
 
 
-def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, bool]:
+def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, bool, int]:
     """Crops an image to its object, without specks and, for drawings, without the shadows and edges of a scan.
 
     Returns:
-      The object, from 0 for the background to 1, and whether edges were removed.
+      The object, from 0 for the background to 1; whether edges were removed; and how often the object meets the
+      borders of the image.
     """
     if framing.center_by_mass and max(ink_HxW.shape) > MAX_DRAWN_SIDE:
-        # Strokes are narrower than this; anything wider is paper in uneven light.
-        size = max(3, max(ink_HxW.shape) // 3)
-        background = ndimage.grey_opening(ndimage.gaussian_filter(ink_HxW, 1), size=(size, size))
-        ink_HxW = np.maximum(ink_HxW - ndimage.gaussian_filter(background, size / 8), 0)
+        ink_HxW = paper.subtract_background(ink_HxW)
     else:
         ink_HxW = np.maximum(ink_HxW - np.median(_border_pixels(ink_HxW)), 0)
     if ink_HxW.max() < MIN_CONTRAST / 2:
@@ -129,7 +142,9 @@ def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, boo
     object_mask = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=3, mask=ink_HxW > FAINT * full)
     scaled = np.where(object_mask, np.clip(ink_HxW / full, 0, 1), 0)
     rows, columns = (np.flatnonzero(object_mask.any(axis=1 - axis)) for axis in (0, 1))
-    return scaled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], len(edges) > 0
+    border = np.concatenate([kept[0], kept[1:, -1], kept[-1, -2::-1], kept[-2:0:-1, 0]])
+    contacts = int((border & ~np.roll(border, 1)).sum())
+    return scaled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], len(edges) > 0, contacts
 
 
 def _find_edges(parts_HxW: np.ndarray, sizes: np.ndarray) -> list[int]:
@@ -152,6 +167,14 @@ def _count_large_parts(object_hxw: np.ndarray) -> int:
     labels, _ = ndimage.label(object_hxw > 0.5, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
     return int((sizes > LARGE_PART * sizes.sum()).sum())
+
+
+def _is_dot(object_hxw: np.ndarray) -> bool:
+    """Returns whether an object is hardly longer than thick, unlike the strokes of a digit, or only a few pixels."""
+    mask = np.pad(object_hxw > 0.5, 1)
+    longest_side = max(int(mask.any(axis).sum()) for axis in (0, 1))
+    thickness = 2 * ndimage.distance_transform_edt(mask).max() - 1
+    return longest_side < MIN_DIGIT_SIDE or thickness > DOT * longest_side
 
 
 def _place(object_hxw: np.ndarray, shape: tuple[int, ...], framing: Framing) -> np.ndarray:

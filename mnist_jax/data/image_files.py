@@ -8,36 +8,50 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_jax.errors import UserError, first_line
 
-FORMATS = ('PNG', 'JPEG', 'BMP')
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'TIFF', 'GIF')
+FORMAT_NAMES = 'PNG, JPEG, BMP, WebP, TIFF or GIF'
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.gif')
+HEIC_SUFFIXES = ('.heic', '.heif')
+# HEIC and HEIF files have one of these brands in bytes 8 to 12, after the type of their first box.
+HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 MAX_PIXELS = 50_000_000
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
 
 
 def read(path: Path) -> np.ndarray:
-    """Reads an image file; transparent pixels become a background that contrasts with the opaque pixels.
+    """Reads an image file, of an animation the first frame, and of a multi-page file the first page.
+
+    Transparent pixels become a background that contrasts with the opaque pixels.
 
     Returns:
       The gray levels HxW, float32 from 0 (black) to 255 (white).
 
     Raises:
-      UserError: the file is not a complete PNG, JPEG or BMP file, or it has more than `MAX_PIXELS`.
+      UserError: the file is not a complete file of one of the `FORMATS`, or it has more than `MAX_PIXELS`.
     """
     label = f'image {str(path)!r}'
     try:
-        with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
-            opened = Image.open(path, formats=FORMATS)
-        with opened as picture:
+        # What Pillow warns of is refused below, or is an error.
+        with warnings.catch_warnings(action='ignore'), Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f'{picture.width} x {picture.height}'
                 raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got {size}')
             return _to_grayscale(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
-        raise UserError(f'{label} must be a PNG, JPEG or BMP file, got another format or a damaged file') from None
+        raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(path)}') from None
     except Image.DecompressionBombError:
         raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got more') from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # Pillow's parsers raise all of these.
         raise UserError(f'{label} cannot be read: {first_line(error)}') from None
+
+
+def _describe_format(path: Path) -> str:
+    """Returns what a file is that Pillow does not recognize."""
+    with open(path, 'rb') as file:
+        start = file.read(12)
+    if start[4:8] == b'ftyp' and start[8:12] in HEIC_BRANDS:
+        return 'a HEIC file; convert it to PNG or JPEG first'
+    return 'another format or a damaged file' if start else 'an empty file'
 
 
 def _to_grayscale(picture: Image.Image) -> np.ndarray:

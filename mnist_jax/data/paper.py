@@ -1,5 +1,7 @@
 """Finds a sheet of paper, photographed on a darker background, and the drawing on it."""
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -11,24 +13,41 @@ MIN_FILLED = 0.85
 MIN_QUADRANGLE = 0.93  # minimum fraction of its convex hull that an inscribed quadrangle fills; for a disc, 0.64
 MARGIN = 0.04  # width of the sheet's edges, where shadows lie, as a fraction of the sheet's size
 MIN_CONTRAST = 32  # between the sheet and the drawing, of 256 gray levels
+MAX_STROKE = 1 / 3  # maximum width of a stroke, as a fraction of the longer side
 MAX_DRAWN = 0.35  # maximum fraction of the sheet that the drawing covers; the hole of a bold zero covers more
 
 
-def shrink(grays_HxW: np.ndarray) -> np.ndarray:
-    """Scales an image down to at most `MAX_SIDE` pixels per side, as float32."""
+class Sheet(NamedTuple):
+    """A sheet of paper in a photograph."""
+
+    drawing: np.ndarray  # HxW, light on dark, cropped to the sheet and shrunk
+    inner: np.ndarray  # HxW, which pixels show the sheet without its edges
+
+
+def shrink(grays_HxW: np.ndarray, max_side: int = MAX_SIDE) -> np.ndarray:
+    """Scales an image down to at most `max_side` pixels per side, as float32."""
     picture = Image.fromarray(grays_HxW.astype(np.float32))
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
     return np.asarray(picture)
 
 
-def find_drawing(grays_HxW: np.ndarray) -> np.ndarray | None:
-    """Finds the drawing on a sheet of paper that is the only object in an image.
+def subtract_background(ink_HxW: np.ndarray, max_stroke: float = MAX_STROKE) -> np.ndarray:
+    """Returns the strokes of a drawing, light on dark, on a background of 0 instead of paper in uneven light.
+
+    Args:
+      ink_HxW: The drawing.
+      max_stroke: The maximum width of a stroke, as a fraction of the longer side; anything wider is paper.
+    """
+    size = max(3, int(max(ink_HxW.shape) * max_stroke))
+    background = ndimage.grey_opening(ndimage.gaussian_filter(ink_HxW, 1), size=(size, size))
+    return np.maximum(ink_HxW - ndimage.gaussian_filter(background, size / 8), 0)
+
+
+def find_drawing(grays_HxW: np.ndarray) -> Sheet | None:
+    """Finds the drawing on a sheet of paper that is the only object in an image; None if there is no such sheet.
 
     Args:
       grays_HxW: Gray levels from 0 to 255. The sheet is lighter than the background and than the drawing.
-
-    Returns:
-      The drawing, light on dark, cropped to the sheet and shrunk; None if there is no such sheet.
     """
     small = shrink(grays_HxW)
     smooth = ndimage.gaussian_filter(small, 1)
@@ -48,8 +67,8 @@ def find_drawing(grays_HxW: np.ndarray) -> np.ndarray | None:
     return _extract_drawing(cropped, sheet[box[0] + rows[:, None], box[2] + columns])
 
 
-def _extract_drawing(grays_HxW: np.ndarray, sheet_HxW: np.ndarray) -> np.ndarray | None:
-    """Returns the dark parts of the sheet as light on dark, or None if there is nothing or too much for a drawing."""
+def _extract_drawing(grays_HxW: np.ndarray, sheet_HxW: np.ndarray) -> Sheet | None:
+    """Returns the dark parts of the sheet, or None if there is nothing or too much for a drawing."""
     padded_sheet = np.pad(sheet_HxW, 1)  # The border of the image is an edge of the sheet.
     iterations = max(2, round(MARGIN * sheet_HxW.sum() ** 0.5))
     inner = ndimage.binary_erosion(padded_sheet, iterations=iterations)[1:-1, 1:-1]
@@ -57,7 +76,8 @@ def _extract_drawing(grays_HxW: np.ndarray, sheet_HxW: np.ndarray) -> np.ndarray
         return None
     drawing = np.where(inner, np.maximum(_fit_brightness(grays_HxW, inner) - grays_HxW, 0), 0)
     dark = inner & (drawing > otsu_threshold(drawing[inner]))
-    return drawing if drawing.max() >= MIN_CONTRAST and dark.sum() <= MAX_DRAWN * inner.sum() else None
+    is_drawing = drawing.max() >= MIN_CONTRAST and dark.sum() <= MAX_DRAWN * inner.sum()
+    return Sheet(drawing, inner) if is_drawing else None
 
 
 def _fit_brightness(grays_HxW: np.ndarray, mask_HxW: np.ndarray) -> np.ndarray:

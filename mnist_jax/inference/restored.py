@@ -12,6 +12,7 @@ import numpy as np
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.data.batches import pad_rows
+from mnist_jax.data.builder import seems_scaled
 from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.errors import NonFiniteError, UserError
@@ -183,10 +184,10 @@ class RestoredModel:
         max_pixel = self.plan.source.max_pixel
         if array.size and not 0 <= array.min() <= array.max() <= max_pixel:  # also true for NaN
             raise UserError(f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}')
-        if array.dtype.kind == 'f' and 0 < array.max(initial=0) <= 1 < max_pixel:
+        if seems_scaled(array, max_pixel):
             raise UserError(
                 f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}, '
-                'which seem to be scaled already'
+                f'which seem to be scaled already; multiply them by {max_pixel}'
             )
         return array if array.dtype == np.uint8 else array.astype(np.float32)
 

@@ -22,11 +22,33 @@ def test_the_range_of_16_bit_images_is_detected(tmp_path, values, expected):
     np.testing.assert_allclose(image_files.read(tmp_path / 'digit.png'), [expected], rtol=1e-6)
 
 
-@pytest.mark.parametrize('contents', [b'', b'GIF89a nonsense', b'\x89PNG\r\n\x1a\n' + bytes(20)])
-def test_files_in_other_formats_are_refused(tmp_path, contents):
+@pytest.mark.parametrize(
+    ('contents', 'problem'),
+    [
+        (b'', 'an empty file'),
+        (b'a digit', 'another format or a damaged file'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(20), 'another format or a damaged file'),
+        (b'\0\0\0\x18ftypheic' + bytes(20), 'a HEIC file; convert it to PNG or JPEG first'),
+        (b'\0\0\0\x18ftypmif1' + bytes(20), 'a HEIC file; convert it to PNG or JPEG first'),
+    ],
+)
+def test_files_in_other_formats_are_refused(tmp_path, contents, problem):
     (tmp_path / 'digit.png').write_bytes(contents)
-    with pytest.raises(UserError, match=r"digit.png' must be a PNG, JPEG or BMP file, got another format"):
+    with pytest.raises(UserError, match=f"digit.png' must be a PNG, JPEG, BMP, WebP, TIFF or GIF file, got {problem}$"):
         image_files.read(tmp_path / 'digit.png')
+
+
+@pytest.mark.parametrize('name', ['digit.webp', 'digit.tif', 'digit.TIFF', 'digit.gif'])
+def test_the_first_frame_of_webp_tiff_and_gif_files_is_read(tmp_path, name):
+    digit = np.full((20, 30), 255, np.uint8)
+    digit[5:15, 10:14] = 0
+    frames = [Image.fromarray(array).convert('RGB') for array in (digit, 255 - digit)]
+    options = {'lossless': True} if name == 'digit.webp' else {}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(image_files.read(tmp_path / name), digit)
+    with pytest.raises(UserError, match=f'{name}.* (cannot be read|must be a PNG)'):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+        image_files.read(tmp_path / name)
 
 
 def test_truncated_and_huge_images_are_refused(tmp_path):
