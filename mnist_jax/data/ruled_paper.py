@@ -12,6 +12,8 @@ of a digit hardly ever does. The lines of one direction are found and removed in
    that fills its picture keeps its bar, and a four its stem.
 4. The removal. A grayscale opening across a line replaces its pixels: it erases what is as thin as the line and keeps
    strokes that cross it. Pixels that are much darker than the line are ink, and remain.
+5. The residue. Parts of lines remain if the lines are bent or uneven. They are small, or lie where a line was, or are
+   thinner than the strokes.
 """
 
 from typing import NamedTuple
@@ -29,16 +31,14 @@ STRIPS = 32
 DISTANCES = (2, 4, 8)  # pixels from the middle of a line to the compared rows, for lines of different thickness
 MIN_CONTRAST = 4.0  # between a line and the compared rows, of 256 gray levels
 COVERAGE = 0.7  # minimum fraction of the strips that show a line, of those that are not covered by ink
-MIN_STRIPS, MIN_STRIPS_RULED = (
-    13,
-    4,
-)  # minimum number of strips that are not covered by ink, without and with other lines
+# Minimum number of strips of a line that are not covered by ink: if it is the evidence of ruling, and otherwise.
+MIN_STRIPS, MIN_STRIPS_RULED = 13, 4
 END_STRIPS, END_ROWS = 2, 5  # size of the areas at both ends of a line that it must reach; lines may be a little curved
 MAX_HALF = 10  # pixels from the middle of a line to its edge
 WHITE = 255.0  # the gray level of the darkest ink
 DENSE = 0.4  # if lines cover a larger fraction of the rows, as on millimetre paper, all rows are cleaned alike
 INK = 1.4  # minimum darkness of ink on a line, as a multiple of the line's
-MIN_EVIDENCE = 2
+MIN_EVIDENCE = 2  # minimum number of reasons to believe that lines are ruling
 MANY = 4  # minimum number of parallel lines that cannot be strokes
 SPREAD = 0.25  # minimum distance between the outermost parallel lines, as a fraction of the height; strokes are thinner
 LIGHT = 0.6  # maximum darkness of lines that are much lighter than the ink, as a fraction of the ink's
@@ -80,11 +80,11 @@ def remove_lines(ink_HxW: np.ndarray, known_HxW: np.ndarray | None = None) -> Ru
         return RuledDrawing(ink_HxW, 0, 0)
     original_HxW, ink_HxW = ink_HxW, paper.subtract_background(ink_HxW, MAX_STROKE)
     for axis in (0, 1, 0, 1):  # Without the lines of one direction, those of the other are easier to find.
-        ink, known, bands = (array.T if axis else array for array in (ink_HxW, known_HxW, bands_HxW))
-        turned = _erase_horizontal(ink, known, bands, ruled=sum(removed) > 0)
-        ink_HxW, bands_HxW = (array.T if axis else array for array in turned.arrays)
-        removed[axis] += turned.removed
-        kept[axis] = turned.kept
+        turned = [array.T if axis else array for array in (ink_HxW, known_HxW, bands_HxW)]
+        erased = _erase_horizontal(turned[0], turned[1], turned[2], ruled=any(removed))
+        ink_HxW, bands_HxW = (array.T if axis else array for array in (erased.ink, erased.bands))
+        removed[axis] += erased.removed
+        kept[axis] = erased.kept
         if axis == 1 and not any(removed):
             break
     if not any(removed):
@@ -95,7 +95,8 @@ def remove_lines(ink_HxW: np.ndarray, known_HxW: np.ndarray | None = None) -> Ru
 class _Erased(NamedTuple):
     """A picture without its nearly horizontal lines."""
 
-    arrays: tuple[np.ndarray, np.ndarray]  # the ink HxW, and where lines were, HxW
+    ink: np.ndarray  # HxW
+    bands: np.ndarray  # HxW, where lines were
     removed: int  # number of lines that were removed
     kept: int  # number of lines that were kept because they may be strokes
 
@@ -110,16 +111,16 @@ def _erase_horizontal(ink_HxW: np.ndarray, known_HxW: np.ndarray, bands_HxW: np.
     evident = [line for line in _find_lines(straight_HxW, known_HxW, beyond) if line.strips >= MIN_STRIPS]
     lines = _find_lines(straight_HxW, known_HxW, 0.0) if evident or ruled else []
     if not lines:
-        return _Erased((ink_HxW, bands_HxW), 0, 0)
+        return _Erased(ink_HxW, bands_HxW, removed=0, kept=0)
     erased_HxW = _erase(straight_HxW, lines)
     evidence = _count_evidence(evident or lines, erased_HxW, known_HxW, ruled)
     if evidence < MIN_EVIDENCE:
-        return _Erased((ink_HxW, bands_HxW), 0, len(evident) if evidence else 0)
+        return _Erased(ink_HxW, bands_HxW, removed=0, kept=len(evident) if evidence else 0)
     straight_bands_HxW = np.zeros(straight_HxW.shape, bool)
     for line in lines:
         straight_bands_HxW[max(0, line.rows.start - 1) : line.rows.stop + 1] = True
     bands_HxW = bands_HxW | _shift_columns(straight_bands_HxW, -shifts_W, -margin)
-    return _Erased((_shift_columns(erased_HxW, -shifts_W, -margin), bands_HxW), len(lines), 0)
+    return _Erased(_shift_columns(erased_HxW, -shifts_W, -margin), bands_HxW, removed=len(lines), kept=0)
 
 
 def _erase_residue(ink_HxW: np.ndarray, known_HxW: np.ndarray, bands_HxW: np.ndarray) -> np.ndarray:
