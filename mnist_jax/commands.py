@@ -61,7 +61,7 @@ flags.DEFINE_bool('report', True, 'train: write the report of the finished run')
 flags.DEFINE_bool(
     'reschedule',
     False,
-    'train: resume with another number of epochs even if the learning rate then jumps to another schedule',
+    'train: resume with another number of epochs even if the schedule depends on it, so that the learning rate jumps',
 )
 flags.DEFINE_string(
     'split', None, "eval: which split to evaluate, e.g. 'holdout' or 'test[:10%]'; the test split by default"

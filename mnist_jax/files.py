@@ -262,18 +262,20 @@ class DirectoryLock:
                 self._name,
                 error,
             )
-        first: float | None = None
+        first, start = None, 0.0  # the modification time that was seen first, and when
         while True:
             contents = self._read_path()
             machine = re.search(rb'^machine (.+)$', contents, re.MULTILINE)
             if machine is None or (supported and machine[1].decode(errors='replace') == _machine()):
                 return  # It was released, or a process of this host was killed.
             modified = os.fstat(descriptor).st_mtime
-            age = _time_of_file_system(self._directory) - modified
+            now = _time_of_file_system(self._directory)
+            # A time in the future must not extend the wait.
+            age = max(now - modified, 0.0 if first is None else now - start)
             if age >= LOCK_EXPIRY_SECONDS:
                 break
             if first is None:
-                first = modified
+                first, start = modified, now
                 logging.warning(
                     '%s is in use by %s; waiting until it renews its lock, for at most %d seconds',
                     self._name,

@@ -68,7 +68,14 @@ def train(
     epochs: EpochHistory = ()
     if steps:
         saved = checkpoints.check_config(config)
-        epochs = read_epochs(workdir) or [(0, saved.epochs)]
+        epochs = read_epochs(workdir)
+        if not epochs:
+            logging.warning(
+                'provenance.json does not record the schedule of this run so far; it is taken to be that of a run of '
+                '%d epochs',
+                saved.epochs,
+            )
+            epochs = [(0, saved.epochs)]
     experiment = make_experiment(config)
     digests = experiment.source.data.digests
     checkpoints.check_data(digests)

@@ -59,6 +59,8 @@ def _batch_norm(
     """Normalizes like `nn.BatchNorm`, with the statistics of the unpadded examples of the global batch."""
     if nn.merge_param('use_running_average', module.use_running_average, use_running_average):
         return call(x, use_running_average)
+    if x.shape[:1] != training.index.shape:
+        raise _refusal(module, f'must be applied to an array of examples on the first axis, got {x.shape}')
     axes = [int(axis) % x.ndim for axis in np.atleast_1d(module.axis)]
     if mask is not None or 0 in axes:
         got = f'axis={module.axis}' if 0 in axes else 'a mask'

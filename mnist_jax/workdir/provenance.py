@@ -22,7 +22,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tens
 MAX_STARTS = 100  # latest starts to keep
 
 EpochHistory = Sequence[tuple[int, int]]
-"""(step, epochs): from which step on the learning-rate schedule was that of a run of how many epochs, in order.
+"""Pairs (step, epochs), in order: from this step on, the learning-rate schedule was that of a run of this many epochs.
 
 An ordinary run has one item, whose step is 0. So has a run that was continued with another number of epochs but has had
 the learning rates of an ordinary run of that many epochs.

@@ -115,8 +115,8 @@ class SavedSnapshot:
         Args:
           abstract: The structure, shapes and dtypes of the snapshot.
           initial: A snapshot of this structure.
-          required: The prefixes of the paths that must be here as `abstract` describes them, without further ones.
-          strict: Whether every leaf that is here must be as `abstract` describes it.
+          required: The prefixes of the paths that must match `abstract`; no other path may have one of them.
+          strict: Whether every saved leaf must match `abstract`.
         """
         expected = _leaves_by_path(abstract)
         for path in [path for path in self._leaves if path not in expected]:

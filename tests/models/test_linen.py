@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import apply_to_chunk, check_model, create_state, train_step
+from mnist_jax.learning.step import apply_to_chunk, check_independence, check_model, create_state, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
 from mnist_jax.training.experiment import make_experiment
@@ -208,6 +208,38 @@ def apply_in_chunks(model, chunk_size):
     return np.concatenate(outputs)
 
 
+class Standardized(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(x_BxF - x_BxF.mean(0, keepdims=True))
+
+
+class AttentionOverExamples(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+        return nn.Dense(self.num_classes)(nn.MultiHeadDotProductAttention(num_heads=2)(x_BxF))
+
+
+@pytest.mark.parametrize('model', [Standardized, AttentionOverExamples])
+def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, model):
+    monkeypatch.setitem(MODELS, 'mixing', model)
+    config = small()
+    config.model = ConfigDict({'name': 'mixing'})
+    with pytest.raises(UserError, match=r'the model must not mix the examples of a batch, except through nn.BatchNorm'):
+        make_experiment(config)
+
+
+@pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer])
+def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
+    check_independence(model(), create_state(model(), sgd(), (28, 28, 1), seed=0), (28, 28, 1))
+
+
 def test_spectral_and_weight_norm_have_the_gradient_and_state_of_plain_jax():
     class Normed(nn.Module):
         @nn.compact
@@ -291,11 +323,15 @@ def time_major_dropout(x_BxHxWxC, module):
         (own_batch_norm, 'batch_stats of the model must be computed from sums over the whole batch'),
         (cached, "collections 'params' and 'batch_stats', got 'memory'"),
         (scanned, 'must not be inside a transformation other than jit, remat and vmap, got scan'),
-        (time_major_dropout, r'nn.Dropout .* must be applied to an array of examples .*, got \(56, 28\)'),
+        (time_major_dropout, r'nn.Dropout .* must be applied to an array of examples .*, got \(196, 28\)'),
         (lambda x, module: nn.LayerNorm(reduction_axes=(0, 1))(x).mean((1, 2, 3)), 'nn.LayerNorm .* must not have'),
+        (
+            lambda x, module: nn.BatchNorm(False)(x.reshape(-1, 28)).reshape(len(x), -1)[:, :3],
+            r'nn.BatchNorm .* must be applied to an array of examples .*, got \(196, 28\)',
+        ),
         (lambda x, module: nn.BatchNorm(False, axis=0)(x).mean((1, 2, 3)), r'nn.BatchNorm .* got axis=0'),
-        (lambda x, module: nn.Dense(4)(x.mean((1, 2))), r'must return logits of shape \(2, 3\) for 2 images, got'),
-        (lambda x, module: (nn.Dense(3)(x.mean((1, 2))), x), r'must return logits of shape \(2, 3\) for 2 images, got'),
+        (lambda x, module: nn.Dense(4)(x.mean((1, 2))), r'must return logits of shape \(7, 3\) for 7 images, got'),
+        (lambda x, module: (nn.Dense(3)(x.mean((1, 2))), x), r'must return logits of shape \(7, 3\) for 7 images, got'),
     ],
 )  # fmt: skip
 def test_a_model_that_would_be_wrong_in_chunks_is_refused_when_it_is_built(function, message):
