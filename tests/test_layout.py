@@ -6,6 +6,7 @@ import traceback
 import pytest
 from conftest import ROOT
 
+from mnist_jax.learning.step import PROBES
 from mnist_jax.models.architectures import MLP, MODELS
 from mnist_jax.train import train
 
@@ -74,7 +75,7 @@ class FailingMLP(MLP):
     """An MLP that raises an exception when its train step is traced."""
 
     def __call__(self, image_BxHxWxC, training=None):
-        if training is not None and len(image_BxHxWxC) > 2:  # Two images check the model before the first step.
+        if training is not None and len(image_BxHxWxC) > PROBES:  # Fewer images check the model before the first step.
             raise RuntimeError('traced')
         return super().__call__(image_BxHxWxC)
 

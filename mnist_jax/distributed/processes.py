@@ -81,7 +81,7 @@ def connect(coordinator: str | None, num_processes: int | None, process_id: int 
 
 def _join(host: str, port: int, process_id: int, num_processes: int) -> str:
     """Waits until all processes have started; returns the address of JAX's coordination service in this process."""
-    deadline = time.monotonic() + CONNECT_TIMEOUT
+    deadline, waiting = time.monotonic() + CONNECT_TIMEOUT, False
     peers.current = Peers(process_id, num_processes, lost_peers)
     while True:
         try:
@@ -97,6 +97,9 @@ def _join(host: str, port: int, process_id: int, num_processes: int) -> str:
                 raise UserError(
                     f'--coordinator must be the address of process 0, got {host}:{port}: no answer ({error})'
                 ) from None
+            if not waiting:
+                logging.info('Process 0 does not answer yet (%s); waiting for at most %d s', error, CONNECT_TIMEOUT)
+                waiting = True
         time.sleep(0.2)
 
 

@@ -222,7 +222,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
     step.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
     replicas = start_backend(config.devices, config.dtype)
-    if not isinstance(plan.model, MLP | CNN):  # These do not mix examples.
+    if type(plan.model) not in (MLP, CNN):  # These do not mix examples.
         step.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
