@@ -12,6 +12,7 @@ from mnist_jax.data import idx, kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.train import train
 from mnist_jax.workdir.results import result_paths
 
 IMAGES = idx.find(MNIST, 't10k-images-idx3-ubyte')
@@ -305,3 +306,16 @@ def test_a_blank_image_of_an_idx_file_of_another_size_is_skipped(trained, test_s
         'images[0]',
         'images[2]',
     ]
+
+
+def test_images_brighter_than_a_model_of_another_range_takes_are_refused(small, tmp_path):
+    config = small(dataset__name='digits', dataset__data_dir=str(tmp_path / 'data'), epochs=1)
+    train(config, tmp_path / 'run', report=False)
+    model = RestoredModel.load(tmp_path / 'run')
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8)).astype(np.uint8)
+    write_idx(tmp_path / 'bright', images)
+    with pytest.raises(UserError, match=r'pixels of bright\[0\] to bright\[3\] must be from 0 to 16, got 25'):
+        predict(tmp_path / 'run', [str(tmp_path / 'bright')])
+    with pytest.raises(UserError, match='pixels must be from 0 to 16, got 0 to 25'):
+        model.predict(images)
+    assert model.predict(images // 16).shape == (4, 10)
