@@ -87,9 +87,10 @@ def _batch(arrays: Sequence, axes: Sequence[int | None], operation: Operation) -
         size = arrays[batched[0]].shape[axes[batched[0]]]
         merged = list(arrays)
         for i in operation.by_example:
-            merged[i] = jax.lax.collapse(batching.bdim_at_front(arrays[i], axes[i], size), 0, 2)
+            batched_array = batching.bdim_at_front(arrays[i], axes[i], size)
+            merged[i] = jax.lax.collapse(batched_array, 0, 2)
         outputs = _call.bind(*merged, operation=operation)
-        outputs = [output.reshape(size, len(output) // size, *output.shape[1:]) for output in outputs]
+        outputs = [output.reshape(*batched_array.shape[:2], *output.shape[1:]) for output in outputs]
     else:
         outputs = jax.tree.leaves(jax.vmap(operation.plain, tuple(axes))(*arrays))
     return outputs, [0] * len(outputs)

@@ -131,6 +131,12 @@ def test_transformations_also_work_without_jit(transformation):
     np.testing.assert_allclose(transformation(layers)(scale), expected, rtol=1e-5)
 
 
+def test_a_batch_of_no_batches_is_empty():
+    kernel, no_images = jnp.ones((3, 3, 1, 2)), jnp.zeros((0, *IMAGE.shape))
+    outputs = jax.vmap(lambda image: ops.conv(image, kernel, jnp.ones(2), 'SAME', True))(no_images)
+    assert outputs.shape == (0, *IMAGE.shape[:3], 2)
+
+
 def compiled_text(function, *arguments):
     return jax.jit(function).lower(*arguments).compile().as_text()
 
