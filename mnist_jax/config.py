@@ -291,9 +291,8 @@ def fill_missing_fields(saved: ConfigDict) -> ConfigDict:
     for name, value in {**missing, **ADDED_FIELDS}.items():
         section, _, field = name.rpartition('.')
         parent = config.get(section) if section else config
-        if (
-            isinstance(parent, ConfigDict) and field not in parent
-        ):  # If a section is missing, `check_config` reports it.
+        # If a section is missing, `check_config` reports it.
+        if isinstance(parent, ConfigDict) and field not in parent:
             parent[field] = value
     return config.lock()
 

@@ -6,7 +6,7 @@ import traceback
 import pytest
 from conftest import ROOT
 
-from mnist_jax.learning.step import PROBES
+from mnist_jax.learning.model_checks import PROBES
 from mnist_jax.models.architectures import MLP, MODELS
 from mnist_jax.train import train
 

@@ -20,7 +20,7 @@ from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError, check_range
 from mnist_jax.factory import build, choose, construct
 from mnist_jax.kernels.sums import PyTree
-from mnist_jax.learning import step
+from mnist_jax.learning import model_checks, step
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
@@ -220,10 +220,10 @@ def make_experiment(config: ConfigDict) -> Experiment:
     schedule = build('config.schedule', SCHEDULES, config.schedule)
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
-    step.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
+    model_checks.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
     replicas = start_backend(config.devices, config.dtype)
     if type(plan.model) not in (MLP, CNN):  # These do not mix examples.
-        step.check_independence(plan.model, plan.create_state(), source.image_shape)
+        model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')
     if train_size < config.batch_size:

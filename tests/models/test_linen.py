@@ -12,8 +12,9 @@ from conftest import make_parts
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
+from mnist_jax.learning.model_checks import check_independence, check_model
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import apply_to_chunk, check_independence, check_model, create_state, train_step
+from mnist_jax.learning.step import apply_to_chunk, create_state, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
 from mnist_jax.training.experiment import make_experiment

@@ -1,0 +1,69 @@
+"""Refuses a model that would be wrong in the train step, before it is trained."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax.errors import UserError
+from mnist_jax.learning import lockstep
+from mnist_jax.learning.step import TrainState, apply_to_chunk
+
+PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
+
+
+def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Traces the model on a chunk of a few images, without computing anything; of `state`, only the shapes are used.
+
+    Raises:
+      UserError: the model does not return logits Bx`num_classes`, or would be wrong on a chunk of a batch.
+    """
+    image_BxHxWxC = jax.ShapeDtypeStruct((PROBES, *image_shape), jnp.float32)
+    mask_B, index_B = jax.ShapeDtypeStruct((PROBES,), jnp.float32), jax.ShapeDtypeStruct((PROBES,), jnp.int32)
+    key = jax.eval_shape(jax.random.key, 0)
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    arguments = (variables, image_BxHxWxC, {'mask': mask_B, 'index': index_B}, key)
+    apply = functools.partial(apply_to_chunk, model)
+    jaxpr, (logits, _) = jax.make_jaxpr(apply, return_shape=True)(*arguments)
+    if getattr(logits, 'shape', None) != (shape := (PROBES, num_classes)):
+        raise UserError(f'the model must return logits of shape {shape} for {PROBES} images, got {logits}')
+    of_chunk = zip(arguments, (False, True, True, False), strict=True)
+    from_chunk = [own for tree, own in of_chunk for _ in jax.tree.leaves(tree)]
+    if any(lockstep.depends_on_chunk(jaxpr, from_chunk)[1:]):
+        raise UserError(
+            'the batch_stats of the model must be computed from sums over the whole batch, by nn.BatchNorm or '
+            'training.batch_sum, got values computed from a chunk of it'
+        )
+
+
+def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> None:
+    """Computes the logits of two batches that share only their first image.
+
+    Raises:
+      UserError: the logits of the first image differ, so a chunk of a batch would have other logits than the batch.
+    """
+    rng = np.random.default_rng(0)
+    # Without this noise, a last layer whose parameters are zero at first would hide the difference.
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(leaf.dtype), state.params)
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    chunk = {'mask': jnp.ones(PROBES), 'index': jnp.arange(PROBES)}
+
+    @jax.jit
+    def first_logits(image_BxHxWxC: jax.Array) -> jax.Array:
+        # The sums over the batch are constants here, so that batch normalization does not count.
+        trained, _ = apply_to_chunk(
+            model, variables, image_BxHxWxC, chunk, jax.random.key(0), lambda tree: jax.tree.map(jnp.ones_like, tree)
+        )
+        return jnp.stack([trained[0], model.apply(variables, image_BxHxWxC)[0]])
+
+    image_BxHxWxC = rng.random((PROBES, *image_shape), np.float32)
+    others_BxHxWxC = np.concatenate([image_BxHxWxC[:1], rng.random((PROBES - 1, *image_shape), np.float32)])
+    logits, other_logits = np.asarray(first_logits(image_BxHxWxC)), np.asarray(first_logits(others_BxHxWxC))
+    difference = np.abs(logits - other_logits).max()
+    if difference > 1e-3 * np.abs(logits).max():
+        raise UserError(
+            'the model must not mix the examples of a batch, except through nn.BatchNorm or training.batch_sum, but '
+            f'the logits of an image change by {difference:.2g} if the other images of its batch change'
+        )
