@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data import idx
 from mnist_jax.inference.restored import RestoredModel
 
 TESTS = Path(__file__).parent.parent / 'tests'
@@ -25,7 +24,7 @@ REMARK = '(expected'  # part of each remark that something is wrong with a pictu
 def main():
     """Draws, predicts and counts."""
     sys.path.insert(0, str(TESTS))
-    from digit_images import MNIST
+    from digit_images import read_mnist_test
     from ruled_papers import KINDS, draw_on_paper
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,8 +33,7 @@ def main():
     parser.add_argument('--count', type=int, default=100, help='the number of pictures per line')
     arguments = parser.parse_args()
     model = RestoredModel.load(arguments.workdir)
-    images = idx.read(idx.find(MNIST, 't10k-images-idx3-ubyte'), dimensions=3)
-    labels = idx.read(idx.find(MNIST, 't10k-labels-idx1-ubyte'), dimensions=1)
+    images, labels = read_mnist_test()
     digits = np.arange(arguments.count) % 10
 
     def read(pictures):

@@ -5,7 +5,15 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from mnist_jax.data import idx
+
 MNIST = Path(__file__).parent.parent / 'mnist_jax' / 'data' / 'mnist'
+
+
+def read_mnist_test(count=None):
+    """Returns the first `count` images, uint8 NxHxW, and labels of MNIST's test split; by default, all."""
+    images, labels = (idx.find(MNIST, f't10k-{name}-ubyte') for name in ('images-idx3', 'labels-idx1'))
+    return idx.read(images, dimensions=3)[:count], idx.read(labels, dimensions=1)[:count]
 
 
 def font_paths():

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from digit_images import MNIST, draw_digit, font_paths, paste_on_canvas
+from digit_images import draw_digit, font_paths, paste_on_canvas, read_mnist_test
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-from mnist_jax.data import idx, image_files
+from mnist_jax.data import image_files
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.framing import frame_image
 from mnist_jax.data.idx_builders import FashionMnistIdx
@@ -16,7 +16,7 @@ SHAPE = (28, 28, 1)
 
 @pytest.fixture(scope='module')
 def digits():
-    return idx.read(idx.find(MNIST, 't10k-images-idx3-ubyte'), dimensions=3)[:40]
+    return read_mnist_test(40)[0]
 
 
 def save_and_frame(picture, tmp_path, name='digit.png', framing=ArrayBuilder.FRAMING):

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from digit_images import MNIST, draw_digit, font_paths, paste_on_canvas
+from digit_images import draw_digit, font_paths, paste_on_canvas, read_mnist_test
 from PIL import Image, ImageDraw, ImageOps
 from ruled_papers import KINDS, draw_on_paper
 
-from mnist_jax.data import idx
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.framing import frame_image
 
@@ -15,8 +14,7 @@ LEFT = 'lines or a pattern left'
 
 @pytest.fixture(scope='module')
 def test_split():
-    images = idx.read(idx.find(MNIST, 't10k-images-idx3-ubyte'), dimensions=3)
-    return images, idx.read(idx.find(MNIST, 't10k-labels-idx1-ubyte'), dimensions=1)
+    return read_mnist_test()
 
 
 def frame(picture):

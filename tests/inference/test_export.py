@@ -6,10 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from digit_images import MNIST
+from digit_images import read_mnist_test
 
 from mnist_jax import train
-from mnist_jax.data import idx
 from mnist_jax.errors import UserError
 from mnist_jax.inference.export import STABLEHLO, export
 from mnist_jax.inference.restored import RestoredModel
@@ -27,7 +26,7 @@ assert not {{'mnist_jax', 'flax', 'orbax'}} & set(sys.modules)
 
 @pytest.fixture(scope='module')
 def images():
-    return idx.read(idx.find(MNIST, 't10k-images-idx3-ubyte'), dimensions=3)[:37, ..., None]
+    return read_mnist_test(37)[0][..., None]
 
 
 def call(directory, code, images):
