@@ -65,17 +65,8 @@ def train(
     _check_no_folds(workdir)
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
-    epochs: EpochHistory = ()
-    if steps:
-        saved = checkpoints.check_config(config)
-        epochs = read_epochs(workdir)
-        if not epochs:
-            logging.warning(
-                'provenance.json does not record the schedule of this run so far; it is taken to be that of a run of '
-                '%d epochs',
-                saved.epochs,
-            )
-            epochs = [(0, saved.epochs)]
+    saved = checkpoints.check_config(config) if steps else config
+    recorded = read_epochs(workdir)
     experiment = make_experiment(config)
     digests = experiment.source.data.digests
     checkpoints.check_data(digests)
@@ -105,7 +96,14 @@ def train(
         )
         processes.check_shared_directory(workdir)
         if steps:
-            snapshot, epochs = _restore_newest(experiment, checkpoints, steps, epochs, reschedule)
+            history = recorded or [(0, saved.epochs)]
+            snapshot, epochs = _restore_newest(experiment, checkpoints, steps, history, reschedule)
+            if not recorded:
+                logging.warning(
+                    'provenance.json does not record the schedule of this run so far; it is taken to be that of a run '
+                    'of %d epochs',
+                    saved.epochs,
+                )
         else:
             snapshot, epochs = experiment.first_snapshot(), [(0, config.epochs)]
         if lock is not None:

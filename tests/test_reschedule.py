@@ -105,3 +105,10 @@ def test_the_command_line_extends_a_run_with_reschedule(small, forked, tmp_path)
     )  # fmt: skip
     assert extended.returncode == 0, extended.stderr
     assert '\nschedule   changed from that of 1 to that of 2 epochs at step 5\n' in extended.stdout
+
+
+def test_a_run_whose_provenance_is_damaged_is_resumed_with_a_warning(small, tmp_path, caplog):
+    train(small(epochs=1), tmp_path)
+    (tmp_path / 'provenance.json').write_text('garbage{')
+    train(small(epochs=2), tmp_path)
+    assert caplog.text.count('provenance.json does not record the schedule of this run so far') == 1
