@@ -31,7 +31,7 @@ from mnist_jax.train import train
 ROOT = Path(__file__).parent.parent
 REPRODUCIBLE_COLUMNS = slice(0, 7)  # the columns of metrics.csv that do not depend on the machine
 
-start_backend(8)
+start_backend(8, xla_products=True, own_model=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 

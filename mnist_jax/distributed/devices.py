@@ -5,6 +5,7 @@ This is the only module that knows about devices and mesh axes.
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -22,22 +23,29 @@ from mnist_jax.kernels.build import kernels_available, set_threads
 from mnist_jax.kernels.sums import PyTree, tree_sum
 
 AXIS = 'devices'
+# XLA merges equal operations, at other times in programs for several devices than for one, and how it optimizes an
+# operation depends on how often its operands are used. It also removes optimization barriers before it fuses
+# operations; then a product in a chunk's gradient and the sum over chunks become one instruction, which rounds once.
+DISABLED_PASSES = ('cse', 'cse_barrier_expander')
 XLA_THREADS = 16  # XLA's threads for several CPU devices; enough for 8 devices
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
-def start_backend(devices: int, dtype: str = 'float32') -> 'Replicas':
+def start_backend(devices: int, xla_products: bool = False, own_model: bool = False) -> 'Replicas':
     """Starts the JAX backend with the devices that the run should use. Afterwards, only process 0 logs.
 
     Args:
       devices: The number of devices per process; 0 for all accelerators, or one CPU device that uses every core.
-      dtype: The compute dtype of the model.
+      xla_products: Whether XLA computes matrix products of the model, also on a CPU that has the kernels.
+      own_model: Whether the model is not one of this package.
 
     Raises:
       UserError: fewer devices are available.
     """
     cores = processes.available_cores()
-    _configure_cpu(min(max(1, devices), max(8, cores)), cores, dtype == 'float32' and kernels_available())
+    _configure_cpu(min(max(1, devices), max(8, cores)), cores, kernels_available() and not xla_products)
+    if own_model:
+        _disable_passes()
     _cache_compilations()
     try:
         by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
@@ -70,6 +78,40 @@ def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:
     # If the backend is already running, as in a notebook or a test, its devices are used as they are.
     with contextlib.suppress(RuntimeError):
         jax.config.update('jax_num_cpu_devices', devices)
+
+
+def _disable_passes() -> None:
+    """Disables the passes of XLA that round the results of a model differently on one device than on several.
+
+    The models of this package need more time without these passes, and have the same bits with them.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    if 'xla_disable_hlo_passes' in flags or accelerators_possible():
+        return
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_disable_hlo_passes={",".join(DISABLED_PASSES)}'.strip()
+    if _is_started():
+        logging.warning(
+            'JAX was in use before the model was built, so XLA may round its results differently than in other runs. '
+            'To prevent this, set the environment variable XLA_FLAGS="%s" when Python starts',
+            os.environ['XLA_FLAGS'],
+        )
+
+
+def accelerators_possible() -> bool:
+    """Returns whether JAX may use an accelerator, as far as is known before the backend starts."""
+    installed = any(importlib.util.find_spec(name) is not None for name in ('jax_plugins', 'libtpu'))
+    return installed and jax.config.values['jax_platforms'] != 'cpu'
+
+
+def _is_started() -> bool:
+    """Returns whether the backend is running: JAX refuses to change the number of CPU devices from then on."""
+    count = jax.config.values['jax_num_cpu_devices']
+    try:
+        jax.config.update('jax_num_cpu_devices', count + 1)
+    except RuntimeError:
+        return True
+    jax.config.update('jax_num_cpu_devices', count)
+    return False
 
 
 def _keep_freed_memory() -> None:

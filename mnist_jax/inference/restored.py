@@ -95,7 +95,7 @@ class RestoredModel:
         workdir = user_path(workdir, '--workdir')
         checkpoints, config = open_workdir(workdir)
         plan = make_plan(config)
-        start_backend(1, config.dtype)
+        start_backend(1, plan.xla_products)
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+from jax.flatten_util import ravel_pytree
 from jax.interpreters import batching
 
 from mnist_jax.errors import UserError
@@ -27,8 +28,10 @@ batching.primitive_batchers[_sum] = lambda values, axes: (_sum.bind(*values), ax
 
 def lockstep_sum(tree: PyTree) -> PyTree:
     """Returns the sum of `tree` over all chunks; works only inside a function that `run_in_lockstep` runs."""
-    leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, _sum.bind(*leaves))
+    # Parts whose gradient is not needed must not be left out on one device, where no collective keeps them: XLA would
+    # compile what remains differently.
+    vector, unravel = ravel_pytree(tree)
+    return unravel(_sum.bind(vector)[0])
 
 
 def run_in_lockstep(

@@ -1,4 +1,4 @@
-"""Refuses a model that would be wrong in the train step, before it is trained."""
+"""What the train step must know about a model: refuses one that it would train wrongly."""
 
 import functools
 
@@ -6,12 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning import lockstep
 from mnist_jax.learning.step import TrainState, apply_to_chunk
 
 PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
+PRODUCTS = ('dot_general', 'conv_general_dilated')  # JAX's primitives of matrix products and convolutions
 
 
 def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -36,6 +38,20 @@ def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...
             'the batch_stats of the model must be computed from sums over the whole batch, by nn.BatchNorm or '
             'training.batch_sum, got values computed from a chunk of it'
         )
+
+
+def has_products(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> bool:
+    """Returns whether the model contains matrix products or convolutions other than those of `kernels.ops`."""
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    image_BxHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return _contains_products(jax.make_jaxpr(model.apply)(variables, image_BxHxWxC).jaxpr)
+
+
+def _contains_products(jaxpr: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name in PRODUCTS or any(map(_contains_products, jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> None:

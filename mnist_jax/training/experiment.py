@@ -75,6 +75,17 @@ class Plan:
         """The structure, shapes and dtypes of a snapshot."""
         return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochProgress())
 
+    @functools.cached_property
+    def xla_products(self) -> bool:
+        """Whether XLA computes matrix products of the model, also on a CPU that has the kernels."""
+        in_model = model_checks.has_products(self.model, self.abstract_snapshot.state, self.source.image_shape)
+        return in_model or self.dtype != DTYPES['float32']
+
+    @property
+    def own_model(self) -> bool:
+        """Whether the model is not one of this package."""
+        return type(self.model) not in (MLP, CNN)
+
 
 def make_plan(config: ConfigDict) -> Plan:
     """Checks `config` and builds the parts that need no data."""
@@ -221,8 +232,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
     model_checks.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
-    replicas = start_backend(config.devices, config.dtype)
-    if type(plan.model) not in (MLP, CNN):  # These do not mix examples.
+    replicas = start_backend(config.devices, plan.xla_products, plan.own_model)
+    if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()
     train_size, test_size = source.count('train'), source.count('test')

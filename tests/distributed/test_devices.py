@@ -1,5 +1,8 @@
 """The number of devices does not change the result."""
 
+import os
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from mnist_jax.distributed.devices import Replicas, batch_layout, preserves_bits
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import tree_sum
 from mnist_jax.learning.losses import LOSSES
-from mnist_jax.training.experiment import make_experiment
+from mnist_jax.models import layers
+from mnist_jax.models.architectures import MODELS
+from mnist_jax.training.experiment import make_experiment, make_plan
 from mnist_jax.workdir.snapshot import params_sha256
 
 
@@ -154,6 +159,43 @@ def test_by_default_the_cpu_is_one_device_that_uses_every_core(monkeypatch):
     assert len(start_backend(0)) == 1
     assert len(start_backend(4)) == 4
     assert threads == [6, 1]
+
+
+def test_a_model_of_ones_own_disables_passes_of_xla(monkeypatch, caplog):
+    for flags in ('', '--xla_dump_to=x'):
+        monkeypatch.setenv('XLA_FLAGS', flags)
+        start_backend(1, own_model=True)
+        assert os.environ['XLA_FLAGS'] == f'{flags} --xla_disable_hlo_passes=cse,cse_barrier_expander'.strip()
+        # The backend runs already.
+        assert f'XLA_FLAGS="{os.environ["XLA_FLAGS"]}" when Python starts' in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ('own_model', 'accelerator', 'flags'),
+    [(False, False, ''), (True, True, ''), (True, False, '--xla_disable_hlo_passes=dce')],
+)
+def test_xla_keeps_its_passes_for_the_models_of_this_package_on_accelerators_and_if_the_user_says_so(
+    monkeypatch, caplog, own_model, accelerator, flags
+):
+    monkeypatch.setattr(devices_module, 'accelerators_possible', lambda: accelerator)
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    start_backend(1, own_model=own_model)
+    assert os.environ['XLA_FLAGS'] == flags and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ('dense', 'devices', 'threads'), [(layers.Dense(3), 1, 6), (nn.Dense(3), 1, 16), (layers.Dense(3), 2, 16)]
+)
+def test_xla_has_the_same_number_of_threads_on_all_numbers_of_devices_if_it_computes_products(
+    small, monkeypatch, dense, devices, threads
+):
+    monkeypatch.setitem(MODELS, 'own', lambda num_classes: nn.Sequential([layers.Flatten(), dense]))
+    monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(6)))
+    monkeypatch.delenv('PJRT_NPROC', raising=False)
+    config = small()
+    config.model = ConfigDict({'name': 'own'})
+    start_backend(devices, make_plan(config).xla_products)
+    assert os.environ['PJRT_NPROC'] == str(threads)
 
 
 def test_too_many_devices_are_an_error_that_says_how_many_are_available():
