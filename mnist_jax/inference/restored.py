@@ -222,17 +222,21 @@ class RestoredModel:
         return jax.jit(self._probabilities)
 
     def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the output of every layer for one image, by layer name in call order: HxWxC, or features."""
+        """Returns the output of every layer for one image, by layer name in call order: HxWxC, or features.
+
+        Layers inside a transformation such as `nn.vmap` are left out.
+        """
         image_1xHxWxC = self._check_images(np.asarray(image_HxWxC)[None])
         outputs = self._compiled_layer_outputs(self.variables, image_1xHxWxC)
-        return {layer.name: np.asarray(outputs[layer.name][0], np.float32) for layer in self.layers}
+        names = [layer.name for layer in self.layers if layer.name in outputs]
+        return {name: np.asarray(outputs[name][0], np.float32) for name in names}
 
     @functools.cached_property
     def _compiled_layer_outputs(self) -> Callable[[PyTree, np.ndarray], dict[str, jax.Array]]:
         def layer_outputs(variables: PyTree, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
             with record_outputs() as outputs:
                 self.plan.infer(variables, image_BxHxWxC)
-            return {'/'.join(path): output for path, (_, output) in outputs.items()}
+            return {'/'.join(path): output for path, (_, output) in outputs.items() if isinstance(output, jax.Array)}
 
         return jax.jit(layer_outputs)
 

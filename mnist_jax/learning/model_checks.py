@@ -1,19 +1,34 @@
 """What the train step must know about a model: refuses one that it would train wrongly."""
 
 import functools
+import inspect
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, first_line
 from mnist_jax.learning import lockstep
 from mnist_jax.learning.step import TrainState, apply_to_chunk
 
 PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
 PRODUCTS = ('dot_general', 'conv_general_dilated')  # JAX's primitives of matrix products and convolutions
+
+
+def check_interface(model: object) -> None:
+    """Raises a UserError unless `model` is a Linen module that takes images and a `Training`."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f'config.model.name must select a Linen module, got a {type(model).__name__}')
+    signature = inspect.signature(model.__call__)
+    try:
+        signature.bind('image', 'training')
+    except TypeError:
+        raise UserError(
+            f'the model must define __call__(self, image, training=None), got {type(model).__name__}{signature}'
+        ) from None
 
 
 def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> None:
@@ -41,10 +56,21 @@ def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...
 
 
 def has_products(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> bool:
-    """Returns whether the model contains matrix products or convolutions other than those of `kernels.ops`."""
+    """Traces the model for inference; returns whether it has matrix products or convolutions not from `kernels.ops`.
+
+    Raises:
+      UserError: the model is not a function of the image alone.
+    """
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     image_BxHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return _contains_products(jax.make_jaxpr(model.apply)(variables, image_BxHxWxC).jaxpr)
+    try:
+        jaxpr = jax.make_jaxpr(model.apply)(variables, image_BxHxWxC)
+    except (ModifyScopeVariableError, InvalidRngError) as error:
+        raise UserError(
+            'the model must not update its variables or draw random numbers if training is None (pass '
+            f'use_running_average=training is None and deterministic=training is None), got: {first_line(error)}'
+        ) from None
+    return _contains_products(jaxpr.jaxpr)
 
 
 def _contains_products(jaxpr: Jaxpr) -> bool:

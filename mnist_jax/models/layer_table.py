@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from mnist_jax import text_tables
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import PyTree
+from mnist_jax.models.architectures import CNN, MLP
 
 HEADER = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
 
@@ -29,13 +31,18 @@ class Layer(NamedTuple):
 
 @contextlib.contextmanager
 def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
-    """Records the class and the output of each module called in this context, by its path and in call order."""
+    """Records the class and the output of each module called in this context, by its path and in call order.
+
+    Of a module inside a transformation such as `nn.vmap`, only the type of the output is recorded.
+    """
     outputs: dict[tuple[str, ...], tuple[str, Any]] = {}
+    outside = get_opaque_trace_state()
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         if context.method_name == '__call__':
-            outputs[context.module.path] = (type(context.module).__name__, output)
+            recorded = output if get_opaque_trace_state() == outside else jax.typeof(output)
+            outputs[context.module.path] = (type(context.module).__name__, recorded)
         return output
 
     with nn.intercept_methods(record):
@@ -62,6 +69,8 @@ def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     except ZeroDivisionError:  # An initializer divides by the number of inputs of a dense layer.
         raise _shape_error(image_shape, 'no pixels are left before the dense layers') from None
     except (ValueError, TypeError) as error:
+        if type(model) not in (MLP, CNN):
+            raise
         raise _shape_error(image_shape, str(error).splitlines()[0]) from None
     for path, (_, shape) in shapes.items():
         if 0 in shape:

@@ -127,6 +127,7 @@ def _source_and_model(config: ConfigDict) -> tuple[Source, nn.Module]:
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
     model = build('config.model', MODELS, config, num_classes=num_classes)
+    model_checks.check_interface(model)
     if isinstance(model, MLP | CNN):
         check_layer_counts(vars(model))
     return model

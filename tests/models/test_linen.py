@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from mnist_jax.distributed.devices import Replicas
 from mnist_jax.errors import UserError
-from mnist_jax.learning.model_checks import check_independence, check_model
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.model_checks import check_independence, check_model, has_products
 from mnist_jax.learning.optimizers import sgd
 from mnist_jax.learning.step import apply_to_chunk, create_state, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
-from mnist_jax.training.experiment import make_experiment
+from mnist_jax.training.experiment import make_experiment, make_plan
 from mnist_jax.workdir.snapshot import params_sha256
 
 BATCH, PADDING = 14, 2
@@ -268,6 +269,68 @@ def test_batch_norm_inside_remat_and_jit_is_that_of_the_whole_batch():
     ours = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, state.params, new_state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new_state.batch_stats, batch_stats)
+
+
+class Vmapped(nn.Module):
+    """Batch normalization, mapped over two groups of features."""
+
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_Bx2x4 = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1)).reshape(-1, 2, 4)
+        axes = {'params': 0, 'batch_stats': 0}
+        norm = nn.vmap(nn.BatchNorm, variable_axes=axes, split_rngs={'params': True}, in_axes=(1, None), out_axes=1)
+        return nn.Dense(self.num_classes)(norm()(x_Bx2x4, training is None).reshape(len(x_Bx2x4), -1))
+
+
+def test_batch_norm_inside_vmap_is_that_of_the_whole_batch():
+    state, new_state, _ = take_step(Vmapped(), 4)
+    _, gradient, batch_stats = plain_gradient(Vmapped(), state)
+    ours = jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, state.params, new_state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new_state.batch_stats, batch_stats)
+
+
+def test_feature_maps_leave_out_the_layers_inside_a_transformation(small, monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, 'linen', Vmapped)
+    config = small()
+    config.model = ConfigDict({'name': 'linen'})
+    plan = make_plan(config)
+    model = RestoredModel(tmp_path, plan, plan.first_snapshot())
+    maps = model.feature_maps(np.full((28, 28, 1), 255, np.uint8))
+    assert {name: array.shape for name, array in maps.items()} == {'Dense_0': (8,), 'Dense_1': (10,)}
+    assert [layer.output_shape for layer in model.layers] == [(8,), (4,), (10,)]
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (lambda num_classes: len, 'config.model.name must select a Linen module, got a builtin_function'),
+        (
+            lambda num_classes: nn.Dense(num_classes),
+            r'the model must define __call__\(self, image, training=None\), got Dense\(inputs: ',
+        ),
+    ],
+)
+def test_what_is_not_a_model_is_refused(small, monkeypatch, model, message):
+    monkeypatch.setitem(MODELS, 'linen', model)
+    config = small()
+    config.model = ConfigDict({'name': 'linen'})
+    with pytest.raises(UserError, match=message):
+        make_plan(config)
+
+
+@pytest.mark.parametrize('layer', [nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])
+def test_a_model_that_trains_during_inference_is_refused(layer):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            return nn.Dense(3)(layer.copy()(image_BxHxWxC).mean((1, 2)))
+
+    state = jax.eval_shape(functools.partial(create_state, Model(), sgd(), (28, 28, 1)), 0)
+    with pytest.raises(UserError, match='must not update its variables or draw random numbers if training is None'):
+        has_products(Model(), state, (28, 28, 1))
 
 
 def apply_attention(x_BxHxWxC, module):
