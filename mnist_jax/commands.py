@@ -93,7 +93,7 @@ def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
     """Replaces each --flagfile by the flags in the file, as absl reads it.
 
     A file has one flag per line. Blank lines and lines that start with # or // are skipped, and a line may be another
-    --flagfile. Of several values of a flag, the last one counts, so --flagfile is best the first argument.
+    --flagfile. If a flag is set several times, the last value counts, so --flagfile is best the first argument.
 
     Raises:
       UserError: a file cannot be read, or a value is quoted.

@@ -60,7 +60,8 @@ def test_a_damaged_metrics_csv_is_reported_and_does_not_stop_the_run(small, tmp_
         with pytest.raises(UserError, match=r"metrics.csv' is damaged"):
             read_metrics(tmp_path)
     train(small(epochs=2), tmp_path)
-    assert 'metrics.csv was damaged; kept the rows of these epochs: none' in caplog.text
+    assert 'metrics.damaged.csv, and kept the rows of these epochs: none' in caplog.text
+    assert (tmp_path / 'metrics.damaged.csv').read_text() == good.replace(',,', ',x,')
     assert [row[0] for row in metrics_rows(tmp_path)] == ['epoch', '2']
 
 

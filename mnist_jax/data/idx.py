@@ -28,18 +28,27 @@ def find(directory: Path, name: str, prefix: str = '') -> Path:
       name: The name of the file in MNIST, such as 't10k-images-idx3-ubyte'; a dot before 'idx' is accepted, and
         'test' instead of 't10k'.
       prefix: What precedes this name, such as 'emnist-digits-'; see `find_prefix`.
+
+    Raises:
+      UserError: there is no such file, or there are several that differ by more than '.gz'.
     """
     names = [prefix + name.replace('t10k', test) for test in ('t10k', 'test')]
     spellings = [spelling for name in names for spelling in (name, name.replace('-idx', '.idx'))]
-    for path in (directory / f'{spelling}{suffix}' for spelling in spellings for suffix in ('', '.gz')):
-        if path.is_file():
-            return path
+    paths = [directory / f'{spelling}{suffix}' for spelling in spellings for suffix in ('', '.gz')]
+    found = list(filter(Path.is_file, paths))
+    if len({path.name.removesuffix('.gz') for path in found}) > 1:
+        raise UserError(
+            f'config.dataset.raw_dir must contain the files of one dataset, got both {found[0].name} and '
+            f'{found[-1].name} in {str(directory)!r}; move those to use to a directory of their own'
+        )
+    if found:
+        return found[0]
     expected = names[1 if prefix else 0]  # EMNIST's names have a prefix, and 'test'.
     raise UserError(f'raw file {expected} (or {expected}.gz) is missing from {str(directory)!r}')
 
 
 def find_prefix(directory: Path) -> str:
-    """Returns what precedes MNIST's names in the names of the files in `directory`: '', or, in EMNIST's, its part.
+    """Returns the common prefix of the names in `directory`: '' for MNIST's names, 'emnist-digits-' for EMNIST's.
 
     Raises:
       UserError: the directory has the files of several datasets, and none without a prefix.

@@ -45,8 +45,9 @@ class IdxBuilder(ArrayBuilder):
         if digests == cls.SHA256 and not transposed:
             return ''
         if cls.SHA256:
+            name = cls.name.removesuffix('_idx')
             logging.warning(
-                'The files in %s are not the original ones of %s; using them as they are', raw_dir, cls.name
+                'The files in %s differ from the published ones of %s; using them as they are', raw_dir, name
             )
         digest = hashlib.sha256(''.join(digests[name] for name in NAMES).encode()).hexdigest()
         return digest[:16] + ('-transposed' if transposed else '')

@@ -70,16 +70,20 @@ class PreparedDataset:
         """
         if self._path.exists():
             return
-        files.make_directory(self._path.parent, 'config.dataset.data_dir')
-        with files.locked(self._path.parent / 'prepare.lock'):
+        directory = self._data_dir / self._make_builder.name
+        files.make_directory(directory, 'config.dataset.data_dir')
+        with files.locked(directory / 'prepare.lock'):
             if self._path.exists():
                 return
             for leftover in self._path.parent.glob('incomplete.*'):
                 shutil.rmtree(leftover, ignore_errors=True)
             tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):
-                # If this raises a UserError, the builder has written only to the temporary directory, and deletes it.
-                self._builder.download_and_prepare()
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    self._builder.download_and_prepare()  # deletes its temporary directory if it raises a UserError
+            finally:
+                with contextlib.suppress(OSError):  # Delete what remains empty if the raw data was refused.
+                    self._path.parent.rmdir()
 
     def load(self, field: str, spec: str) -> Split:
         """Reads the examples of a split into memory.

@@ -38,7 +38,7 @@ class Peers:
     """The other processes of a run, which this process watches."""
 
     def __init__(self, process_id: int, num_processes: int, lost_connection: Callable[[BaseException], bool]):
-        """`lost_connection` says whether an exception of JAX means that it lost the connection to another process."""
+        """`lost_connection` returns whether an exception means that JAX has lost the connection to another process."""
         self._process_id, self._num_processes = process_id, num_processes
         self._lost_connection = lost_connection
         self._connections: dict[int, socket.socket] = {}  # by process; of process 0 alone, except in process 0

@@ -9,6 +9,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.data.batches import pad_rows
@@ -54,6 +55,14 @@ def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = No
       UserError: there is no such checkpoint, or it is damaged.
     """
     latest = checkpoints.restore(checkpoints.steps()[-1], plan.abstract_snapshot)
+    epochs, early_stopping = plan.config.epochs, plan.callbacks.early_stopping
+    if step is None and latest.epoch.number < epochs and not early_stopping.stops(latest.callbacks.early_stopping):
+        logging.warning(
+            'The run in %s is not finished: %d of %d epochs are trained',
+            checkpoints.workdir,
+            latest.epoch.number,
+            epochs,
+        )
     number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step)
     return latest if number == latest.state.step else checkpoints.restore(number, plan.abstract_snapshot)
 

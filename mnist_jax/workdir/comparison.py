@@ -2,7 +2,6 @@
 
 import glob
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +28,20 @@ class FinishedRun(NamedTuple):
     epochs: list[dict[str, float]]  # the rows of metrics.csv
 
     @property
+    def complete(self) -> bool:
+        """Whether metrics.csv has the row of every epoch; one in which the run was stopped has none."""
+        if not self.epochs:
+            return not self.result['step']
+        numbers = [int(row['epoch']) for row in self.epochs]
+        steps_per_epoch = self.epochs[0]['step'] / numbers[0]
+        return numbers == list(range(1, len(numbers) + 1)) and self.result['step'] < steps_per_epoch * (
+            len(numbers) + 1
+        )
+
+    @property
     def seconds(self) -> float | None:
-        """The total training time of all epochs, or None if metrics.csv is missing."""
-        return sum(row['seconds'] for row in self.epochs) if self.epochs or not self.result['step'] else None
+        """The total training time of all epochs, or None if metrics.csv is missing or incomplete."""
+        return sum(row['seconds'] for row in self.epochs) if self.complete else None
 
     @property
     def cross_entropy(self) -> float | None:
@@ -55,6 +65,7 @@ HEADER = (
     'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'cross-entropy',
     'training time', 'images/s',
 )  # fmt: skip
+INCOMPLETE = 'metrics.csv lacks the rows of some epochs, so the training time is unknown'
 PAIR_HEADER = ('first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', '')
 
 
@@ -107,17 +118,7 @@ def read_run(workdir: Path, name: str) -> FinishedRun:
     config = Checkpoints(workdir).read_config()
     if config is None:
         raise UserError(f'{str(workdir)!r} has no config.json; choose the workdir of a run')
-    run = FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
-    epochs = [int(row['epoch']) for row in run.epochs]
-    # An epoch in which a run was stopped has no row.
-    limit = run.epochs[0]['step'] * (len(epochs) + 1) if epochs else math.inf
-    if epochs != list(range(1, len(epochs) + 1)) or run.result['step'] >= limit:
-        raise UserError(
-            f'{str(workdir / "metrics.csv")!r} is damaged: it must have one row per epoch up to step '
-            f'{run.result["step"]:,}, but its last row, number {len(epochs)}, is for epoch {epochs[-1]}; '
-            'delete it to see everything else'
-        )
-    return run
+    return FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
 
 
 def table_row(run: FinishedRun) -> list[str]:
@@ -142,6 +143,7 @@ def table_row(run: FinishedRun) -> list[str]:
 def notes(runs: Sequence[FinishedRun]) -> list[str]:
     """Returns what a reader of the table must know about single runs, one sentence per item."""
     sentences = [f'{run.name}: {name} {text}.' for run in runs for name, text in caveats(run.result).items()]
+    sentences += [f'{run.name}: {INCOMPLETE}.' for run in runs if run.epochs and not run.complete]
     return sentences + [
         f'{run.name}: cross-entropy NA: it was evaluated by an older version; --mode=eval adds it.'
         for run in runs

@@ -130,7 +130,11 @@ class MetricsLog:
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         if damaged:
             kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
-            logging.warning('%s was damaged; kept the rows of these epochs: %s', self._csv_path, kept)
+            backup = self._csv_path.with_suffix('.damaged.csv')
+            self._csv_path.replace(backup)
+            logging.warning(
+                '%s was damaged; moved it to %s, and kept the rows of these epochs: %s', self._csv_path, backup, kept
+            )
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     @staticmethod

@@ -59,7 +59,7 @@ def prepared_mnist(data_dir, tmp_path):
 def test_own_files_are_used_although_mnist_is_prepared(prepared_mnist, tmp_path, caplog):
     arrays = make_arrays()
     assert_equal(prepare('mnist', prepared_mnist, write_idx(tmp_path / 'raw', arrays)), arrays)
-    assert f'The files in {tmp_path / "raw"} are not the original ones' in caplog.text
+    assert f'The files in {tmp_path / "raw"} differ from the published ones of mnist;' in caplog.text
     assert prepare('mnist', prepared_mnist, '').split('train').size == 60_000
 
 
@@ -245,12 +245,25 @@ def test_training_on_own_files_says_so_and_an_evaluation_notices_other_files(tmp
     assert train(moved, tmp_path / 'run') == result
 
 
-def test_plain_files_are_preferred_to_gzipped_files_and_dashes_to_dots(tmp_path):
-    for name in (
-        't10k-images.idx3-ubyte.gz',
-        't10k-images.idx3-ubyte',
-        't10k-images-idx3-ubyte.gz',
-        't10k-images-idx3-ubyte',
-    ):
+def test_plain_files_are_preferred_to_gzipped_files(tmp_path):
+    for name in ('t10k-images.idx3-ubyte.gz', 't10k-images.idx3-ubyte'):
         (tmp_path / name).touch()
         assert idx.find(tmp_path, 't10k-images-idx3-ubyte') == tmp_path / name
+
+
+def test_a_directory_with_two_files_for_one_array_is_refused(tmp_path):
+    for first, second in (DASHES[2], DOTS[2]), (DASHES[2], DASHES[2].replace('t10k', 'test')):
+        raw = tmp_path / second
+        raw.mkdir()
+        (raw / first).touch()
+        (raw / f'{second}.gz').touch()
+        message = f'must contain the files of one dataset, got both {first} and {second}.gz in '
+        with pytest.raises(UserError, match=message):
+            idx.find(raw, DASHES[2])
+
+
+def test_refused_files_leave_no_directory_behind(tmp_path):
+    data = tmp_path / 'data'
+    with pytest.raises(UserError, match='must have at least one image'):
+        prepare('mnist', data, write_idx(tmp_path / 'raw', [array[:0] for array in make_arrays()]))
+    assert [path.name for path in (data / 'mnist_idx').iterdir()] == ['prepare.lock']

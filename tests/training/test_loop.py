@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import mnist_jax
 from mnist_jax.errors import Interrupted, NonFiniteError, UserError
 from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
@@ -154,14 +155,21 @@ def uninterrupted(tmp_path_factory, data_dir):
 
 # Five steps per epoch; validation follows the last one.
 @pytest.mark.parametrize(('step', 'saved'), [(4, 5), (5, 5), (7, 8), (10, 10)])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(small, tmp_path, uninterrupted, step, saved):
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    small, tmp_path, uninterrupted, caplog, step, saved
+):
     with pytest.raises(Interrupted, match='stopped by SIGTERM') as error:
         train(small(**STOPPED), tmp_path / 'run', on_step=interrupt_after(step))
     assert error.value.status == 143
     assert Checkpoints(tmp_path / 'run').steps()[-1] == saved
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    RestoredModel.load(tmp_path / 'run')
+    assert caplog.messages[-1].endswith(f'is not finished: {(saved - 1) // 5} of 2 epochs are trained')
     train(small(**STOPPED, devices=1), tmp_path / 'run')
     assert results(tmp_path / 'run') == uninterrupted
+    caplog.clear()
+    RestoredModel.load(tmp_path / 'run')
+    assert not caplog.messages
 
 
 def test_a_stop_is_deferred_to_the_end_of_the_epoch_even_if_no_step_is_left(small, tmp_path, monkeypatch):
