@@ -16,6 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -145,6 +146,14 @@ class Loop:
         experiment, state, epoch = self._experiment, snapshot.state, snapshot.epoch
         if not epoch.count:
             raise NonFiniteError(f'no loss of epoch {epoch.number + 1} is finite; the last checkpoint is kept')
+        infinite = sum(int((~np.isfinite(leaf)).sum()) for leaf in jax.tree.leaves(to_host(state.opt_state)))
+        if infinite:
+            logging.warning(
+                '%d numbers of the optimizer state are not finite after epoch %d: if the square of a gradient '
+                'overflows, its parameter no longer changes',
+                infinite,
+                epoch.number + 1,
+            )
         if epoch.skipped:
             logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
         train = metrics.means(dataclasses.asdict(epoch))

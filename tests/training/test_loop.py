@@ -14,6 +14,7 @@ import mnist_jax
 from mnist_jax.errors import Interrupted, NonFiniteError, UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.losses import LOSSES
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
@@ -63,6 +64,13 @@ def test_a_run_that_diverges_in_its_last_update_ends_with_one_line_and_no_result
         evaluate_workdir(workdir, 'latest')
     assert not list(workdir.glob('eval*')) and not list(workdir.glob('predictions*'))
     assert evaluate_workdir(workdir, '0')['step'] == 0
+
+
+def test_second_moments_that_overflow_are_reported(small, tmp_path, caplog, monkeypatch):
+    # Gradients of 1e20 have infinite squares, by which Adam divides.
+    monkeypatch.setitem(LOSSES, 'steep', lambda: lambda logits, labels: 1e20 * logits[:, 0])
+    train(small(loss=ConfigDict({'name': 'steep'}), epochs=1), tmp_path)
+    assert 'numbers of the optimizer state are not finite after epoch 1: if the square of a gradient' in caplog.text
 
 
 def test_the_command_line_says_in_one_line_that_a_run_has_diverged(small, forked, tmp_path):
