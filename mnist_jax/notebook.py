@@ -12,10 +12,9 @@ from mnist_jax.data import image_files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
-from mnist_jax.workdir.comparison import FinishedRun, read_run
+from mnist_jax.workdir.comparison import FinishedRun, read_run_of
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import format_result
-from mnist_jax.workdir.snapshot import params_sha256
 
 
 class Run(RestoredModel):
@@ -38,19 +37,7 @@ class Run(RestoredModel):
 
     @functools.cached_property
     def _finished(self) -> FinishedRun:
-        run = read_run(self.workdir, files.printable(self.workdir.name))
-        step = int(self.snapshot.state.step)
-        if run.result['step'] != step:
-            raise UserError(
-                f'{str(self.workdir / "eval.json")!r} must be the result of step {step:,}, which was loaded, got the '
-                f'result of step {run.result["step"]:,}'
-            )
-        if run.result['params_sha256'] != params_sha256(self.snapshot.state.variables):
-            raise UserError(
-                f'{str(self.workdir / "eval.json")!r} must be the result of the parameters that were loaded, got that '
-                'of other parameters (their params_sha256 differ)'
-            )
-        return run
+        return read_run_of(self.snapshot, self.workdir)
 
     def table(self) -> str:
         """Returns the result as text: accuracy, statistics by class, and the confusion matrix."""

@@ -85,7 +85,7 @@ def test_wrong_arguments_are_errors_that_say_what_is_expected(trained, tmp_path)
         run.predict([np.zeros((28, 28)), np.zeros((28, 27))])
     with pytest.raises(UserError, match=r'pixels must be from 0 to 255, got 0 to 0.5, which seem to be scaled already'):
         run.predict(np.eye(28)[None] / 2)
-    with pytest.raises(UserError, match='must be the result of step 376, which was loaded, got the result of step 564'):
+    with pytest.raises(UserError, match='must be the result of the restored checkpoint, with the step 376, got 564;'):
         mnist_jax.load(trained, step=376).result  # noqa: B018
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax import files, text_tables
+from mnist_jax import text_tables
 from mnist_jax.config import config_fields, default_config
 from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
@@ -13,31 +13,19 @@ from mnist_jax.report import calibration, confusion, curves, html_page, image_gr
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples
-from mnist_jax.workdir.comparison import INCOMPLETE, FinishedRun, read_run
+from mnist_jax.workdir.comparison import INCOMPLETE, FinishedRun, read_run_of
 from mnist_jax.workdir.provenance import read_provenance
 from mnist_jax.workdir.results import caveats, class_rows, error_rows, mean_rows, read_predictions, read_probabilities
-from mnist_jax.workdir.snapshot import params_sha256
 
 
 def write_report(model: RestoredModel) -> Path:
     """Writes the report of a finished run to `report/` in its workdir; returns the path of the page."""
     workdir = model.workdir
-    run = read_run(workdir, files.printable(workdir.resolve().name))
-    result_path, step = str(workdir / 'eval.json'), int(model.snapshot.state.step)
-    if run.result['step'] != step:
-        raise UserError(
-            f'{result_path!r} must be the result of step {step:,}, with which the run ends, got step '
-            f'{run.result["step"]:,}; --mode=eval rewrites it'
-        )
-    if run.result['params_sha256'] != params_sha256(model.snapshot.state.variables):
-        raise UserError(
-            f'{result_path!r} must be the result of the parameters with which the run ends, got that of other '
-            'parameters (their params_sha256 differ); --mode=eval rewrites it'
-        )
+    run = read_run_of(model.snapshot, workdir)
     class_names = list(run.result['statistics']['by_class'])
     if class_names != list(model.class_names):
         raise UserError(
-            f'{result_path!r} is damaged: its classes must be {", ".join(model.class_names)}, '
+            f'{str(workdir / "eval.json")!r} is damaged: its classes must be {", ".join(model.class_names)}, '
             f'got {", ".join(class_names)}; --mode=eval rewrites it'
         )
     sections: dict[str, Section] = {**make_figures(run, model), **_make_tables(run, model)}

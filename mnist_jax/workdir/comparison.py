@@ -16,6 +16,7 @@ from mnist_jax.learning import metrics
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import caveats, read_predictions, read_result
+from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 
 class FinishedRun(NamedTuple):
@@ -119,6 +120,19 @@ def read_run(workdir: Path, name: str) -> FinishedRun:
     if config is None:
         raise UserError(f'{str(workdir)!r} has no config.json; choose the workdir of a run')
     return FinishedRun(name, workdir, config, read_result(workdir), read_metrics(workdir))
+
+
+def read_run_of(snapshot: Snapshot, workdir: Path) -> FinishedRun:
+    """Reads the run in a workdir; raises a UserError unless `snapshot` is what its `eval.json` is the result of."""
+    run = read_run(workdir, files.printable(workdir.resolve().name))
+    state = snapshot.state
+    for name, expected in (('step', int(state.step)), ('params_sha256', params_sha256(state.variables))):
+        if run.result[name] != expected:
+            raise UserError(
+                f'{str(workdir / "eval.json")!r} must be the result of the restored checkpoint, with the {name} '
+                f'{expected}, got {run.result[name]}; --mode=eval writes that of the checkpoint with which the run ends'
+            )
+    return run
 
 
 def table_row(run: FinishedRun) -> list[str]:

@@ -152,7 +152,7 @@ def test_results_of_another_step_or_other_predictions_are_refused(workdir, tmp_p
     damaged = shutil.copytree(workdir, tmp_path / 'damaged')
     result = json.loads((workdir / 'eval.json').read_text())
     (damaged / 'eval.json').write_text(json.dumps({**result, 'step': 1}))
-    with pytest.raises(UserError, match='must be the result of step 564, with which the run ends, got step 1;'):
+    with pytest.raises(UserError, match='must be the result of the restored checkpoint, with the step 564, got 1;'):
         report(damaged)
     (damaged / 'eval.json').write_text(json.dumps(result))
     np.savez(damaged / 'predictions.npz', label=np.zeros(3), prediction=np.zeros(3))
