@@ -10,8 +10,13 @@ from mnist_jax.kernels import ops
 from mnist_jax.kernels.build import kernels_available
 
 
+def normal(seed, shape):
+    """Returns float32 numbers from the standard normal distribution; XLA would need a second to compile that."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def test_max_pool_with_a_window_larger_than_the_image_is_the_maximum_of_each_channel():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    x = normal(0, (2, 5, 7, 3))
     np.testing.assert_array_equal(ops.max_pool(x, 100_000, 'SAME'), x.max((1, 2), keepdims=True))
     assert ops.max_pool(x, 100_000, 'VALID').shape == (2, 0, 0, 3)
 
@@ -42,18 +47,30 @@ def test_tied_values_share_the_gradient():
 
 
 def assert_equals_plain_layer(padding, relu, x, kernel, bias):
-    """Compares the values, and the gradients with a tolerance that grows with the largest gradient."""
+    """Compares a layer with its plain form."""
 
     def layer(x, kernel, bias):
         if padding is None:
             return ops.dense(x, kernel, bias, relu)
         return ops.conv(x, kernel, bias, padding, relu)
 
-    expected, expected_vjp = jax.vjp(lambda *arrays: ops.plain_layer(padding, relu, *arrays), x, kernel, bias)
-    output, vjp = jax.vjp(layer, x, kernel, bias)
-    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
-    gradient = jax.random.normal(jax.random.key(3), expected.shape)
-    for one, other in zip(jax.jit(vjp)(gradient), expected_vjp(gradient), strict=True):
+    def plain_layer(x, kernel, bias):
+        return ops.plain_layer(padding, relu, x, kernel, bias)
+
+    assert_equal_with_gradients(layer, plain_layer, x, kernel, bias)
+
+
+def assert_equal_with_gradients(function, plain, *arrays, differentiable=None):
+    """Compares the values, and the gradients of the first `differentiable` arguments."""
+
+    @jax.jit
+    def evaluate(gradient, *arrays):
+        vjps = [jax.vjp(form, *arrays) for form in (function, plain)]
+        return [(outputs, vjp(gradient)[:differentiable]) for outputs, vjp in vjps]
+
+    gradient = jax.tree.map(lambda leaf: normal(3, leaf.shape), jax.eval_shape(plain, *arrays))
+    actual, expected = evaluate(gradient, *arrays)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
 
 
@@ -73,18 +90,16 @@ def assert_equals_plain_layer(padding, relu, x, kernel, bias):
     ],
 )
 def test_conv_equals_the_plain_convolution(padding, relu, batch, height, width, channels, features, kernel):
-    keys = jax.random.split(jax.random.key(0), 3)
-    image = jax.random.normal(keys[0], (batch, height, width, channels))
-    weights = jax.random.normal(keys[1], (kernel, kernel, channels, features)) / (kernel * channels**0.5)
-    assert_equals_plain_layer(padding, relu, image, weights, jax.random.normal(keys[2], (features,)))
+    image = normal(0, (batch, height, width, channels))
+    weights = normal(1, (kernel, kernel, channels, features)) / (kernel * channels**0.5)
+    assert_equals_plain_layer(padding, relu, image, weights, normal(2, (features,)))
 
 
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize(('batch', 'features', 'units'), [(1, 1, 1), (7, 5, 10), (16, 784, 512), (33, 100, 17)])
 def test_dense_equals_the_plain_product(relu, batch, features, units):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], (batch, features)), jax.random.normal(keys[1], (features, units))
-    assert_equals_plain_layer(None, relu, x, kernel / features**0.5, jax.random.normal(keys[2], (units,)))
+    x, kernel = normal(0, (batch, features)), normal(1, (features, units))
+    assert_equals_plain_layer(None, relu, x, kernel / features**0.5, normal(2, (units,)))
 
 
 def test_the_kernels_are_compiled_and_used():
@@ -95,41 +110,30 @@ def test_the_kernels_are_compiled_and_used():
 
 @pytest.mark.parametrize('shape', [(1, 2, 2, 1), (3, 8, 6, 5), (2, 28, 28, 32), (2, 7, 5, 9)])
 def test_max_pool_of_2x2_equals_the_plain_pool_even_at_ties(shape):
-    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)
+    x = np.random.default_rng(0).integers(0, 3, shape).astype(np.float32)
     expected, expected_vjp = jax.vjp(lambda x: ops.plain_max_pool(x, 2, 'VALID'), x)
     output, vjp = jax.vjp(lambda x: ops.max_pool(x, 2, 'VALID'), x)
     np.testing.assert_array_equal(output, expected)
-    gradient = jax.random.normal(jax.random.key(1), expected.shape)
+    gradient = normal(1, expected.shape)
     np.testing.assert_allclose(vjp(gradient)[0], expected_vjp(gradient)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 5, 7, 9), (2, 28, 28, 32), (16, 14, 14, 64)])
 def test_moments_and_scale_relu_equal_their_plain_forms(shape):
-    keys = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(keys[0], shape)
+    x = normal(0, shape)
     mask = (jnp.arange(shape[0]) != 1).astype(jnp.float32)
-    factor, shift = jax.random.normal(keys[1], shape[-1:]), jax.random.normal(keys[2], shape[-1:])
-    cases = [
-        (ops.moments, ops.plain_moments, (x, mask), 1),
-        (ops.scale_relu, ops.plain_scale_relu, (x, factor, shift), 3),
-    ]
-    for function, plain, arrays, differentiable in cases:
-        expected, expected_vjp = jax.vjp(plain, *arrays)
-        output, vjp = jax.vjp(function, *arrays)
-        gradient = jax.tree.map(lambda leaf: jax.random.normal(keys[3], leaf.shape), expected)
-        actual = (output, vjp(gradient)[:differentiable])
-        expected = (expected, expected_vjp(gradient)[:differentiable])
-        for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
+    factor, shift = normal(1, shape[-1:]), normal(2, shape[-1:])
+    assert_equal_with_gradients(ops.moments, ops.plain_moments, x, mask, differentiable=1)
+    assert_equal_with_gradients(ops.scale_relu, ops.plain_scale_relu, x, factor, shift)
 
 
 def test_dtypes_and_shapes_are_promoted_and_broadcast_like_numpys():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    kernel = jax.random.normal(jax.random.key(1), (5, 40))
+    x = normal(0, (2, 3, 5))
+    kernel = normal(1, (5, 40))
     expected = x @ kernel + 0.5
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.array([0.5]), False), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.bfloat16(0.5), False), expected, rtol=1e-5, atol=1e-5)
-    image, mask = jax.random.normal(jax.random.key(2), (3, 4, 4, 2)), jnp.array([True, False, True])
+    image, mask = normal(2, (3, 4, 4, 2)), jnp.array([True, False, True])
     np.testing.assert_allclose(ops.moments(image, mask)[0], image[::2].sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
     output = ops.scale_relu(image, jnp.array([2]), jnp.float32(1))
     np.testing.assert_allclose(output, np.maximum(2 * image + 1, 0), rtol=1e-5)
@@ -140,7 +144,7 @@ def test_dtypes_and_shapes_are_promoted_and_broadcast_like_numpys():
 
 
 def test_the_gradient_over_many_examples_is_as_accurate_as_xlas():
-    image, gradient = (jax.random.uniform(jax.random.key(i), (512, 28, 28, 1)) for i in range(2))
+    image, gradient = (np.random.default_rng(i).random((512, 28, 28, 1), np.float32) for i in range(2))
     taps = np.asarray(image, np.float64)[:, :28, :28, 0], np.asarray(gradient, np.float64)[..., 0]
     _, vjp = jax.vjp(lambda kernel: ops.conv(image, kernel, jnp.zeros(1), 'SAME', False), jnp.ones((1, 1, 1, 1)))
     assert abs(vjp(gradient)[0].item() / np.vdot(*taps) - 1) < 3e-6

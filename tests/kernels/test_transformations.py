@@ -1,6 +1,5 @@
 """Models and steps under JAX's transformations, against plain JAX."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,11 +9,11 @@ import pytest
 from conftest import make_parts
 
 from mnist_jax.kernels import ops
-from mnist_jax.learning.step import create_state, train_step
+from mnist_jax.learning.step import TrainState, train_step
 from mnist_jax.models.architectures import CNN, MLP
 from mnist_jax.models.layers import Training
 
-IMAGE = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
+IMAGE = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
 LABEL = jnp.array([2, 0, 1])
 MODELS = {
     'mlp': MLP(num_classes=3, hidden=(5, 4)),
@@ -124,7 +123,7 @@ def test_transformations_also_work_without_jit(transformation):
         output = ops.conv(IMAGE * scale.reshape(1, 1, 1, 1), kernel, jnp.ones(2), 'SAME', True)
         return jnp.square(ops.max_pool(output, 2, 'SAME')).sum()
 
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 2))
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 1, 2)).astype(np.float32)
     scale = jnp.array([1.0, 2.0]) if transformation is jax.vmap else jnp.float32(1.5)
     with ops.portable():
         expected = transformation(layers)(scale)
@@ -166,27 +165,31 @@ STEP_MODELS = {
 @pytest.mark.parametrize('name', STEP_MODELS)
 def test_the_train_step_can_be_batched_and_differentiated(name):
     model = STEP_MODELS[name]
-    parts = make_parts(model, 2, 0.01)
-    image = (255 * jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))).astype(jnp.uint8)
+    parts = make_parts(model, 4 if name == "mlp" else 2, 0.01)
+    image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     batch = {'image': image, 'label': jnp.array([0, 1, 2, 1]), 'mask': jnp.ones(4), 'index': jnp.arange(4)}
 
-    def two_steps(seed, scale):
-        state = create_state(model, parts.optimizer, (8, 8, 1), seed)
-        state = dataclasses.replace(state, learning_rate_scale=scale)
+    def two_steps(seed, variables, scale):
+        params = variables['params']
+        opt_state = parts.optimizer.init(params)
+        state = TrainState(jnp.int32(0), params, variables.get('batch_stats', {}), opt_state, scale)
         for _ in range(2):
             state, sums = train_step(state, batch, seed, parts, lambda tree: tree)
         return state.params, sums['loss']
 
-    def loss(scale):
-        return two_steps(0, scale)[1]
-
     seeds, scales = jnp.arange(2), jnp.array([1.0, 3.0])
-    batched = jax.jit(jax.vmap(two_steps))(seeds, scales)
+    variables = [random_variables(model, seed) for seed in range(2)]
+
+    def loss(scale):
+        return two_steps(0, variables[0], scale)[1]
+
+    batched = jax.jit(jax.vmap(two_steps))(seeds, jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables), scales)
     by_forward_mode, by_reverse_mode = jax.jit(lambda scale: (jax.jacfwd(loss)(scale), jax.grad(loss)(scale)))(
         scales[1]
     )
     with ops.portable():
-        single = [jax.jit(lambda *run: two_steps(*run))(*run) for run in zip(seeds, scales, strict=True)]
+        plain = jax.jit(lambda *run: two_steps(*run))
+        single = [plain(*run) for run in zip(seeds, variables, scales, strict=True)]
         derivative = jax.jit(lambda scale: jax.grad(lambda scale: loss(scale))(scale))(scales[1])
     assert_close(batched, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single), name)
     assert_close((by_forward_mode, by_reverse_mode), (derivative, derivative), name)
