@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.config_checks import check_config, check_layer_counts
@@ -230,6 +231,12 @@ def make_experiment(config: ConfigDict) -> Experiment:
     plan = make_plan(config)
     source = plan.source
     schedule = build('config.schedule', SCHEDULES, config.schedule)
+    if config.schedule.get('warmup', 0) > config.epochs > 0:
+        logging.warning(
+            'config.schedule.warmup=%g is longer than the run, config.epochs=%d: the learning rate only rises',
+            config.schedule.warmup,
+            config.epochs,
+        )
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
     model_checks.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))

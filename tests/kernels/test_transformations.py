@@ -165,7 +165,7 @@ STEP_MODELS = {
 @pytest.mark.parametrize('name', STEP_MODELS)
 def test_the_train_step_can_be_batched_and_differentiated(name):
     model = STEP_MODELS[name]
-    parts = make_parts(model, 4 if name == "mlp" else 2, 0.01)
+    parts = make_parts(model, 4 if name == 'mlp' else 2, 0.01)
     image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     batch = {'image': image, 'label': jnp.array([0, 1, 2, 1]), 'mask': jnp.ones(4), 'index': jnp.arange(4)}
 

@@ -201,3 +201,11 @@ def test_checkpoints_within_an_epoch(small, tmp_path):
     assert Checkpoints(tmp_path / 'run').steps() == [7, 9]
     train(small(checkpoint_every_minutes=1e-9), tmp_path / 'run')
     assert results(tmp_path / 'run') == results(tmp_path / 'plain')
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_reported(small, caplog):
+    for warmup in (2.0, 2.5):
+        make_experiment(small(schedule=ConfigDict({'name': 'cosine', 'warmup': warmup}), epochs=2))
+    assert caplog.messages == [
+        'config.schedule.warmup=2.5 is longer than the run, config.epochs=2: the learning rate only rises'
+    ]
