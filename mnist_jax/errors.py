@@ -12,6 +12,10 @@ class UserError(Exception):
     """The user's input is wrong; `main` prints the message as one line and exits with status 2."""
 
 
+class PeerError(Exception):
+    """Another process of the run has failed; `main` prints the message as one line and exits with status 1."""
+
+
 class NonFiniteError(FloatingPointError):
     """Training or an evaluation met NaN or infinity; `main` prints the message as one line and exits with status 1."""
 

@@ -17,7 +17,7 @@ from mnist_jax import commands
 from mnist_jax.distributed import peers
 from mnist_jax.distributed.local_launch import prepare_child
 from mnist_jax.distributed.signals import stop_on_signals
-from mnist_jax.errors import Interrupted, NonFiniteError, UserError, WriteError, first_line
+from mnist_jax.errors import Interrupted, NonFiniteError, PeerError, UserError, WriteError, first_line
 
 # Errors that a path given by the user can cause.
 PATH_ERRORS = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -62,7 +62,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):  # The reader of the output, such as `head`, has closed it.
         return 128 + signal.SIGPIPE
     code = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, UserError | NonFiniteError | WriteError) or code in (*PATH_ERRORS, *DISK_ERRORS):
+    if isinstance(error, UserError | NonFiniteError | PeerError | WriteError) or code in (*PATH_ERRORS, *DISK_ERRORS):
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2 if isinstance(error, UserError) or code in PATH_ERRORS else 1
     if not isinstance(error, Exception):  # KeyboardInterrupt, which the signal handlers leave to Python

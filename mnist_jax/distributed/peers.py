@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from mnist_jax.errors import Interrupted, UserError, first_line
+from mnist_jax.errors import Interrupted, PeerError, UserError, first_line
 
 HEARTBEAT_SECONDS = 2.0  # seconds between two heartbeats
 SILENCE_SECONDS = 30.0  # seconds without a heartbeat after which a process is presumed dead
@@ -98,7 +98,7 @@ class Peers:
         """Tells the other processes that this one ends, and why.
 
         Returns:
-          The error to report: `error`, or a ConnectionError that names the process that is gone if that is the cause.
+          The error to report: `error`, or a PeerError that names the process that is gone if that is the cause.
         """
         reason = None
         if error is not None and self._lost_connection(error):
@@ -108,7 +108,7 @@ class Peers:
         if not self._claim():  # Another thread is ending this process.
             threading.Event().wait()
         if reason is not None:
-            error = ConnectionError(reason)
+            error = PeerError(reason)
         elif error is None or isinstance(error, Interrupted):
             self._send('done')
         else:

@@ -12,6 +12,7 @@ from conftest import ROOT
 TIMEOUT = 60  # seconds; a test that takes longer is hanging
 SCRIPT = """
 import os, socket, sys, threading, time
+from mnist_jax import main
 from mnist_jax.distributed import peers
 from mnist_jax.distributed.peers import Peers
 from mnist_jax.errors import UserError
@@ -22,9 +23,7 @@ peers.SILENCE_SECONDS, peers.SETTLE_SECONDS = map(float, sys.argv[5:])
 
 
 def end(error):
-    error = peers.leave(error)
-    print(f'error: {error}', file=sys.stderr)
-    os._exit(2 if isinstance(error, UserError) else 1)
+    os._exit(main._report(peers.leave(error)))
 
 
 peers.current = Peers(number, num_processes, lambda error: isinstance(error, EOFError))
@@ -99,7 +98,7 @@ def test_an_error_of_process_0_reaches_the_others(start):
     processes = start("end(ValueError('shapes differ'))", FOREVER, FOREVER)
     message = 'error: process 0 of 3 failed: ValueError: shapes differ\n'
     assert ended(processes[1]) == ended(processes[2]) == (1, message)
-    assert ended(processes[0]) == (1, 'error: shapes differ\n')
+    assert ended(processes[0]) == (1, 'ValueError: shapes differ\n')
 
 
 def test_each_process_reports_an_error_that_all_have_by_itself(start):
