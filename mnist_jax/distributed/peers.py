@@ -147,6 +147,8 @@ class Peers:
                     self._receive(process_id, name, messages)
                 else:
                     connection.sendall(f'refuse {refusal}\n'.encode())
+                    if refusal.startswith('--num_processes'):  # Only now: process 0 ends when it sees this.
+                        self._set('_refusal', refusal)
                     messages.read()  # Closing a connection with unread messages could discard the refusal.
 
     def _refuse(self, process_id: int, num_processes: str, name: str) -> str | None:
@@ -154,12 +156,10 @@ class Peers:
         if num_processes != str(self._num_processes):
             with self._changed:
                 if not self._started:
-                    self._refusal = (
+                    return (
                         f'--num_processes must be the same in all processes, got {self._num_processes} in process 0 '
                         f'and {num_processes} in {name}'
                     )
-                    self._changed.notify_all()
-                    return self._refusal
         if not 0 < process_id < self._num_processes or process_id in self._connections:
             return f'--process_id must be different in each process, but {process_id} is already in use'
         return None
