@@ -147,19 +147,19 @@ class Peers:
                     self._receive(process_id, name, messages)
                 else:
                     connection.sendall(f'refuse {refusal}\n'.encode())
-                    if refusal.startswith('--num_processes'):  # Only now: process 0 ends when it sees this.
-                        self._set('_refusal', refusal)
+                    with self._changed:  # Not before it is sent: process 0 ends when it sees this.
+                        if arguments[1] != str(self._num_processes) and not self._started:
+                            self._refusal = refusal
+                            self._changed.notify_all()
                     messages.read()  # Closing a connection with unread messages could discard the refusal.
 
     def _refuse(self, process_id: int, num_processes: str, name: str) -> str | None:
         """Returns why a process cannot join, or None if it can."""
-        if num_processes != str(self._num_processes):
-            with self._changed:
-                if not self._started:
-                    return (
-                        f'--num_processes must be the same in all processes, got {self._num_processes} in process 0 '
-                        f'and {num_processes} in {name}'
-                    )
+        if num_processes != str(self._num_processes) and not self._started:
+            return (
+                f'--num_processes must be the same in all processes, got {self._num_processes} in process 0 '
+                f'and {num_processes} in {name}'
+            )
         if not 0 < process_id < self._num_processes or process_id in self._connections:
             return f'--process_id must be different in each process, but {process_id} is already in use'
         return None

@@ -55,13 +55,12 @@ def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = No
       UserError: there is no such checkpoint, or it is damaged.
     """
     latest = checkpoints.restore(checkpoints.steps()[-1], plan.abstract_snapshot)
-    epochs, early_stopping = plan.config.epochs, plan.callbacks.early_stopping
-    if step is None and latest.epoch.number < epochs and not early_stopping.stops(latest.callbacks.early_stopping):
+    if step is None and not plan.finished(latest):
         logging.warning(
             'The run in %s is not finished: %d of %d epochs are trained',
             checkpoints.workdir,
             latest.epoch.number,
-            epochs,
+            plan.config.epochs,
         )
     number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step)
     return latest if number == latest.state.step else checkpoints.restore(number, plan.abstract_snapshot)

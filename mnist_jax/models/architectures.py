@@ -83,4 +83,9 @@ def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | N
     return Dense(model.num_classes)(x_BxF)
 
 
+def is_own_model(model: nn.Module) -> bool:
+    """Returns whether a model is the user's own, not one of this package."""
+    return type(model) not in (MLP, CNN)
+
+
 MODELS: dict[str, type[nn.Module]] = {'mlp': MLP, 'cnn': CNN}

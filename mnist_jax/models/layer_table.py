@@ -13,7 +13,7 @@ from jax.extend.core import get_opaque_trace_state
 from mnist_jax import text_tables
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import PyTree
-from mnist_jax.models.architectures import CNN, MLP
+from mnist_jax.models.architectures import is_own_model
 
 HEADER = ('layer', 'kind', 'output shape', 'parameters', 'trainable', 'multiply-adds')
 
@@ -69,7 +69,7 @@ def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
     except ZeroDivisionError:  # An initializer divides by the number of inputs of a dense layer.
         raise _shape_error(image_shape, 'no pixels are left before the dense layers') from None
     except (ValueError, TypeError) as error:
-        if type(model) not in (MLP, CNN):
+        if is_own_model(model):
             raise
         raise _shape_error(image_shape, str(error).splitlines()[0]) from None
     for path, (_, shape) in shapes.items():

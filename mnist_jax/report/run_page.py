@@ -13,9 +13,9 @@ from mnist_jax.report import calibration, confusion, curves, html_page, image_gr
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples
-from mnist_jax.workdir.comparison import INCOMPLETE, FinishedRun, read_run_of
+from mnist_jax.workdir.comparison import FinishedRun, read_run_of
 from mnist_jax.workdir.provenance import read_provenance
-from mnist_jax.workdir.results import caveats, class_rows, error_rows, mean_rows, read_predictions, read_probabilities
+from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
 
 
 def write_report(model: RestoredModel) -> Path:
@@ -86,9 +86,7 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
         'training': f'{run.epochs_text} epochs, seed {run.config.seed}; evaluated at step {result["step"]:,}',
         'training time': run.seconds_text + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
     }
-    facts |= caveats(result)
-    if run.epochs and not run.complete:
-        facts['metrics'] = INCOMPLETE
+    facts |= run.caveats
     starts = read_provenance(run.workdir)
     if starts:
         last = starts[-1]

@@ -27,7 +27,7 @@ from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.step import StepParts, Sums, TrainState, Variables
-from mnist_jax.models.architectures import CNN, MLP, MODELS
+from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
@@ -76,16 +76,27 @@ class Plan:
         """The structure, shapes and dtypes of a snapshot."""
         return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochProgress())
 
+    def stopped_early(self, snapshot: Snapshot) -> bool:
+        """Returns whether early stopping has ended the run."""
+        return self.callbacks.early_stopping.stops(snapshot.callbacks.early_stopping)
+
+    def finished(self, snapshot: Snapshot) -> bool:
+        """Returns whether all epochs of the run are trained, or early stopping has ended it."""
+        return snapshot.epoch.number >= self.config.epochs or self.stopped_early(snapshot)
+
     @functools.cached_property
     def xla_products(self) -> bool:
         """Whether XLA computes matrix products of the model, also on a CPU that has the kernels."""
-        in_model = model_checks.has_products(self.model, self.abstract_snapshot.state, self.source.image_shape)
-        return in_model or self.dtype != DTYPES['float32']
+        if self.dtype != DTYPES['float32']:
+            return True
+        return self.own_model and model_checks.has_products(
+            self.model, self.abstract_snapshot.state, self.source.image_shape
+        )
 
     @property
     def own_model(self) -> bool:
         """Whether the model is not one of this package."""
-        return type(self.model) not in (MLP, CNN)
+        return is_own_model(self.model)
 
 
 def make_plan(config: ConfigDict) -> Plan:

@@ -69,10 +69,10 @@ class Loop:
           Interrupted: the run was asked to stop; all of its progress is saved.
           NonFiniteError: a loss or an update is not finite; the last checkpoint predates it.
         """
-        experiment, config = self._experiment, self._config
+        experiment = self._experiment
         self._saved_step = int(snapshot.state.step)
         self._log_if_finished(snapshot)
-        while snapshot.epoch.number < config.epochs and not self._stops(snapshot):
+        while not experiment.finished(snapshot):
             state = experiment.replicas.replicate(snapshot.state)
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
             with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:
@@ -100,13 +100,10 @@ class Loop:
 
     def _log_if_finished(self, snapshot: Snapshot) -> None:
         epochs, done = self._config.epochs, snapshot.epoch.number
-        if done and self._stops(snapshot):
+        if done and self._experiment.stopped_early(snapshot):
             logging.info('This run is finished: it stopped early after %d of %d epochs', done, epochs)
         elif done and done == epochs:
             logging.info('This run is finished: all %d epochs are trained; raise --config.epochs to continue', epochs)
-
-    def _stops(self, snapshot: Snapshot) -> bool:
-        return self._experiment.callbacks.early_stopping.stops(snapshot.callbacks.early_stopping)
 
     def _save(self, snapshot: Snapshot) -> None:
         self._writer.save(snapshot)
@@ -134,7 +131,7 @@ class Loop:
             logging.info('Reducing the learning rate to %g', new_learning_rate)
         epoch = EpochProgress(snapshot.epoch.number + 1, skipped=snapshot.epoch.skipped)
         snapshot = Snapshot(state, callbacks, epoch)
-        if self._stops(snapshot):
+        if experiment.stopped_early(snapshot):
             best, monitor = callbacks.early_stopping, experiment.callbacks.early_stopping.monitor
             epoch_of_best = best.best_step // experiment.steps_per_epoch
             reason = f'has not improved on {best.best:.4f}, its value in epoch {epoch_of_best}'

@@ -34,15 +34,21 @@ class FinishedRun(NamedTuple):
         if not self.epochs:
             return not self.result['step']
         numbers = [int(row['epoch']) for row in self.epochs]
-        steps_per_epoch = self.epochs[0]['step'] / numbers[0]
-        return numbers == list(range(1, len(numbers) + 1)) and self.result['step'] < steps_per_epoch * (
-            len(numbers) + 1
-        )
+        next_step = self.epochs[0]['step'] / numbers[0] * (len(numbers) + 1)
+        return numbers == list(range(1, len(numbers) + 1)) and self.result['step'] < next_step
 
     @property
     def seconds(self) -> float | None:
         """The total training time of all epochs, or None if metrics.csv is missing or incomplete."""
         return sum(row['seconds'] for row in self.epochs) if self.complete else None
+
+    @property
+    def caveats(self) -> dict[str, str]:
+        """What a reader of the result and the metrics must know, by its short name; see `results.caveats`."""
+        if not self.epochs or self.complete:
+            return caveats(self.result)
+        lacking = 'lacks the rows of some epochs, so the training time is unknown'
+        return {**caveats(self.result), 'metrics.csv': lacking}
 
     @property
     def cross_entropy(self) -> float | None:
@@ -66,7 +72,6 @@ HEADER = (
     'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'cross-entropy',
     'training time', 'images/s',
 )  # fmt: skip
-INCOMPLETE = 'metrics.csv lacks the rows of some epochs, so the training time is unknown'
 PAIR_HEADER = ('first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', '')
 
 
@@ -156,8 +161,7 @@ def table_row(run: FinishedRun) -> list[str]:
 
 def notes(runs: Sequence[FinishedRun]) -> list[str]:
     """Returns what a reader of the table must know about single runs, one sentence per item."""
-    sentences = [f'{run.name}: {name} {text}.' for run in runs for name, text in caveats(run.result).items()]
-    sentences += [f'{run.name}: {INCOMPLETE}.' for run in runs if run.epochs and not run.complete]
+    sentences = [f'{run.name}: {name} {text}.' for run in runs for name, text in run.caveats.items()]
     return sentences + [
         f'{run.name}: cross-entropy NA: it was evaluated by an older version; --mode=eval adds it.'
         for run in runs
