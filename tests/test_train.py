@@ -78,6 +78,15 @@ def test_metrics_csv_has_one_row_per_epoch(small, tmp_path):
     assert events.read_bytes().count(b'validation_accuracy') == 2
 
 
+def test_a_finished_run_keeps_the_rows_of_a_damaged_metrics_csv(small, tmp_path):
+    train(small(epochs=2), tmp_path)
+    path = tmp_path / 'metrics.csv'
+    header, first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(header + first + second.replace('0.001', 'x'))
+    train(small(epochs=2), tmp_path)
+    assert path.read_text() == header + first
+
+
 def test_the_learning_rate_follows_the_schedule(small, tmp_path):
     train(small(schedule=ConfigDict({'name': 'step_decay', 'every': 1.0, 'factor': 0.5})), tmp_path)
     assert [row[6] for row in metrics_rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']

@@ -1,5 +1,6 @@
 """The progress of a run, for people and programs: log lines, the progress bar, `metrics.csv` and TensorBoard."""
 
+import contextlib
 import csv
 import io
 import logging as python_logging
@@ -135,6 +136,10 @@ class MetricsLog:
             logging.warning(
                 '%s was damaged; moved it to %s, and kept the rows of these epochs: %s', self._csv_path, backup, kept
             )
+            # Now, not after the next epoch, which may never come: the run may be finished, or be killed.
+            if self._rows:
+                with contextlib.suppress(OSError):  # The next epoch writes all rows again.
+                    self._write_rows()
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     @staticmethod
@@ -155,12 +160,8 @@ class MetricsLog:
         if not self._writes:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(self._rows)
         try:
-            files.write_text(self._csv_path, text.getvalue())
+            self._write_rows()
             for name in COLUMNS[2:]:
                 if row[name] is not None:
                     self._tensorboard.add_scalar(name, row[name], row['step'])
@@ -168,6 +169,13 @@ class MetricsLog:
         except OSError as error:  # The next epoch writes all rows again.
             logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
         logging.info('%s', _format_epoch(row, self._epochs))
+
+    def _write_rows(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(self._rows)
+        files.write_text(self._csv_path, text.getvalue())
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
