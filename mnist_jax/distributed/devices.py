@@ -23,8 +23,8 @@ from mnist_jax.kernels.build import kernels_available, set_threads
 from mnist_jax.kernels.sums import PyTree, tree_sum
 
 AXIS = 'devices'
-# XLA merges equal operations, at other times in programs for several devices than for one, and how it optimizes an
-# operation depends on how often its operands are used. It also removes optimization barriers before it fuses
+# XLA merges equal operations earlier in programs for several devices than in those for one, and it optimizes an
+# operation depending on how often its operands are used. It also removes optimization barriers before it fuses
 # operations; then a product in a chunk's gradient and the sum over chunks become one instruction, which rounds once.
 DISABLED_PASSES = ('cse', 'cse_barrier_expander')
 XLA_THREADS = 16  # XLA's threads for several CPU devices; enough for 8 devices

@@ -161,7 +161,7 @@ def test_by_default_the_cpu_is_one_device_that_uses_every_core(monkeypatch):
     assert threads == [6, 1]
 
 
-def test_a_model_of_ones_own_disables_passes_of_xla(monkeypatch, caplog):
+def test_own_models_are_compiled_without_two_passes_of_xla(monkeypatch, caplog):
     for flags in ('', '--xla_dump_to=x'):
         monkeypatch.setenv('XLA_FLAGS', flags)
         start_backend(1, own_model=True)
