@@ -1,0 +1,141 @@
+"""Models that the train step would train wrongly are refused."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from linen_models import ResidualCNN, VisionTransformer
+from ml_collections import ConfigDict
+
+from mnist_jax.errors import UserError
+from mnist_jax.learning.model_checks import check_independence, check_model, has_products
+from mnist_jax.learning.optimizers import sgd
+from mnist_jax.learning.step import create_state
+from mnist_jax.models.architectures import MODELS
+from mnist_jax.training.experiment import make_experiment, make_plan
+
+
+class Standardized(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(x_BxF - x_BxF.mean(0, keepdims=True))
+
+
+class AttentionOverExamples(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+        return nn.Dense(self.num_classes)(nn.MultiHeadDotProductAttention(num_heads=2)(x_BxF))
+
+
+@pytest.mark.parametrize('model', [Standardized, AttentionOverExamples])
+def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, model):
+    monkeypatch.setitem(MODELS, 'mixing', model)
+    config = small()
+    config.model = ConfigDict({'name': 'mixing'})
+    with pytest.raises(UserError, match=r'the model must not mix the examples of a batch, except through nn.BatchNorm'):
+        make_experiment(config)
+
+
+@pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer])
+def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
+    check_independence(model(), create_state(model(), sgd(), (28, 28, 1), seed=0), (28, 28, 1))
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (lambda num_classes: len, 'config.model.name must select a Linen module, got a builtin_function'),
+        (
+            lambda num_classes: nn.Dense(num_classes),
+            r'the model must define __call__\(self, image, training=None\), got Dense\(inputs: ',
+        ),
+    ],
+)
+def test_what_is_not_a_model_is_refused(small, monkeypatch, model, message):
+    monkeypatch.setitem(MODELS, 'linen', model)
+    config = small()
+    config.model = ConfigDict({'name': 'linen'})
+    with pytest.raises(UserError, match=message):
+        make_plan(config)
+
+
+@pytest.mark.parametrize('layer', [nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])
+def test_a_model_that_trains_during_inference_is_refused(layer):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            return nn.Dense(3)(layer.copy()(image_BxHxWxC).mean((1, 2)))
+
+    state = jax.eval_shape(functools.partial(create_state, Model(), sgd(), (28, 28, 1)), 0)
+    with pytest.raises(UserError, match='must not update its variables or draw random numbers if training is None'):
+        has_products(Model(), state, (28, 28, 1))
+
+
+def apply_attention(x_BxHxWxC, module):
+    x_BxTxF = x_BxHxWxC.reshape(len(x_BxHxWxC), 28, 28)
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5, broadcast_dropout=False)
+    return attention(x_BxTxF, deterministic=False).mean(1)[:, :3]
+
+
+def own_batch_norm(x_BxHxWxC, module):
+    mean = module.variable('batch_stats', 'mean', jnp.zeros, ())
+    if not module.is_initializing():
+        mean.value = 0.9 * mean.value + 0.1 * x_BxHxWxC.mean()
+    return nn.Dense(3)(x_BxHxWxC.reshape(len(x_BxHxWxC), -1) - mean.value)
+
+
+def cached(x_BxHxWxC, module):
+    module.variable('memory', 'last', jnp.zeros, ())
+    return nn.Dense(3)(x_BxHxWxC.reshape(len(x_BxHxWxC), -1))
+
+
+def scanned(x_BxHxWxC, module):
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, x_BxF, _):
+            return nn.BatchNorm(use_running_average=False)(x_BxF), None
+
+    scan = nn.scan(Cell, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=2)
+    return nn.Dense(3)(scan()(x_BxHxWxC.reshape(len(x_BxHxWxC), -1), None)[0])
+
+
+def time_major_dropout(x_BxHxWxC, module):
+    rows = x_BxHxWxC.reshape(-1, 28)
+    return nn.Dropout(0.5, deterministic=False)(rows).reshape(len(x_BxHxWxC), -1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    ('function', 'message'),
+    [
+        (apply_attention, r'nn.MultiHeadDotProductAttention \(\w*\) must have broadcast_dropout=True .*, got False'),
+        (own_batch_norm, 'batch_stats of the model must be computed from sums over the whole batch'),
+        (cached, "collections 'params' and 'batch_stats', got 'memory'"),
+        (scanned, 'must not be inside a transformation other than jit, remat and vmap, got scan'),
+        (time_major_dropout, r'nn.Dropout .* must be applied to an array of examples .*, got \(196, 28\)'),
+        (lambda x, module: nn.LayerNorm(reduction_axes=(0, 1))(x).mean((1, 2, 3)), 'nn.LayerNorm .* must not have'),
+        (
+            lambda x, module: nn.BatchNorm(False)(x.reshape(-1, 28)).reshape(len(x), -1)[:, :3],
+            r'nn.BatchNorm .* must be applied to an array of examples .*, got \(196, 28\)',
+        ),
+        (lambda x, module: nn.BatchNorm(False, axis=0)(x).mean((1, 2, 3)), r'nn.BatchNorm .* got axis=0'),
+        (lambda x, module: nn.Dense(4)(x.mean((1, 2))), r'must return logits of shape \(7, 3\) for 7 images, got'),
+        (lambda x, module: (nn.Dense(3)(x.mean((1, 2))), x), r'must return logits of shape \(7, 3\) for 7 images, got'),
+    ],
+)  # fmt: skip
+def test_a_model_that_would_be_wrong_in_chunks_is_refused_when_it_is_built(function, message):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            return function(image_BxHxWxC, self)
+
+    with pytest.raises(UserError, match=message):
+        state = jax.eval_shape(functools.partial(create_state, Model(), sgd(), (28, 28, 1)), 0)
+        check_model(Model(), state, (28, 28, 1), 3)
