@@ -2,8 +2,8 @@
 
     python benchmarks/programs.py PROGRAM TASK.json
 
-PROGRAM is ours, keras, torch or torch.compile. `throughput.py` starts this script, once per program; there is no need
-to run it by hand. TASK.json holds the fields of `Task`.
+PROGRAM is one of `PROGRAMS`. `throughput.py` and `accelerator.py` start this script, once per program; there is no need
+to run it by hand. TASK.json holds the fields of `Task`. A program uses a GPU if it sees one.
 
 Prints one line of JSON with the versions of the libraries after the first training step. Then reads requests from
 standard input, one per line, `train COUNT` or `eval COUNT`: runs that many steps, and prints one line of JSON with the
@@ -11,12 +11,14 @@ seconds that they took and the peak memory of the process so far.
 """
 
 import argparse
+import importlib
 import itertools
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -33,6 +35,7 @@ class Task(TypedDict):
     loss: dict[str, Any]
     batch_size: int
     eval_batch_size: int
+    chunks: int  # config.chunks of mnist_jax
     data: str  # path of an .npz file with `image`, uint8 NxHxWxC, and `label`, both of the training split
 
 
@@ -53,6 +56,8 @@ class Program(Protocol):
 class MnistJax:
     """mnist_jax, with the compiled steps and the batches of its own training loop."""
 
+    fields: Mapping[str, Any] = {}
+
     def __init__(self, task: Task):
         import jax
 
@@ -67,6 +72,8 @@ class MnistJax:
         config.dataset.train, config.dataset.validation, config.dataset.test = 'train', '', 'test'
         config.early_stopping.patience = config.reduce_lr.patience = 0
         config.early_stopping.restore_best = False
+        config.chunks = task['chunks']
+        config.update(self.fields)
         self._experiment = make_experiment(config)
         self._state = self._experiment.replicas.replicate(self._experiment.create_state())
         self.version = f'jax {jax.__version__}, {self._experiment.replicas}'
@@ -97,14 +104,30 @@ class MnistJax:
         return time.perf_counter() - start
 
 
+class MnistJaxFast(MnistJax):
+    """mnist_jax with TF32 products and with kernels that are selected by their measured time."""
+
+    fields = {'deterministic': False}
+
+
+class MnistJaxBfloat16(MnistJax):
+    """mnist_jax in bfloat16, with kernels that are selected by their measured time."""
+
+    fields = {'deterministic': False, 'dtype': 'bfloat16'}
+
+
 class Keras:
     """Keras's own loops, `fit` and `evaluate`, on arrays in memory."""
 
-    def __init__(self, task: Task):
-        import keras
-        import tensorflow
+    backend = 'tensorflow'
+    options: Mapping[str, Any] = {}
 
-        self.version = f'Keras {keras.__version__} on TensorFlow {tensorflow.__version__}'
+    def __init__(self, task: Task):
+        os.environ['KERAS_BACKEND'] = self.backend
+        import keras
+
+        backend = importlib.import_module(self.backend)
+        self.version = f'Keras {keras.__version__} on {self.backend} {backend.__version__}'
         self._task = task
         data = np.load(task['data'])
         self.image = data['image'].astype(np.float32) / data['image'].max()
@@ -120,7 +143,7 @@ class Keras:
         if task['loss']['name'] == 'mean_squared_error':
             self.label, loss = np.eye(10, dtype=np.float32)[self.label], 'mean_squared_error'
         self.model = self._make_model(keras)
-        self.model.compile(optimizer=optimizer, loss=loss, metrics=['accuracy'])
+        self.model.compile(optimizer=optimizer, loss=loss, metrics=['accuracy'], **self.options)
 
     def _make_model(self, keras: Any) -> Any:
         model = keras.Sequential([keras.layers.Input(self.image.shape[1:])])
@@ -165,21 +188,33 @@ class Keras:
         return time.perf_counter() - start
 
 
+class KerasOnJax(Keras):
+    """Keras on JAX, which runs several steps per call of the compiled program."""
+
+    backend = 'jax'
+    options = {'steps_per_execution': 32}
+
+
 class Torch:
-    """PyTorch as its documentation recommends for CPUs: channels-last, in a plain loop over shuffled tensors."""
+    """PyTorch as its documentation recommends: channels-last, in a plain loop over shuffled tensors on the device."""
 
     compiled = False
+    tf32 = False
 
     def __init__(self, task: Task):
         import torch
 
         self._torch = torch
         self._task = task
+        self._device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = True  # selects kernels by their measured time
         self.version = f'PyTorch {torch.__version__}' + ', torch.compile' * self.compiled
         data = np.load(task['data'])
         image = data['image'].astype(np.float32) / data['image'].max()
         self._image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        self._label = torch.from_numpy(data['label'].astype(np.int64))
+        self._image = self._image.to(self._device)
+        self._label = torch.from_numpy(data['label'].astype(np.int64)).to(self._device)
         self._model = self._make_model().to(memory_format=torch.channels_last)
         options = dict(task['optimizer'])
         optimizers = {'rmsprop': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adadelta': torch.optim.Adadelta}
@@ -194,7 +229,8 @@ class Torch:
         )
         is_mse = task['loss']['name'] == 'mean_squared_error'
         self._loss = self._mean_squared_error if is_mse else torch.nn.functional.cross_entropy
-        self._forward = torch.compile(self._model) if self.compiled else self._model
+        mode = 'reduce-overhead' if self._device == 'cuda' else 'default'  # with CUDA graphs
+        self._forward = torch.compile(self._model, mode=mode) if self.compiled else self._model
 
     def _mean_squared_error(self, logits: Any, label: Any) -> Any:
         functional = self._torch.nn.functional
@@ -218,7 +254,7 @@ class Torch:
             layers += [nn.LazyLinear(width), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        model = nn.Sequential(*layers, nn.LazyLinear(10))
+        model = nn.Sequential(*layers, nn.LazyLinear(10)).to(self._device)
         model(self._image[:2])  # fixes the shapes of the lazy layers
         return model
 
@@ -226,7 +262,7 @@ class Torch:
         """Yields the indices of `count` batches, from as many shuffled epochs as necessary."""
         done = 0
         while True:
-            order = self._torch.randperm(len(self._image))
+            order = self._torch.randperm(len(self._image), device=self._device)
             for first in range(0, len(order) - size + 1, size):
                 if done == count:
                     return
@@ -247,6 +283,7 @@ class Torch:
             self._optimizer.step()
             total_loss += loss.detach()
             correct += (logits.argmax(-1) == label).sum()
+        float(total_loss), int(correct)  # waits for the device
         return time.perf_counter() - start
 
     def evaluate(self, count: int) -> float:
@@ -259,13 +296,20 @@ class Torch:
                 logits = self._forward(self._image[indices])
                 total_loss += self._loss(logits, self._label[indices])
                 correct += (logits.argmax(-1) == self._label[indices]).sum()
+        float(total_loss), int(correct)  # waits for the device
         return time.perf_counter() - start
 
 
-class TorchCompiled(Torch):
-    """PyTorch with `torch.compile`."""
+class TorchTf32(Torch):
+    """PyTorch with TF32 products."""
 
-    compiled = True
+    tf32 = True
+
+
+class TorchCompiled(Torch):
+    """PyTorch with `torch.compile`; on a GPU with CUDA graphs and TF32 products."""
+
+    compiled = tf32 = True
 
 
 def stages(spec: dict[str, Any]) -> list[tuple[list[int], int, float]]:
@@ -282,8 +326,12 @@ def hidden_layers(spec: dict[str, Any]) -> list[tuple[int, float]]:
 
 PROGRAMS: dict[str, type[Program]] = {
     'ours': MnistJax,
+    'ours.fast': MnistJaxFast,
+    'ours.bfloat16': MnistJaxBfloat16,
     'keras': Keras,
+    'keras.jax': KerasOnJax,
     'torch': Torch,
+    'torch.tf32': TorchTf32,
     'torch.compile': TorchCompiled,
 }
 

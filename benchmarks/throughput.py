@@ -1,4 +1,6 @@
-"""Compares training and evaluation throughput with Keras on TensorFlow and PyTorch: same models, recipes, batches.
+"""Compares training and evaluation throughput with Keras (on TensorFlow and on JAX) and PyTorch on a CPU.
+
+All programs have the same models, recipes and batches.
 
     .venv/bin/python benchmarks/throughput.py                                # all eight models, about 40 minutes
     .venv/bin/python benchmarks/throughput.py --models=cnn,mlp --rounds=5    # some of them
@@ -36,7 +38,13 @@ from mnist_jax.factory import build
 HERE = Path(__file__).parent
 MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
 # The programs of programs.py, and their titles in the tables.
-PROGRAMS = {'ours': 'mnist_jax', 'keras': 'Keras', 'torch': 'PyTorch', 'torch.compile': 'PyTorch compiled'}
+PROGRAMS = {
+    'ours': 'mnist_jax',
+    'keras': 'Keras',
+    'keras.jax': 'Keras on JAX',
+    'torch': 'PyTorch',
+    'torch.compile': 'PyTorch compiled',
+}
 CALIBRATION_STEPS = 8  # initial number of steps when measuring how many fit into a round
 
 
@@ -64,11 +72,20 @@ class ProgramProcess:
       peak_bytes: Its peak memory, as of the last request.
     """
 
-    def __init__(self, name: str, task_path: Path):
+    def __init__(self, name: str, task_path: Path, python: str = '', hidden_devices: str = 'CUDA_VISIBLE_DEVICES'):
+        """Starts the program `name`, and waits for its first training step.
+
+        Args:
+          name: One of `PROGRAMS` of programs.py.
+          task_path: A file with the fields of `Task`.
+          python: The interpreter; by default, that of the environment that has the program.
+          hidden_devices: The environment variable that hides GPUs; '' to hide none.
+        """
         self.name = name
         self.version: str | None = None
         self.peak_bytes = 0
-        python = sys.executable if name == 'ours' else other_python()
+        python = python or (sys.executable if name == 'ours' else other_python())
+        environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', **({hidden_devices: ''} if hidden_devices else {})}
         log_path = task_path.parent / f'{name}.log'
         start = time.perf_counter()
         with log_path.open('w') as log:
@@ -78,7 +95,7 @@ class ProgramProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', 'CUDA_VISIBLE_DEVICES': ''},
+                env=environment,
             )
         reply = self._read_reply()
         self.first_step_seconds = time.perf_counter() - start
@@ -156,6 +173,7 @@ def write_task(model: str, directory: Path) -> tuple[Path, Task]:
         'loss': config.loss.to_dict(),
         'batch_size': config.batch_size,
         'eval_batch_size': config.eval_batch_size,
+        'chunks': config.chunks,
         'data': str(data_path),
     }
     path = directory / 'task.json'

@@ -15,9 +15,11 @@ def get_config() -> ConfigDict:
     # share the work; 1, 2, 4, ... devices give the same bits.
     config.chunks = 8
 
-    # Updates per call of the compiled program; 0: 32 on an accelerator or if a step is short, otherwise 1.
+    # Updates per call of the compiled program, at most an epoch; 0: automatic.
     config.steps_per_call = 0
     config.dtype = 'float32'  # compute dtype: 'float32' or 'bfloat16'; parameters are float32
+    # On an accelerator, True: full float32 products and deterministic kernels; False: faster, results may differ.
+    config.deterministic = True
 
     config.folds = 0  # number of cross-validation folds; 0: no cross-validation
     config.fold = 0  # the fold to train, from 1; 0: all, each in its own directory
@@ -71,6 +73,7 @@ def _dataset() -> ConfigDict:
     dataset.test = 'test'  # the test split in the same notation
     dataset.validation_fraction = 0.0  # fraction of `train` to draw at random for validation; 0: none
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
+    dataset.on_device = 'auto'  # keep the examples in device memory: 'on', 'off', or 'auto': on an accelerator
     dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, Kaggle's splits
     return dataset
 

@@ -34,6 +34,8 @@ ADDED_FIELDS = {
     'checkpoint_every_minutes': 0.0,
     'on_nonfinite': 'stop',
     'dataset.in_memory': True,
+    'dataset.on_device': 'auto',
+    'deterministic': True,
 }
 NEVER_ADDED = ('dataset', 'model')  # Sections that runs of every version have: a config without them is not a run's.
 # Fields that a resumed run may change: they set where it runs, where its data is, when it saves and how long it trains,
@@ -44,6 +46,7 @@ CHANGEABLE_FIELDS = (
     'checkpoint_every_minutes',
     'dataset.data_dir',
     'dataset.raw_dir',
+    'dataset.on_device',
     'epochs',
 )
 

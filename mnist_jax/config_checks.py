@@ -16,7 +16,7 @@ INTEGER_RANGES = {
     'batch_size': (1, MAX_INT),
     'eval_batch_size': (1, MAX_INT),
     'devices': (0, MAX_INT),
-    'steps_per_call': (0, 10_000),
+    'steps_per_call': (0, MAX_INT),
     'checkpoint_every_steps': (0, MAX_INT),
     'chunks': (1, 64),  # each one is unrolled in the compiled program
     'folds': (0, 100),

@@ -59,6 +59,7 @@ def evaluate_snapshot(
         'correct': int(totals['correct']),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
         'params_sha256': params_sha256(variables),
+        'deterministic': experiment.deterministic,
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'confusion_matrix': matrix.tolist(),

@@ -109,7 +109,7 @@ def train(
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests)
-            record_start(workdir, int(snapshot.state.step), str(experiment.replicas), epochs)
+            record_start(workdir, int(snapshot.state.step), str(experiment.replicas), epochs, experiment.deterministic)
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
@@ -239,10 +239,15 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
             chunks,
             devices,
         )
+    if not experiment.deterministic:
+        logging.warning(
+            'bits      products have reduced precision, and kernels are selected by their measured time, so two runs '
+            'may differ; --config.deterministic=True prevents both'
+        )
     if experiment.steps_per_call > 1:
         logging.info('steps     %d per call', experiment.steps_per_call)
     sizes = ', '.join(f'{name} {source.split(name).size:,}' for name in source.split_names)
-    logging.info('dataset   %s: %s', source.name, sizes)
+    logging.info('dataset   %s: %s%s', source.name, sizes, '; on the devices' if experiment.on_device else '')
     if overlaps := describe_overlaps([overlap._asdict() for overlap in source.overlaps()]):
         logging.warning('overlap   %s', overlaps)
     logging.info('workdir   %s', workdir)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Source:
       validation_fraction: The fraction of `train` to draw at random for validation; 0 for none.
       split_seed: Seed of all random splits.
       in_memory: Whether to read the examples into memory; otherwise they stay on disk and are read on demand.
+      on_device: Whether to keep the examples in the memory of the devices; 'auto': on accelerators, if they fit.
       fold: (N, count): validate on fold N, from 1, of `count` stratified folds of `train`, and train on the others.
     """
 
@@ -52,6 +53,7 @@ class Source:
         validation_fraction: float = 0.0,
         split_seed: int = 0,
         in_memory: bool = True,
+        on_device: Literal['auto', 'on', 'off'] = 'auto',
         fold: tuple[int, int] | None = None,
     ):
         check_fraction('config.dataset.validation_fraction', validation_fraction)
@@ -67,7 +69,10 @@ class Source:
                 f'{selected[0]} and {selected[1]} must not both select the validation examples; unset one of them '
                 "('', 0.0 or 0)"
             )
+        if on_device == 'on' and not in_memory:
+            raise UserError("config.dataset.in_memory must be True if config.dataset.on_device is 'on', got False")
         self.name = name
+        self.on_device = on_device if in_memory else 'off'
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(selected)
         self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed)

@@ -27,17 +27,21 @@ AXIS = 'devices'
 # operation depending on how often its operands are used. It also removes optimization barriers before it fuses
 # operations; then a product in a chunk's gradient and the sum over chunks become one instruction, which rounds once.
 DISABLED_PASSES = ('cse', 'cse_barrier_expander')
+GPU_FLAG = 'xla_gpu_deterministic_ops'
 XLA_THREADS = 16  # XLA's threads for several CPU devices; enough for 8 devices
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
-def start_backend(devices: int, xla_products: bool = False, own_model: bool = False) -> 'Replicas':
+def start_backend(
+    devices: int, xla_products: bool = False, own_model: bool = False, deterministic: bool = True
+) -> 'Replicas':
     """Starts the JAX backend with the devices that the run should use. Afterwards, only process 0 logs.
 
     Args:
       devices: The number of devices per process; 0 for all accelerators, or one CPU device that uses every core.
       xla_products: Whether XLA computes matrix products of the model, also on a CPU that has the kernels.
       own_model: Whether the model is not one of this package.
+      deterministic: Whether accelerators compute float32 products in full precision, with deterministic kernels.
 
     Raises:
       UserError: fewer devices are available.
@@ -46,6 +50,8 @@ def start_backend(devices: int, xla_products: bool = False, own_model: bool = Fa
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, kernels_available() and not xla_products)
     if own_model:
         _disable_passes()
+    if deterministic:
+        _select_deterministic_kernels()
     _cache_compilations()
     try:
         by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
@@ -61,6 +67,9 @@ def start_backend(devices: int, xla_products: bool = False, own_model: bool = Fa
     if jax.default_backend() == 'cpu':
         processes.check_host_name()
         processes.check_connections()
+    elif deterministic:
+        # By default, GPUs compute float32 products in TF32, with 10 of 23 bits of the mantissa, and TPUs in bfloat16.
+        jax.config.update('jax_default_matmul_precision', 'highest')
     count = devices or (1 if jax.default_backend() == 'cpu' else available)
     return Replicas([device for local in by_process for device in local[:count]])
 
@@ -114,6 +123,14 @@ def _is_started() -> bool:
     return False
 
 
+def _select_deterministic_kernels() -> None:
+    """Makes XLA select deterministic GPU kernels, and not by their measured time, which differs between two starts."""
+    flags = os.environ.get('XLA_FLAGS', '')
+    # Elsewhere, the flag would only invalidate the cache of compiled programs.
+    if accelerators_possible() and GPU_FLAG not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} --{GPU_FLAG}=true'.strip()
+
+
 def _keep_freed_memory() -> None:
     """Makes glibc keep the memory that a step frees for the next step; the system would have to zero new pages."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
@@ -152,6 +169,11 @@ class Replicas:
     def on_cpu(self) -> bool:
         """Whether these are virtual devices on the CPU."""
         return self.devices[0].platform == 'cpu'
+
+    @property
+    def memory(self) -> int:
+        """The memory of an accelerator in bytes; 0 for a CPU, or if it is unknown."""
+        return 0 if self.on_cpu else (self.devices[0].memory_stats() or {}).get('bytes_limit', 0)
 
     def all_sum(self, tree: PyTree) -> PyTree:
         """Returns the sum of `tree` over the devices: one collective, always added in the same order (`tree_sum`)."""

@@ -8,6 +8,7 @@ every layer, are taken over the same chunks in the same order; see `lockstep.py`
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -27,6 +28,8 @@ from mnist_jax.models.layers import SHARED_STREAM, Training
 
 Batch = dict[str, jax.Array]
 """image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split."""
+Data = dict[str, jax.Array]
+"""The examples of a split on this device, from which a batch without image and label takes them by their index."""
 Sums = dict[str, jax.Array]
 """Sums over examples: loss, correct, count."""
 AllSum = Callable[[PyTree], PyTree]
@@ -101,7 +104,13 @@ def create_state(
 
 
 def train_step(
-    state: TrainState, batch: Batch, seed: int | jax.Array, parts: StepParts, all_sum: AllSum
+    state: TrainState,
+    batch: Batch,
+    seed: int | jax.Array,
+    data: Data | None = None,
+    *,
+    parts: StepParts,
+    all_sum: AllSum,
 ) -> tuple[TrainState, Sums]:
     """Makes one update with the gradient of the mean loss over the unpadded examples of the global batch.
 
@@ -109,6 +118,7 @@ def train_step(
       state: The state before the update.
       batch: This device's share of the global batch.
       seed: The seed of the run, for dropout.
+      data: The training split, if the batch has no images and labels.
       parts: The parts of the experiment.
       all_sum: Sums a pytree over all devices.
 
@@ -126,7 +136,7 @@ def train_step(
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
-    chunks = _split(batch, parts.chunk_size)
+    chunks = _split(_with_examples(batch, data), parts.chunk_size)
     if state.batch_stats:
         chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
     else:
@@ -170,10 +180,17 @@ def apply_to_chunk(
 
 
 def train_steps(
-    state: TrainState, batches: Batch, seed: int | jax.Array, parts: StepParts, all_sum: AllSum
+    state: TrainState,
+    batches: Batch,
+    seed: int | jax.Array,
+    data: Data | None = None,
+    *,
+    parts: StepParts,
+    all_sum: AllSum,
 ) -> tuple[TrainState, Sums]:
     """Makes one update per batch; `batches` and the returned sums have a leading axis of steps."""
-    return jax.lax.scan(lambda state, batch: train_step(state, batch, seed, parts, all_sum), state, batches)
+    step = functools.partial(train_step, seed=seed, data=data, parts=parts, all_sum=all_sum)
+    return jax.lax.scan(step, state, batches)
 
 
 def _gradients_in_turn(summed_loss: Callable, params: PyTree, chunks: list[Batch]) -> list[tuple[PyTree, Sums]]:
@@ -203,13 +220,20 @@ def _gradients_in_lockstep(
 
 
 def eval_step(
-    variables: Variables, batch: Batch, parts: StepParts, all_sum: AllSum, all_rows: AllSum
+    variables: Variables,
+    batch: Batch,
+    data: Data | None = None,
+    *,
+    parts: StepParts,
+    all_sum: AllSum,
+    all_rows: AllSum,
 ) -> tuple[Sums, jax.Array]:
     """Evaluates the global batch, of which `batch` is this device's share.
 
     Args:
       variables: What to evaluate.
       batch: This device's share of the global batch.
+      data: The split, if the batch has no images and labels.
       parts: The parts of the experiment.
       all_sum: Sums a pytree over all devices.
       all_rows: Concatenates the rows of an array over all devices.
@@ -236,7 +260,7 @@ def eval_step(
     evaluate = jax.jit(evaluate)  # traced once for all chunks
     chunk_sums: list[Sums] = []
     probabilities: list[jax.Array] = []
-    for chunk in _split(batch, parts.chunk_size):
+    for chunk in _split(_with_examples(batch, data), parts.chunk_size):
         image = ops.delay_until(chunk_sums[-1:], chunk['image'])
         ready_variables, ready_image = jax.lax.optimization_barrier((model_variables, image))
         sums, probabilities_BxK = evaluate(ready_variables, {**chunk, 'image': ready_image})
@@ -258,6 +282,17 @@ def infer(variables: PyTree, image_BxHxWxC: jax.Array, model: nn.Module, max_pix
 
 def _random_stream(seed: int | jax.Array, stream: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+def _with_examples(batch: Batch, data: Data | None) -> Batch:
+    """Returns the batch with the images and labels of its examples from `data`, and zeros in its padding."""
+    if data is None:
+        return batch
+    rows = {name: column.at[batch['index']].get(mode='promise_in_bounds') for name, column in data.items()}
+    is_example_B = batch['mask'] > 0
+    return batch | {
+        name: jnp.where(is_example_B.reshape(-1, *(1,) * (row.ndim - 1)), row, 0) for name, row in rows.items()
+    }
 
 
 def _split(batch: Batch, chunk_size: int) -> list[Batch]:

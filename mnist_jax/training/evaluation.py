@@ -40,7 +40,8 @@ def batch_results(
     experiment: Experiment, variables: Variables, split: Examples
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields the host copy of what `step.eval_step` returns for each batch, fetched while the next one is computed."""
-    results = (experiment.eval_step(variables, batch) for batch in experiment.eval_batches(split))
+    data = experiment.on_devices(split)
+    results = (experiment.eval_step(variables, batch, data) for batch in experiment.eval_batches(split))
     previous = next(results)
     for result in results:
         yield to_host(previous)

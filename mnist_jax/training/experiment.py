@@ -15,7 +15,7 @@ from absl import logging
 from mnist_jax.config import ConfigDict
 from mnist_jax.config_checks import check_config, check_layer_counts
 from mnist_jax.data import batches
-from mnist_jax.data.records import Examples
+from mnist_jax.data.records import Examples, Split
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError, check_range
@@ -26,16 +26,18 @@ from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPla
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
 from mnist_jax.learning.schedules import SCHEDULES
-from mnist_jax.learning.step import StepParts, Sums, TrainState, Variables
+from mnist_jax.learning.step import Data, StepParts, Sums, TrainState, Variables
 from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 ON_NONFINITE = {'stop': False, 'skip': True}
 DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
-# With config.steps_per_call=0, an accelerator makes STEPS_PER_CALL updates per call. So does a CPU if a step has fewer
-# than SHORT_STEP multiply-adds, because such steps are too short to dispatch one by one.
-STEPS_PER_CALL, SHORT_STEP = 32, 100e6
+# With config.steps_per_call=0, a call makes STEPS_PER_CALL updates on an accelerator, and on a CPU if a step has fewer
+# than SHORT_STEP multiply-adds, because such steps are too short to dispatch one by one. If the examples are on the
+# devices, a call makes all updates of an epoch, up to LONG_CALL multiply-adds: a few seconds.
+STEPS_PER_CALL, SHORT_STEP, LONG_CALL = 32, 100e6, 1e13
+DEVICE_MEMORY_FRACTION = 0.25  # of a device's memory, for examples that are kept on it automatically
 
 HostBatch = dict[str, np.ndarray]
 """A batch in host memory, with a leading axis of the devices of this process."""
@@ -158,6 +160,7 @@ class Experiment(Plan):
     replicas: Replicas
     parts: StepParts
     eval_parts: StepParts
+    on_device: bool  # whether the examples are in the memory of the devices
     schedule: Callable[[jax.Array, int], jax.Array]  # maps updates so far and epochs of the run to a learning rate
     steps_per_epoch: int
     steps_per_call: int
@@ -167,18 +170,39 @@ class Experiment(Plan):
 
     def train_step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, Sums]:
         """Makes one update on all devices; `state` is donated. See `step.train_step`."""
-        return self._compiled_train_step(state, batch, self._seed)
+        return self._compiled_train_step(state, batch, self._seed, self._train_data)
 
     def train_steps(self, state: TrainState, group: Sequence[HostBatch]) -> tuple[TrainState, Sums]:
         """Makes one update per batch of `group` in one call; with several, the sums have a leading axis of steps."""
         if len(group) == 1:
-            return self._compiled_train_step(state, group[0], self._seed)
+            return self._compiled_train_step(state, group[0], self._seed, self._train_data)
         stacked = {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
-        return self._compiled_train_steps(state, stacked, self._seed)
+        return self._compiled_train_steps(state, stacked, self._seed, self._train_data)
 
-    def eval_step(self, variables: Variables, batch: HostBatch) -> tuple[Sums, jax.Array]:
-        """Evaluates a batch on all devices. See `step.eval_step`."""
-        return self._compiled_eval_step(variables, batch)
+    def eval_step(self, variables: Variables, batch: HostBatch, data: Data | None = None) -> tuple[Sums, jax.Array]:
+        """Evaluates a batch on all devices; `data` is what `on_devices` returns for its split. See `step.eval_step`."""
+        return self._compiled_eval_step(variables, batch, data)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether products have full precision, and the same start gives the same bits; always true on a CPU."""
+        return self.config.deterministic or self.replicas.on_cpu
+
+    def on_devices(self, split: Examples) -> Data | None:
+        """Returns a split in the memory of every device, or None if `on_device` is False."""
+        if not self.on_device or not isinstance(split, Split):
+            return None
+        if id(split) not in self._splits:
+            self._splits[id(split)] = split, self.replicas.replicate(split._asdict())
+        return self._splits[id(split)][1]
+
+    @functools.cached_property
+    def _splits(self) -> dict[int, tuple[Split, Data]]:
+        return {}
+
+    @functools.cached_property
+    def _train_data(self) -> Data | None:
+        return self.on_devices(self.source.split('train'))
 
     @functools.cached_property
     def _seed(self) -> np.ndarray:
@@ -187,19 +211,19 @@ class Experiment(Plan):
     @functools.cached_property
     def _compiled_train_step(self) -> Callable:
         train_step = functools.partial(step.train_step, parts=self.parts, all_sum=self.replicas.all_sum)
-        return self.replicas.compile(train_step, constants=1, donate=True)
+        return self.replicas.compile(train_step, constants=2, donate=True)
 
     @functools.cached_property
     def _compiled_train_steps(self) -> Callable:
         train_steps = functools.partial(step.train_steps, parts=self.parts, all_sum=self.replicas.all_sum)
-        return self.replicas.compile(train_steps, constants=1, donate=True)
+        return self.replicas.compile(train_steps, constants=2, donate=True)
 
     @functools.cached_property
     def _compiled_eval_step(self) -> Callable:
         eval_step = functools.partial(
             step.eval_step, parts=self.eval_parts, all_sum=self.replicas.all_sum, all_rows=self.replicas.all_rows
         )
-        return self.replicas.compile(eval_step)
+        return self.replicas.compile(eval_step, constants=1)
 
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
@@ -218,10 +242,10 @@ class Experiment(Plan):
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[HostBatch]:
         """Yields the batches of an epoch, starting with its step `first`."""
         config, size = self.config, self.padded_batch_size
-        rows = self.replicas.local_rows(size)
+        rows, split = self.replicas.local_rows(size), self.source.split('train')
         return map(
             self.replicas.shard,
-            batches.train_batches(self.source.split('train'), config.seed, epoch, config.batch_size, size, rows, first),
+            batches.train_batches(split, config.seed, epoch, config.batch_size, size, rows, first, self.on_device),
         )
 
     def train_calls(self, epoch: int, first: int = 0) -> Iterator[list[HostBatch]]:
@@ -234,7 +258,7 @@ class Experiment(Plan):
         """Yields the batches of a split, in order."""
         size = self.padded_eval_batch_size
         rows = self.replicas.local_rows(size)
-        return map(self.replicas.shard, batches.eval_batches(split, self.eval_batch_size, size, rows))
+        return map(self.replicas.shard, batches.eval_batches(split, self.eval_batch_size, size, rows, self.on_device))
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
@@ -251,7 +275,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
     model_checks.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
-    replicas = start_backend(config.devices, plan.xla_products, plan.own_model)
+    replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic)
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()
@@ -263,7 +287,14 @@ def make_experiment(config: ConfigDict) -> Experiment:
             f'{" without validation examples" if source.validated else ""}), got {config.batch_size}'
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
-    groups_steps = not replicas.on_cpu or config.batch_size * multiply_adds < SHORT_STEP
+    on_device = _fits_on_device(source, replicas)
+    step_multiply_adds = config.batch_size * multiply_adds
+    if not replicas.on_cpu and on_device:
+        steps_per_call = max(1, min(steps_per_epoch, int(LONG_CALL / max(1, step_multiply_adds))))
+    else:
+        steps_per_call = STEPS_PER_CALL if not replicas.on_cpu or step_multiply_adds < SHORT_STEP else 1
+    if config.checkpoint_every_steps:
+        steps_per_call = min(steps_per_call, config.checkpoint_every_steps)
     eval_batch_size = min(config.eval_batch_size, test_size)
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     eval_chunk_size, padded_eval_batch_size = batch_layout(eval_batch_size, config.chunks, len(replicas))
@@ -286,10 +317,19 @@ def make_experiment(config: ConfigDict) -> Experiment:
         replicas=replicas,
         parts=parts,
         eval_parts=dataclasses.replace(parts, chunk_size=eval_chunk_size),
+        on_device=on_device,
         schedule=learning_rate,
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=config.steps_per_call or (STEPS_PER_CALL if groups_steps else 1),
+        steps_per_call=min(config.steps_per_call or steps_per_call, steps_per_epoch),
         padded_batch_size=padded_batch_size,
         eval_batch_size=eval_batch_size,
         padded_eval_batch_size=padded_eval_batch_size,
     )
+
+
+def _fits_on_device(source: Source, replicas: Replicas) -> bool:
+    """Returns whether the examples are to be kept in the memory of the devices; see `config.dataset.on_device`."""
+    if source.on_device != 'auto':
+        return source.on_device == 'on'
+    examples = sum(source.count(name) for name in source.split_names)
+    return examples * math.prod(source.image_shape) < DEVICE_MEMORY_FRACTION * replicas.memory

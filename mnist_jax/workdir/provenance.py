@@ -40,7 +40,7 @@ FIELDS = {
 }
 
 
-def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = ()) -> None:
+def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = (), deterministic: bool = True) -> None:
     """Appends this start, at `step` on `devices`, to `provenance.json`, with its history of `epochs`."""
     start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
@@ -49,15 +49,23 @@ def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = 
         'command': _command(),
         'commit': _commit(),
         'devices': devices,
+        'deterministic': deterministic,
         'processor': processor(),
         'system': platform.platform(),
         'versions': {
             'python': platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: version for name in PACKAGES if (version := _version(name))},
         },
     }
     text = json.dumps([*read_provenance(workdir)[1 - MAX_STARTS :], start], indent=2)
     files.write_text(workdir / 'provenance.json', f'{text}\n')
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # Some environments have only what a run needs, or a fork of it.
+        return ''
 
 
 def read_provenance(workdir: Path) -> list[JsonObject]:

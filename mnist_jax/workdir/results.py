@@ -164,14 +164,15 @@ def _read_arrays(workdir: Path, result: JsonObject, *names: str) -> list[np.ndar
 
 
 def caveats(result: JsonObject) -> dict[str, str]:
-    """Returns what a reader of the result must know, by its short name: overlaps of splits, changes of the schedule."""
-    overlaps = describe_overlaps(result.get('overlaps', []))  # Results of older versions lack both fields.
+    """Returns what a reader of the result must know, by its short name, such as overlaps of splits."""
+    overlaps = describe_overlaps(result.get('overlaps', []))  # Results of older versions lack these fields.
     changes = [
         f'changed from that of {change["epochs_before"]:,} to that of {change["epochs_after"]:,} epochs at step '
         f'{change["step"]:,}'
         for change in result.get('reschedules', [])
     ]
-    texts = {'overlap': overlaps, 'schedule': '; '.join(changes)}
+    bits = '' if result.get('deterministic', True) else 'not reproducible: config.deterministic was False'
+    texts = {'overlap': overlaps, 'schedule': '; '.join(changes), 'bits': bits}
     return {name: text for name, text in texts.items() if text}
 
 

@@ -15,6 +15,7 @@ from mnist_jax.kernels.sums import tree_sum
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.models import layers
 from mnist_jax.models.architectures import MODELS
+from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import make_experiment, make_plan
 from mnist_jax.workdir.snapshot import params_sha256
 
@@ -201,3 +202,41 @@ def test_xla_has_the_same_number_of_threads_on_all_numbers_of_devices_if_it_comp
 def test_too_many_devices_are_an_error_that_says_how_many_are_available():
     with pytest.raises(UserError, match=r'config\.devices must be from 1 to 8 \(.*\), or 0 for automatic, got 9'):
         start_backend(9)
+
+
+@pytest.mark.parametrize(
+    ('model', 'fields'), [('mlp', {}), ('cnn', {'model__batch_norm': True, 'model__stage_dropout': (0.2, 0.2)})]
+)
+def test_examples_on_the_devices_give_the_same_bits_as_batches_from_the_host(small, model, fields):
+    results = []
+    for on_device, steps_per_call in (('off', 1), ('on', 1), ('on', 2), ('on', 100)):
+        config = small(model, dataset__on_device=on_device, steps_per_call=steps_per_call, chunks=4, **fields)
+        experiment = make_experiment(config)
+        state = experiment.replicas.replicate(experiment.create_state())
+        losses = []
+        for group in experiment.train_calls(0):
+            assert all(('image' in batch) == (on_device == 'off') for batch in group)
+            state, sums = experiment.train_steps(state, group)
+            losses += np.atleast_1d(sums['loss']).tolist()
+        totals, probabilities = evaluate_split(experiment, state.variables, experiment.source.split('test'))
+        results.append((params_sha256(state.variables), losses, float(totals['loss']), probabilities.tobytes()))
+    assert results[1:] == results[:1] * 3 and len(results[0][1]) == experiment.steps_per_call == 5
+
+
+def test_an_accelerator_keeps_examples_that_fit_and_makes_an_epoch_per_call(small, monkeypatch):
+    monkeypatch.setattr(Replicas, 'on_cpu', False)
+    bytes_needed = (300 + 200) * 28 * 28
+    for memory, on_device in ((4 * bytes_needed, False), (4 * bytes_needed + 1, True)):
+        monkeypatch.setattr(Replicas, 'memory', memory)
+        for every, steps_per_call in ((0, 5), (3, 3)):
+            experiment = make_experiment(small(steps_per_call=0, checkpoint_every_steps=every))
+            assert (experiment.on_device, experiment.steps_per_call) == (on_device, steps_per_call)
+        assert not make_experiment(small(dataset__in_memory=False)).on_device
+        assert not make_experiment(small(dataset__on_device='off')).on_device
+
+
+def test_examples_that_stay_on_disk_cannot_be_kept_on_the_devices(small):
+    with pytest.raises(
+        UserError, match=r"config.dataset.in_memory must be True if config.dataset.on_device is 'on', got"
+    ):
+        make_experiment(small(dataset__in_memory=False, dataset__on_device='on'))

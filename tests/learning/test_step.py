@@ -41,8 +41,10 @@ def make_steps(model, chunk_size, learning_rate=0.1, loss=None):
     parts = make_parts(model, chunk_size, learning_rate)
     parts = dataclasses.replace(parts, loss=loss or parts.loss)
     state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
-    train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts, identity))
-    evaluate = jax.jit(lambda state, batch: eval_step(state.variables, batch, parts, identity, identity))
+    train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts=parts, all_sum=identity))
+    evaluate = jax.jit(
+        lambda state, batch: eval_step(state.variables, batch, parts=parts, all_sum=identity, all_rows=identity)
+    )
     return state, train, evaluate
 
 

@@ -70,7 +70,7 @@ def take_step(model, chunks):
     batch = make_batch()
     parts = make_parts(model, len(batch['label']) // chunks, LEARNING_RATE)
     state = first_state(model)
-    return state, *jax.jit(lambda: train_step(state, batch, 0, parts, lambda tree: tree))()
+    return state, *jax.jit(lambda: train_step(state, batch, 0, parts=parts, all_sum=lambda tree: tree))()
 
 
 def plain_gradient(model, state):

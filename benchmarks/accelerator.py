@@ -1,0 +1,416 @@
+"""Tests and measures mnist_jax on an accelerator within a time limit, without a network.
+
+    python benchmarks/accelerator.py --minutes=6 --wheels=wheels --output=results    # on the GPU machine
+    .venv/bin/python benchmarks/accelerator.py --quick --output=results             # every part, small, on a CPU
+
+`fetch_wheels.py` fills the directory of wheels on a machine with a network. Each part runs in a process of its own with
+a share of the time, so that a failure costs the others nothing. The parts:
+
+    device      versions, and the ceilings: copy bandwidth and matrix products
+    tests       tests/accelerator: gradients, reproducibility, moving checkpoints, evaluation
+    throughput  images/s in training and evaluation: all models, beside PyTorch and Keras on JAX
+    time        time to 99% on MNIST with configs/fast_gpu.py: the whole process, and the training alone
+    scale       images/s of the CNN with larger batches and more features
+
+Writes `accelerator.json` and, as Markdown, `accelerator.md` after each part. Exits with 1 if a part failed.
+"""
+
+import argparse
+import concurrent.futures
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+OURS = {'ours': 'float32', 'ours.fast': 'TF32', 'ours.bfloat16': 'bfloat16'}
+OTHERS = {
+    'torch': 'PyTorch float32',
+    'torch.tf32': 'PyTorch TF32',
+    'torch.compile': 'PyTorch compiled, TF32',
+    'keras.jax': 'Keras on JAX',
+}
+MODULES = {'torch': 'torch', 'keras': 'keras'}  # what a program needs, by the start of its name
+MODELS_AT_ONCE = 2  # models whose programs start at the same time; only one program is measured at a time
+# What makes the recipe of configs/fast_gpu.py small for --quick.
+QUICK_FIELDS = {
+    'dataset.train': 'train[:1024]',
+    'dataset.test': 'test[:200]',
+    'epochs': 1,
+    'model.stages': ((8,), (8,)),
+}
+
+
+def device_part(quick: bool, seconds: float) -> dict[str, Any]:
+    """Returns versions, and the rates of a device-to-device copy and of matrix products."""
+    import jax
+    import jax.numpy as jnp
+
+    from mnist_jax.distributed.devices import start_backend
+
+    replicas = start_backend(1)
+    size = 512 if quick else 8192
+    source = jnp.arange(size * size * 4, dtype=jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    result: dict[str, Any] = {
+        'device': str(replicas),
+        'versions': {name: __import__(name).__version__ for name in ('jax', 'flax', 'optax', 'numpy')},
+        'copy_GB_per_s': 2 * source.nbytes / _time_call(copy, source) / 1e9,
+    }
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    for name, dtype, precision in (
+        ('float32', 'float32', 'highest'),
+        ('TF32', 'float32', 'default'),
+        ('bfloat16', 'bfloat16', 'default'),
+    ):
+        product = jax.jit(lambda x, precision=precision: jnp.matmul(x, x, precision=precision))
+        result[f'{name}_TFLOP_per_s'] = 2 * size**3 / _time_call(product, x.astype(dtype)) / 1e12
+    return result
+
+
+def _time_call(function: Callable, *arguments: Any) -> float:
+    """Returns the median time of a compiled call in seconds."""
+    function(*arguments).block_until_ready()
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        function(*arguments).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def tests_part(quick: bool, seconds: float) -> dict[str, Any]:
+    """Returns the outcome of each test in tests/accelerator."""
+    directory = ROOT / 'tests' / 'accelerator'
+    # Without the fixtures of the other tests, which start eight CPU devices.
+    command = [sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', '-o', 'addopts=']
+    process = subprocess.run(
+        [*command, f'--confcutdir={directory}', str(directory)],
+        cwd=ROOT,
+        env={**os.environ, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    print(process.stdout)
+    outcomes = dict(re.findall(r'::(\S+) (PASSED|FAILED|ERROR|SKIPPED)', process.stdout))
+    if process.returncode:
+        print(process.stderr, file=sys.stderr)
+    return {'outcomes': outcomes, 'passed': process.returncode == 0}
+
+
+def throughput_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields, after each model, the images/s of all programs."""
+    import throughput
+
+    names = [name for name in (*OURS, *OTHERS) if _available(name)]
+    models = throughput.MODELS[:1] if quick else throughput.MODELS
+    rounds, round_seconds = (1, 0.05) if quick else (3, 0.3)
+    deadline = time.monotonic() + seconds
+    results: dict[str, Any] = {}
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # The programs share the device's memory.
+    with tempfile.TemporaryDirectory() as directory, concurrent.futures.ThreadPoolExecutor(32) as executor:
+
+        def start(model: str) -> list[concurrent.futures.Future]:
+            (path := Path(directory) / model).mkdir()
+            task_path, task = throughput.write_task(model, path)
+            tasks[model] = task
+            task_path.write_text(json.dumps({**task, 'chunks': 1}))
+            return [
+                executor.submit(throughput.ProgramProcess, name, task_path, sys.executable, hidden_devices='')
+                for name in names
+            ]
+
+        tasks: dict[str, throughput.Task] = {}
+        started = {model: start(model) for model in models[:MODELS_AT_ONCE]}
+        for index, model in enumerate(models):
+            programs = [future.result() for future in started.pop(model)]
+            programs = [program for program in programs if program.version is not None]
+            if index + MODELS_AT_ONCE < len(models) and time.monotonic() < deadline - 30:
+                following = models[index + MODELS_AT_ONCE]
+                started[following] = start(following)
+            if time.monotonic() < deadline - 5:
+                measure = (programs, rounds, round_seconds, round_seconds)
+                results[model] = {
+                    phase: throughput.measure_rounds(phase, tasks[model][size], *measure)  # type: ignore[literal-required]
+                    for phase, size in (('train', 'batch_size'), ('eval', 'eval_batch_size'))
+                }
+                results[model]['versions'] = {program.name: program.version for program in programs}
+            for program in programs:
+                program.close()
+            yield results
+            if model not in results or not started:
+                break
+
+
+def _available(program: str) -> bool:
+    module = MODULES.get(program.partition('.')[0])
+    return module is None or importlib.util.find_spec(module) is not None
+
+
+def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields the times of whole processes, and then those of the training alone for several seeds."""
+    fields = [f'--config.{name}={value}' for name, value in QUICK_FIELDS.items()] if quick else []
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for start in ('cold', 'warm'):
+            workdir = Path(directory) / start
+            command = [sys.executable, '-m', 'mnist_jax.main', '--config=configs/fast_gpu.py', *fields, '--noreport']
+            begin = time.perf_counter()
+            subprocess.run(
+                [*command, f'--workdir={workdir}'],
+                cwd=ROOT,
+                env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': f'{directory}/cache'},
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            accuracy = json.loads((workdir / 'eval.json').read_text())['accuracy']
+            result[start] = {'seconds': time.perf_counter() - begin, 'accuracy': accuracy}
+            yield result
+    result['seeds'] = []
+    deadline = time.monotonic() + seconds
+    for seed in range(1 if quick else 10):
+        if time.monotonic() < deadline:
+            result['seeds'].append(_train_seed(seed, quick))
+            yield result
+
+
+def _train_seed(seed: int, quick: bool) -> dict[str, float]:
+    """Trains the recipe with compiled steps; returns the seconds from the first call to the result of the last one."""
+    import jax
+
+    from mnist_jax.config import load_config
+    from mnist_jax.training.evaluation import evaluate_split
+    from mnist_jax.training.experiment import make_experiment
+
+    config = load_config(str(ROOT / 'configs' / 'fast_gpu.py'))
+    config.seed = seed
+    if quick:
+        config.update_from_flattened_dict(QUICK_FIELDS)
+    experiment = make_experiment(config)
+    for _ in range(2):  # The first time compiles the program, or loads it from the cache, and copies the data.
+        state = experiment.replicas.replicate(experiment.create_state())
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for epoch in range(config.epochs):
+            for group in experiment.train_calls(epoch):
+                state, _ = experiment.train_steps(state, group)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
+    totals, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
+    return {'seconds': seconds, 'accuracy': float(totals['correct'] / totals['count'])}
+
+
+def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields the images/s of training the CNN with larger batches and more features, in float32 and bfloat16."""
+    import jax
+
+    from mnist_jax.config import load_config
+    from mnist_jax.training.experiment import make_experiment
+
+    deadline, rows = time.monotonic() + seconds, list[dict[str, Any]]()
+    for dtype in ('float32', 'bfloat16'):
+        for factor, batch_size in ((1, 128), (1, 1024), (1, 8192), (2, 1024), (4, 1024), (8, 1024)):
+            if time.monotonic() > deadline - 3 or (quick and rows):
+                continue
+            config = load_config(str(ROOT / 'configs' / 'cnn.py'))
+            config.dtype, config.batch_size, config.chunks, config.steps_per_call = dtype, batch_size, 1, 7
+            config.model.stages = ((32 * factor,), (64 * factor,))
+            config.dataset.train = 'train[:2048]' if quick else 'train[:57344]'
+            experiment = make_experiment(config)
+            state = experiment.replicas.replicate(experiment.create_state())
+            for _ in range(2):
+                jax.block_until_ready(state)
+                start = time.perf_counter()
+                for group in experiment.train_calls(0):
+                    state, _ = experiment.train_steps(state, group)
+                jax.block_until_ready(state)
+                elapsed = time.perf_counter() - start
+            speed = experiment.source.count('train') / elapsed
+            rows.append({'dtype': dtype, 'width': factor, 'batch_size': batch_size, 'images_per_second': speed})
+            yield {'rows': rows}
+
+
+# Each part, and its share of the time.
+PARTS: dict[str, tuple[Callable, float]] = {
+    'device': (device_part, 0.08),
+    'tests': (tests_part, 0.24),
+    'throughput': (throughput_part, 0.42),
+    'time': (time_part, 0.18),
+    'scale': (scale_part, 0.08),
+}
+
+
+def run_part(name: str, quick: bool, seconds: float, output: Path) -> None:
+    """Runs a part in this process, and writes what it returns or yields to `output`."""
+    result = PARTS[name][0](quick, seconds)
+    for value in [result] if isinstance(result, dict) else result:
+        output.write_text(json.dumps(value))
+
+
+def run_parts(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs all parts, each in a process with a time limit; returns their results, and the errors of those that failed.
+
+    A part may use the time that the parts before it left.
+    """
+    environment = dict(os.environ)
+    environment['PYTHONPATH'] = os.pathsep.join(
+        [*_install(options.wheels, options.output), str(ROOT), *filter(None, [environment.get('PYTHONPATH')])]
+    )
+    if options.quick:
+        environment |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
+    results: dict[str, Any] = {'parts': {}, 'errors': {}}
+    start = time.monotonic()
+    share = 0.0
+    for name, (_, part_share) in PARTS.items():
+        share += part_share
+        seconds = start + share * 60 * options.minutes - time.monotonic()
+        output = options.output / f'{name}.json'
+        output.unlink(missing_ok=True)
+        command = [
+            sys.executable,
+            __file__,
+            f'--part={name}',
+            f'--seconds={seconds * 0.9:.1f}',
+            '--output',
+            str(output),
+        ]
+        print(f'{name}: at most {seconds:.0f} s', flush=True)
+        with (options.output / f'{name}.log').open('w') as log:
+            try:
+                subprocess.run(
+                    command + ['--quick'] * options.quick,
+                    env=environment,
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=max(1, seconds),
+                    check=True,
+                )
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                last_lines = (options.output / f'{name}.log').read_text().strip().splitlines()[-3:]
+                reason = 'time limit' if isinstance(error, subprocess.TimeoutExpired) else f'status {error.returncode}'
+                results['errors'][name] = f'{reason}: {" | ".join(last_lines)[-500:]}'
+        if output.exists():
+            results['parts'][name] = json.loads(output.read_text())
+            if not results['parts'][name].get('passed', True):
+                results['errors'].setdefault(name, 'tests failed')
+        results['seconds'] = time.monotonic() - start
+        (options.output / 'accelerator.json').write_text(json.dumps(results, indent=2))
+        (options.output / 'accelerator.md').write_text(format_results(results))
+    return results
+
+
+def _install(wheels: Path | None, output: Path) -> list[str]:
+    """Installs the wheels that this environment lacks into a directory; returns the directories to import from."""
+    if wheels is None:
+        return []
+    paths = sorted(wheels.glob('*.whl'))
+    if not paths:
+        message = f'--wheels must be a directory with wheels, got {str(wheels)!r}; benchmarks/fetch_wheels.py fills one'
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+    site = output.resolve() / 'site'
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--no-compile', '--upgrade']
+    subprocess.run([*pip, f'--target={site}', *map(str, paths)], check=True)
+    return [str(site)]
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """Returns the results as Markdown."""
+    parts, lines = results['parts'], list[str]()
+    if device := parts.get('device'):
+        versions = ', '.join(f'{name} {version}' for name, version in device['versions'].items())
+        lines += [f'{device["device"]}; {versions}.', '']
+        lines += _table(
+            ['ceiling', 'measured'],
+            [
+                [name.replace('_per_', '/').replace('_', ' '), f'{value:,.1f}']
+                for name, value in list(device.items())[2:]
+            ],
+        )
+    if tests := parts.get('tests'):
+        lines += _table(
+            ['test', 'outcome'], [[f'`{name}`', outcome.lower()] for name, outcome in tests['outcomes'].items()]
+        )
+    for phase, title in (('train', 'training'), ('eval', 'evaluation')):
+        if models := parts.get('throughput'):
+            lines += _throughput_table(models, phase, title)
+    if times := parts.get('time'):
+        lines += _table(*_time_rows(times))
+    if scale := parts.get('scale'):
+        lines += _table(
+            ['dtype', 'width', 'batch size', 'images/s'],
+            [
+                [row['dtype'], f'x{row["width"]}', f'{row["batch_size"]:,}', f'{row["images_per_second"]:,.0f}']
+                for row in scale['rows']
+            ],
+        )
+    lines += [f'{name} failed: {error}' for name, error in results['errors'].items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f'| {" | ".join(row)} |' for row in (header, ['---'] * len(header), *rows)] + ['']
+
+
+def _throughput_table(models: dict[str, Any], phase: str, title: str) -> list[str]:
+    names = [name for name in (*OURS, *OTHERS) if any(name in result[phase] for result in models.values())]
+    rows = []
+    for model, result in models.items():
+        medians = {name: statistics.median(speeds) for name, speeds in result[phase].items()}
+        others = [medians[name] for name in OTHERS if name in medians]
+        best = max(others) if others else None
+        ratios = [f'{medians[name] / best:.2f}' if best and name in medians else '-' for name in OURS]
+        rows.append([f'`{model}`', *(f'{medians[name]:,.0f}' if name in medians else '-' for name in names), *ratios])
+    titles = [{**{name: f'mnist_jax {kind}' for name, kind in OURS.items()}, **OTHERS}[name] for name in names]
+    return _table([f'{title}: images/s', *titles, *(f'ratio {kind}' for kind in OURS.values())], rows)
+
+
+def _time_rows(times: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [f'whole process, {start} cache', f'{times[start]["seconds"]:.1f} s', f'{times[start]["accuracy"]:.4f}']
+        for start in ('cold', 'warm')
+        if start in times
+    ]
+    if seeds := times.get('seeds'):
+        seconds, accuracies = ([row[name] for row in seeds] for name in ('seconds', 'accuracy'))
+        rows.append(
+            [
+                f'training alone, {len(seeds)} seeds',
+                f'{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})',
+                f'{statistics.mean(accuracies):.4f} ({min(accuracies):.4f} to {max(accuracies):.4f})',
+            ]
+        )
+    return ['`configs/fast_gpu.py`', 'time', 'test accuracy'], rows
+
+
+def main() -> None:
+    """Runs all parts, or the part that the command line names, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--minutes', type=float, default=6.0, help='the time limit')
+    parser.add_argument('--wheels', type=Path, help='a directory with wheels of missing packages')
+    parser.add_argument('--quick', action='store_true', help='run every part on the CPU, with little work')
+    parser.add_argument('--output', type=Path, default=Path('accelerator'), help='the directory for the results')
+    parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument('--seconds', type=float, default=60.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        run_part(options.part, options.quick, options.seconds, options.output)
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = run_parts(options)
+    print(format_results(results))
+    sys.exit(bool(results['errors']))
+
+
+if __name__ == '__main__':
+    main()
