@@ -117,6 +117,21 @@ def test_bfloat16_is_used_for_compute_and_float32_for_the_state(small, fields):
     np.testing.assert_allclose(states['bfloat16'][1], states['float32'][1], rtol=0.02)
 
 
+def test_bfloat16_is_as_accurate_as_float32_within_noise(small):
+    fields = {'dataset__train': 'train[:3000]', 'dataset__test': 'test[:1000]', 'epochs': 3}
+    accuracies = []
+    for dtype in ('float32', 'bfloat16'):
+        experiment = make_experiment(small('cnn', dtype=dtype, steps_per_call=0, **fields))
+        state = experiment.replicas.replicate(experiment.create_state())
+        for epoch in range(3):
+            for group in experiment.train_calls(epoch):
+                state, _ = experiment.train_steps(state, group)
+        sums, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
+        accuracies.append(float(sums['correct'] / sums['count']))
+    # The standard error of the accuracy on 1,000 examples is 0.01.
+    assert min(accuracies) > 0.8 and abs(accuracies[0] - accuracies[1]) < 0.03
+
+
 def test_an_unknown_dtype_is_an_error_that_lists_the_choices(small):
     with pytest.raises(UserError, match=r"config\.dtype must be one of bfloat16, float32, got 'float16'"):
         make_experiment(small(dtype='float16'))

@@ -174,7 +174,7 @@ def test_the_train_step_can_be_batched_and_differentiated(name):
         opt_state = parts.optimizer.init(params)
         state = TrainState(jnp.int32(0), params, variables.get('batch_stats', {}), opt_state, scale)
         for _ in range(2):
-            state, sums = train_step(state, batch, seed, parts, lambda tree: tree)
+            state, sums = train_step(state, batch, seed, parts=parts, all_sum=lambda tree: tree)
         return state.params, sums['loss']
 
     seeds, scales = jnp.arange(2), jnp.array([1.0, 3.0])
