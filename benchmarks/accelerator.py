@@ -36,6 +36,7 @@ OTHERS = {
     'torch': 'PyTorch float32',
     'torch.tf32': 'PyTorch TF32',
     'torch.compile': 'PyTorch compiled, TF32',
+    'torch.graph': 'PyTorch compiled, CUDA graph, TF32',
     'keras.jax': 'Keras on JAX',
 }
 MODULES = {'torch': 'torch', 'keras': 'keras'}  # what a program needs, by the start of its name

@@ -199,6 +199,7 @@ class Torch:
     """PyTorch as its documentation recommends: channels-last, in a plain loop over shuffled tensors on the device."""
 
     compiled = False
+    compile_mode = 'reduce-overhead'  # on a GPU: with CUDA graphs of the forward and of the backward computation
     tf32 = False
 
     def __init__(self, task: Task):
@@ -229,7 +230,7 @@ class Torch:
         )
         is_mse = task['loss']['name'] == 'mean_squared_error'
         self._loss = self._mean_squared_error if is_mse else torch.nn.functional.cross_entropy
-        mode = 'reduce-overhead' if self._device == 'cuda' else 'default'  # with CUDA graphs
+        mode = self.compile_mode if self._device == 'cuda' else 'default'
         self._forward = torch.compile(self._model, mode=mode) if self.compiled else self._model
 
     def _mean_squared_error(self, logits: Any, label: Any) -> Any:
@@ -312,6 +313,55 @@ class TorchCompiled(Torch):
     compiled = tf32 = True
 
 
+class TorchGraph(TorchCompiled):
+    """PyTorch with a whole update (forward, backward, optimizer) as one CUDA graph, of compiled kernels with TF32.
+
+    This is what https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture describes. Needs a GPU.
+    """
+
+    compile_mode = 'default'  # A graph cannot be captured within another one.
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        torch, size = self._torch, task['batch_size']
+        self.version += ', one CUDA graph per update'
+        for group in self._optimizer.param_groups:
+            group['capturable'] = True
+        self._model.train()
+        self._graph_image, self._graph_label = self._image[:size].clone(), self._label[:size].clone()
+        self._sums = torch.zeros(2, device=self._device)  # of losses and of correct predictions
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles, and allocates what the graph uses
+                self._update()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        self._optimizer.zero_grad()
+        with torch.cuda.graph(self._graph):
+            self._update()
+
+    def _update(self) -> None:
+        self._optimizer.zero_grad()
+        logits = self._forward(self._graph_image)
+        loss = self._loss(logits, self._graph_label)
+        loss.backward()
+        self._optimizer.step()
+        correct = (logits.argmax(-1) == self._graph_label).sum()
+        self._sums += self._torch.stack([loss.detach(), correct.float()])
+
+    def train(self, count: int) -> float:
+        """Copies each batch to where the graph reads it, and replays the graph."""
+        start = time.perf_counter()
+        self._sums.zero_()
+        for indices in self._shuffled_indices(count, self._task['batch_size']):
+            self._torch.index_select(self._image, 0, indices, out=self._graph_image)
+            self._torch.index_select(self._label, 0, indices, out=self._graph_label)
+            self._graph.replay()
+        self._sums.tolist()  # waits for the device
+        return time.perf_counter() - start
+
+
 def stages(spec: dict[str, Any]) -> list[tuple[list[int], int, float]]:
     """Returns the features of the convolutions, the pool and the dropout rate of each stage; no stages for an MLP."""
     features = spec.get('stages', ())
@@ -333,6 +383,7 @@ PROGRAMS: dict[str, type[Program]] = {
     'torch': Torch,
     'torch.tf32': TorchTf32,
     'torch.compile': TorchCompiled,
+    'torch.graph': TorchGraph,
 }
 
 
