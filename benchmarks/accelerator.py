@@ -17,6 +17,7 @@ Writes `accelerator.json` and, as Markdown, `accelerator.md` after each part. Ex
 
 import argparse
 import concurrent.futures
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -257,14 +258,14 @@ def run_part(name: str, quick: bool, seconds: float, output: Path) -> None:
         output.write_text(json.dumps(value))
 
 
-def run_parts(options: argparse.Namespace) -> dict[str, Any]:
+def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]:
     """Runs all parts, each in a process with a time limit; returns their results, and the errors of those that failed.
 
     A part may use the time that the parts before it left.
     """
     environment = dict(os.environ)
     environment['PYTHONPATH'] = os.pathsep.join(
-        [*_install(options.wheels, options.output), str(ROOT), *filter(None, [environment.get('PYTHONPATH')])]
+        [*_install(wheels, options.output), str(ROOT), *filter(None, [environment.get('PYTHONPATH')])]
     )
     if options.quick:
         environment |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
@@ -310,19 +311,23 @@ def run_parts(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def _install(wheels: Path | None, output: Path) -> list[str]:
+def _install(wheels: list[Path], output: Path) -> list[str]:
     """Installs the wheels that this environment lacks into a directory; returns the directories to import from."""
-    if wheels is None:
+    missing = [str(wheel) for wheel in wheels if not _is_installed(wheel.name.partition('-')[0])]
+    if not missing:
         return []
-    paths = sorted(wheels.glob('*.whl'))
-    if not paths:
-        message = f'--wheels must be a directory with wheels, got {str(wheels)!r}; benchmarks/fetch_wheels.py fills one'
-        print(f'error: {message}', file=sys.stderr)
-        sys.exit(2)
     site = output.resolve() / 'site'
     pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--no-compile', '--upgrade']
-    subprocess.run([*pip, f'--target={site}', *map(str, paths)], check=True)
+    subprocess.run([*pip, f'--target={site}', *missing], check=True)
     return [str(site)]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def format_results(results: dict[str, Any]) -> str:
@@ -407,8 +412,18 @@ def main() -> None:
     if options.part:
         run_part(options.part, options.quick, options.seconds, options.output)
         return
-    options.output.mkdir(parents=True, exist_ok=True)
-    results = run_parts(options)
+    wheels = sorted(options.wheels.glob('*.whl')) if options.wheels else []
+    if options.wheels and not wheels:
+        parser.error(
+            f'--wheels must be a directory with wheels, got {str(options.wheels)!r}; benchmarks/fetch_wheels.py fills one'
+        )
+    if not options.minutes > 0:
+        parser.error(f'--minutes must be greater than 0, got {options.minutes:g}')
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--output must be a directory that can be written, got {str(options.output)!r}: {error.strerror}')
+    results = run_parts(options, wheels)
     print(format_results(results))
     sys.exit(bool(results['errors']))
 

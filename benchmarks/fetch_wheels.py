@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/fetch_wheels.py --output=wheels
 
 That machine must have jax 0.11 with its CUDA plugin, flax, optax, Orbax, SciPy, scikit-learn, Matplotlib, Pillow, tqdm
-and Jinja2, and, for the comparison, PyTorch. The wheels are the other packages that mnist_jax needs, and Keras. They do
-not include ziglang, which compiles the CPU kernels, because it alone has 90 MB. Prints their total size; exits with 1
-if it is more than 40 MB.
+and Jinja2, and, for the tests and the comparison, pytest and PyTorch. The wheels are the other packages that mnist_jax
+needs, and Keras; `accelerator.py` uses those that the machine lacks. They do not include ziglang, which compiles the
+CPU kernels, because it alone has 90 MB. Prints their total size; exits with 1 if it is more than 40 MB.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from pathlib import Path
 
 # pip gets them without their dependencies, so every package is listed that those above do not require.
 BINARY = (
-    *('array-record', 'dm-tree', 'docstring-parser', 'googleapis-common-protos', 'immutabledict', 'keras'),
-    *('ml-collections', 'namex', 'optree', 'simple-parsing', 'tensorboardX', 'tensorflow-datasets'),
-    *('tensorflow-metadata', 'termcolor', 'toml'),
+    *('array-record', 'attrs', 'certifi', 'charset-normalizer', 'dm-tree', 'docstring-parser'),
+    *('googleapis-common-protos', 'h5py', 'idna', 'immutabledict', 'importlib-resources', 'keras', 'ml-collections'),
+    *('namex', 'optree', 'protobuf', 'psutil', 'requests', 'simple-parsing', 'six', 'tensorboardX'),
+    *('tensorflow-datasets', 'tensorflow-metadata', 'termcolor', 'toml', 'urllib3', 'wrapt'),
 )
 PURE = ('promise',)  # published as source only; its wheel runs everywhere
 PLATFORMS = ('manylinux_2_28_x86_64', 'manylinux_2_27_x86_64', 'manylinux_2_17_x86_64', 'manylinux2014_x86_64')
