@@ -100,7 +100,7 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         ),
         (
             ('cnn', '--config.model.padding=valid', '--config.model.pool=(28,28)'),
-            'the model does not fit images of shape (28, 28, 1): no pixels are left before the dense layers',
+            'the model does not fit images of shape (28, 28, 1): no pixels are left',
         ),
         (('cnn', '--config.epochs=-1'), 'config.epochs must be an integer from 0 to 2147483647, got -1'),
         (('nothing',), 'does not exist; configs/cnn.py is an example'),

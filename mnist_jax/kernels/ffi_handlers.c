@@ -23,7 +23,7 @@ static const float* relu_output(XLA_FFI_CallFrame* frame) {
 // Answers the call in which XLA asks for the version of the interface when a function is registered. Returns 0 if this
 // is a normal call.
 static int answer_metadata_query(XLA_FFI_CallFrame* frame) {
-    XLA_FFI_Extension_Base* extension = frame->extension_start;
+    __auto_type extension = frame->extension_start;  // The name of its type differs between versions of JAX.
     if (extension == NULL || extension->type != XLA_FFI_Extension_Metadata) return 0;
     XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
     metadata->api_version.major_version = XLA_FFI_API_MAJOR;

@@ -119,7 +119,7 @@ def _kernel_gradient(padding: str | None, shape: tuple[int, ...]) -> Operation:
         kernel = jax.ShapeDtypeStruct(shape, gradient.dtype)
         gradient = _relu_gradient(gradient, *relu_output)
         (kernel_gradient,) = jax.linear_transpose(lambda kernel: _product(x, kernel, padding), kernel)(gradient)
-        return kernel_gradient, gradient.sum(range(gradient.ndim - 1))
+        return kernel_gradient, gradient.sum(tuple(range(gradient.ndim - 1)))
 
     return Operation('kernel_gradient', plain)
 
