@@ -17,11 +17,14 @@ Writes `accelerator.json` and, as Markdown, `accelerator.md` after each part. Ex
 
 import argparse
 import concurrent.futures
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent
 OURS = {'ours': 'float32', 'ours.fast': 'TF32', 'ours.bfloat16': 'bfloat16'}
@@ -58,15 +61,11 @@ def device_part(quick: bool, seconds: float) -> dict[str, Any]:
 
     from mnist_jax.distributed.devices import start_backend
 
-    replicas = start_backend(1)
+    replicas = start_backend(1, deterministic=False)  # ceilings: with kernels that are selected by their measured time
     size = 512 if quick else 8192
     source = jnp.arange(size * size * 4, dtype=jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    result: dict[str, Any] = {
-        'device': str(replicas),
-        'versions': {name: __import__(name).__version__ for name in ('jax', 'flax', 'optax', 'numpy')},
-        'copy_GB_per_s': 2 * source.nbytes / _time_call(copy, source) / 1e9,
-    }
+    rates = {'copy, GB/s': 2 * source.nbytes / _time_call(copy, source) / 1e9}
     x = jax.random.normal(jax.random.key(0), (size, size))
     for name, dtype, precision in (
         ('float32', 'float32', 'highest'),
@@ -74,8 +73,9 @@ def device_part(quick: bool, seconds: float) -> dict[str, Any]:
         ('bfloat16', 'bfloat16', 'default'),
     ):
         product = jax.jit(lambda x, precision=precision: jnp.matmul(x, x, precision=precision))
-        result[f'{name}_TFLOP_per_s'] = 2 * size**3 / _time_call(product, x.astype(dtype)) / 1e12
-    return result
+        rates[f'{name} products, TFLOP/s'] = 2 * size**3 / _time_call(product, x.astype(dtype)) / 1e12
+    versions = {name: __import__(name).__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
+    return {'device': str(replicas), 'versions': versions, 'rates': rates}
 
 
 def _time_call(function: Callable, *arguments: Any) -> float:
@@ -94,19 +94,29 @@ def tests_part(quick: bool, seconds: float) -> dict[str, Any]:
     directory = ROOT / 'tests' / 'accelerator'
     # Without the fixtures of the other tests, which start eight CPU devices.
     command = [sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', '-o', 'addopts=']
-    process = subprocess.run(
-        [*command, f'--confcutdir={directory}', str(directory)],
-        cwd=ROOT,
-        env={**os.environ, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
+    environment = {**os.environ, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'}
+    with tempfile.TemporaryFile('w+') as output:
+        status = _run([*command, f'--confcutdir={directory}', str(directory)], seconds, environment, output)
+        output.seek(0)
+        text = output.read()
+    print(text)
+    outcomes = dict(re.findall(r'::(\S+) (PASSED|FAILED|ERROR|SKIPPED)', text))
+    return {'outcomes': outcomes, 'passed': status == 0}
+
+
+def _run(command: list[str], seconds: float, environment: dict[str, str], output: IO[str]) -> int | None:
+    """Runs a command; returns its exit status, or None if it reached the time limit: then it ends with its children."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
-    print(process.stdout)
-    outcomes = dict(re.findall(r'::(\S+) (PASSED|FAILED|ERROR|SKIPPED)', process.stdout))
-    if process.returncode:
-        print(process.stderr, file=sys.stderr)
-    return {'outcomes': outcomes, 'passed': process.returncode == 0}
+    try:
+        return process.wait(timeout=max(1, seconds))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def throughput_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
@@ -127,7 +137,7 @@ def throughput_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
             tasks[model] = task
             task_path.write_text(json.dumps({**task, 'chunks': 1}))
             return [
-                executor.submit(throughput.ProgramProcess, name, task_path, sys.executable, hidden_devices='')
+                executor.submit(throughput.ProgramProcess, name, task_path, sys.executable, hide_gpus=False)
                 for name in names
             ]
 
@@ -160,6 +170,7 @@ def _available(program: str) -> bool:
 
 def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
     """Yields the times of whole processes, and then those of the training alone for several seeds."""
+    deadline = time.monotonic() + seconds
     fields = [f'--config.{name}={value}' for name, value in QUICK_FIELDS.items()] if quick else []
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -178,7 +189,6 @@ def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
             result[start] = {'seconds': time.perf_counter() - begin, 'accuracy': accuracy}
             yield result
     result['seeds'] = []
-    deadline = time.monotonic() + seconds
     for seed in range(1 if quick else 10):
         if time.monotonic() < deadline:
             result['seeds'].append(_train_seed(seed, quick))
@@ -212,7 +222,7 @@ def _train_seed(seed: int, quick: bool) -> dict[str, float]:
 
 
 def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yields the images/s of training the CNN with larger batches and more features, in float32 and bfloat16."""
+    """Yields the images/s of training the CNN with larger batches and more features, in TF32 and bfloat16."""
     import jax
 
     from mnist_jax.config import load_config
@@ -222,9 +232,9 @@ def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
     for dtype in ('float32', 'bfloat16'):
         for factor, batch_size in ((1, 128), (1, 1024), (1, 8192), (2, 1024), (4, 1024), (8, 1024)):
             if time.monotonic() > deadline - 3 or (quick and rows):
-                continue
+                return
             config = load_config(str(ROOT / 'configs' / 'cnn.py'))
-            config.dtype, config.batch_size, config.chunks, config.steps_per_call = dtype, batch_size, 1, 7
+            config.dtype, config.batch_size, config.chunks, config.deterministic = dtype, batch_size, 1, False
             config.model.stages = ((32 * factor,), (64 * factor,))
             config.dataset.train = 'train[:2048]' if quick else 'train[:57344]'
             experiment = make_experiment(config)
@@ -237,7 +247,8 @@ def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
                 jax.block_until_ready(state)
                 elapsed = time.perf_counter() - start
             speed = experiment.source.count('train') / elapsed
-            rows.append({'dtype': dtype, 'width': factor, 'batch_size': batch_size, 'images_per_second': speed})
+            kind = {'float32': 'TF32'}.get(dtype, dtype)
+            rows.append({'kind': kind, 'width': factor, 'batch_size': batch_size, 'images_per_second': speed})
             yield {'rows': rows}
 
 
@@ -274,7 +285,7 @@ def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]
     share = 0.0
     for name, (_, part_share) in PARTS.items():
         share += part_share
-        seconds = start + share * 60 * options.minutes - time.monotonic()
+        seconds = max(1, start + share * 60 * options.minutes - time.monotonic())
         output = options.output / f'{name}.json'
         output.unlink(missing_ok=True)
         command = [
@@ -287,20 +298,11 @@ def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]
         ]
         print(f'{name}: at most {seconds:.0f} s', flush=True)
         with (options.output / f'{name}.log').open('w') as log:
-            try:
-                subprocess.run(
-                    command + ['--quick'] * options.quick,
-                    env=environment,
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    timeout=max(1, seconds),
-                    check=True,
-                )
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                last_lines = (options.output / f'{name}.log').read_text().strip().splitlines()[-3:]
-                reason = 'time limit' if isinstance(error, subprocess.TimeoutExpired) else f'status {error.returncode}'
-                results['errors'][name] = f'{reason}: {" | ".join(last_lines)[-500:]}'
+            status = _run(command + ['--quick'] * options.quick, seconds, environment, log)
+        if status != 0:
+            last_lines = (options.output / f'{name}.log').read_text().strip().splitlines()[-3:]
+            reason = 'time limit' if status is None else f'status {status}'
+            results['errors'][name] = f'{reason}: {" | ".join(last_lines)[-500:]}'
         if output.exists():
             results['parts'][name] = json.loads(output.read_text())
             if not results['parts'][name].get('passed', True):
@@ -318,7 +320,9 @@ def _install(wheels: list[Path], output: Path) -> list[str]:
         return []
     site = output.resolve() / 'site'
     pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--no-compile', '--upgrade']
-    subprocess.run([*pip, f'--target={site}', *missing], check=True)
+    process = subprocess.run([*pip, f'--target={site}', *missing], capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f'error: the wheels in --wheels must be intact: {process.stderr.strip().splitlines()[-1]}')
     return [str(site)]
 
 
@@ -338,10 +342,7 @@ def format_results(results: dict[str, Any]) -> str:
         lines += [f'{device["device"]}; {versions}.', '']
         lines += _table(
             ['ceiling', 'measured'],
-            [
-                [name.replace('_per_', '/').replace('_', ' '), f'{value:,.1f}']
-                for name, value in list(device.items())[2:]
-            ],
+            [[name, f'{value:,.1f}'] for name, value in device['rates'].items()],
         )
     if tests := parts.get('tests'):
         lines += _table(
@@ -354,9 +355,9 @@ def format_results(results: dict[str, Any]) -> str:
         lines += _table(*_time_rows(times))
     if scale := parts.get('scale'):
         lines += _table(
-            ['dtype', 'width', 'batch size', 'images/s'],
+            ['`cnn`, training', 'features', 'batch size', 'images/s'],
             [
-                [row['dtype'], f'x{row["width"]}', f'{row["batch_size"]:,}', f'{row["images_per_second"]:,.0f}']
+                [row['kind'], f'x{row["width"]}', f'{row["batch_size"]:,}', f'{row["images_per_second"]:,.0f}']
                 for row in scale['rows']
             ],
         )
@@ -372,13 +373,20 @@ def _throughput_table(models: dict[str, Any], phase: str, title: str) -> list[st
     names = [name for name in (*OURS, *OTHERS) if any(name in result[phase] for result in models.values())]
     rows = []
     for model, result in models.items():
-        medians = {name: statistics.median(speeds) for name, speeds in result[phase].items()}
-        others = [medians[name] for name in OTHERS if name in medians]
-        best = max(others) if others else None
-        ratios = [f'{medians[name] / best:.2f}' if best and name in medians else '-' for name in OURS]
-        rows.append([f'`{model}`', *(f'{medians[name]:,.0f}' if name in medians else '-' for name in names), *ratios])
+        speeds = result[phase]
+        best_others = [max(others) for others in zip(*(speeds[name] for name in OTHERS if name in speeds), strict=True)]
+        ratios = [_median_ratio(speeds.get(name, []), best_others) for name in OURS]
+        medians = [f'{statistics.median(speeds[name]):,.0f}' if name in speeds else '-' for name in names]
+        rows.append([f'`{model}`', *medians, *ratios])
     titles = [{**{name: f'mnist_jax {kind}' for name, kind in OURS.items()}, **OTHERS}[name] for name in names]
     return _table([f'{title}: images/s', *titles, *(f'ratio {kind}' for kind in OURS.values())], rows)
+
+
+def _median_ratio(ours: list[float], best_others: list[float]) -> str:
+    """Returns the median, over the rounds, of the ratio to the fastest other program."""
+    if not ours or not best_others:
+        return '-'
+    return f'{statistics.median(own / best for own, best in zip(ours, best_others, strict=True)):.2f}'
 
 
 def _time_rows(times: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -391,7 +399,7 @@ def _time_rows(times: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         seconds, accuracies = ([row[name] for row in seeds] for name in ('seconds', 'accuracy'))
         rows.append(
             [
-                f'training alone, {len(seeds)} seeds',
+                f'training alone, {len(seeds)} seed' + 's' * (len(seeds) > 1),
                 f'{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})',
                 f'{statistics.mean(accuracies):.4f} ({min(accuracies):.4f} to {max(accuracies):.4f})',
             ]
@@ -415,10 +423,11 @@ def main() -> None:
     wheels = sorted(options.wheels.glob('*.whl')) if options.wheels else []
     if options.wheels and not wheels:
         parser.error(
-            f'--wheels must be a directory with wheels, got {str(options.wheels)!r}; benchmarks/fetch_wheels.py fills one'
+            f'--wheels must be a directory with wheels, got {str(options.wheels)!r}; '
+            'benchmarks/fetch_wheels.py fills one'
         )
-    if not options.minutes > 0:
-        parser.error(f'--minutes must be greater than 0, got {options.minutes:g}')
+    if not 0 < options.minutes < math.inf:
+        parser.error(f'--minutes must be a number greater than 0, got {options.minutes:g}')
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -39,6 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, default=Path('wheels'), help='the directory to fill')
     options = parser.parse_args()
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--output must be a directory that can be written, got {str(options.output)!r}: {error.strerror}')
     fetch(options.output)
     wheels = sorted(options.output.glob('*.whl'))
     for wheel in wheels:

@@ -2,7 +2,7 @@
 
 All programs have the same models, recipes and batches.
 
-    .venv/bin/python benchmarks/throughput.py                                # all eight models, about 40 minutes
+    .venv/bin/python benchmarks/throughput.py                                # all eight models, about 50 minutes
     .venv/bin/python benchmarks/throughput.py --models=cnn,mlp --rounds=5    # some of them
 
 The first run installs the other programs into benchmarks/.venv. For each model, all programs stay alive, but only one
@@ -72,20 +72,20 @@ class ProgramProcess:
       peak_bytes: Its peak memory, as of the last request.
     """
 
-    def __init__(self, name: str, task_path: Path, python: str = '', hidden_devices: str = 'CUDA_VISIBLE_DEVICES'):
+    def __init__(self, name: str, task_path: Path, python: str = '', hide_gpus: bool = True):
         """Starts the program `name`, and waits for its first training step.
 
         Args:
           name: One of `PROGRAMS` of programs.py.
           task_path: A file with the fields of `Task`.
           python: The interpreter; by default, that of the environment that has the program.
-          hidden_devices: The environment variable that hides GPUs; '' to hide none.
+          hide_gpus: Whether the program must run on the CPU.
         """
         self.name = name
         self.version: str | None = None
         self.peak_bytes = 0
         python = python or (sys.executable if name == 'ours' else other_python())
-        environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', **({hidden_devices: ''} if hidden_devices else {})}
+        environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', **({'CUDA_VISIBLE_DEVICES': ''} if hide_gpus else {})}
         log_path = task_path.parent / f'{name}.log'
         start = time.perf_counter()
         with log_path.open('w') as log:

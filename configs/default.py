@@ -73,7 +73,8 @@ def _dataset() -> ConfigDict:
     dataset.test = 'test'  # the test split in the same notation
     dataset.validation_fraction = 0.0  # fraction of `train` to draw at random for validation; 0: none
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
-    dataset.on_device = 'auto'  # keep the examples in device memory: 'on', 'off', or 'auto': on an accelerator
+    # Keep the examples in device memory: 'on', 'off', or 'auto': on accelerators, if they fit.
+    dataset.on_device = 'auto'
     dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, Kaggle's splits
     return dataset
 

@@ -39,7 +39,7 @@ ADDED_FIELDS = {
 }
 NEVER_ADDED = ('dataset', 'model')  # Sections that runs of every version have: a config without them is not a run's.
 # Fields that a resumed run may change: they set where it runs, where its data is, when it saves and how long it trains,
-# but not what a step computes.
+# but not what a step computes. The digest of a config leaves them out, so never add a field of an earlier version.
 CHANGEABLE_FIELDS = (
     'devices',
     'checkpoint_every_steps',

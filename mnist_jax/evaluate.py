@@ -15,7 +15,7 @@ from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
-from mnist_jax.workdir.provenance import read_epochs
+from mnist_jax.workdir.provenance import read_epochs, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
@@ -59,7 +59,7 @@ def evaluate_snapshot(
         'correct': int(totals['correct']),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
         'params_sha256': params_sha256(variables),
-        'deterministic': experiment.deterministic,
+        'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'confusion_matrix': matrix.tolist(),
@@ -80,6 +80,10 @@ def _reschedules(workdir: Path, step: int) -> list[JsonObject]:
         for first, second in itertools.pairwise(read_epochs(workdir))
         if second[0] < step
     ]
+
+
+def _trained_deterministically(workdir: Path) -> bool:
+    return all(start.get('deterministic', True) for start in read_provenance(workdir))
 
 
 def _examples(source: Source, split: str) -> Examples:

@@ -109,7 +109,9 @@ def train(
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests)
-            record_start(workdir, int(snapshot.state.step), str(experiment.replicas), epochs, experiment.deterministic)
+            record_start(
+                workdir, int(snapshot.state.step), str(experiment.replicas), epochs, experiment.replicas.deterministic
+            )
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
@@ -239,7 +241,7 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
             chunks,
             devices,
         )
-    if not experiment.deterministic:
+    if not experiment.replicas.deterministic:
         logging.warning(
             'bits      products have reduced precision, and kernels are selected by their measured time, so two runs '
             'may differ; --config.deterministic=True prevents both'

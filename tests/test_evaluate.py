@@ -127,3 +127,11 @@ def test_the_cross_entropy_is_that_of_the_stored_probabilities_for_every_loss(sm
             expected = -np.log(arrays['probabilities'][np.arange(200), arrays['label']]).mean()
         assert result['cross_entropy'] == pytest.approx(expected, rel=1e-5) != result['loss']
         assert f'; cross-entropy {expected:.4f}\n' in mnist_jax.load(tmp_path / name).table()
+
+
+def test_a_run_that_was_not_deterministic_is_never_evaluated_as_one(small, tmp_path):
+    train(small(dataset__test='test[:50]', epochs=1), tmp_path)
+    assert json.loads((tmp_path / 'eval.json').read_text())['deterministic'] is True
+    path = tmp_path / 'provenance.json'
+    path.write_text(path.read_text().replace('"deterministic": true', '"deterministic": false'))
+    assert evaluate_workdir(tmp_path)['deterministic'] is False

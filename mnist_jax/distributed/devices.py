@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -50,8 +51,7 @@ def start_backend(
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, kernels_available() and not xla_products)
     if own_model:
         _disable_passes()
-    if deterministic:
-        _select_deterministic_kernels()
+    deterministic = deterministic and _select_deterministic_kernels()
     _cache_compilations()
     try:
         by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
@@ -67,11 +67,11 @@ def start_backend(
     if jax.default_backend() == 'cpu':
         processes.check_host_name()
         processes.check_connections()
-    elif deterministic:
+    else:
         # By default, GPUs compute float32 products in TF32, with 10 of 23 bits of the mantissa, and TPUs in bfloat16.
-        jax.config.update('jax_default_matmul_precision', 'highest')
+        jax.config.update('jax_default_matmul_precision', 'highest' if deterministic else None)
     count = devices or (1 if jax.default_backend() == 'cpu' else available)
-    return Replicas([device for local in by_process for device in local[:count]])
+    return Replicas([device for local in by_process for device in local[:count]], deterministic)
 
 
 def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:
@@ -123,12 +123,25 @@ def _is_started() -> bool:
     return False
 
 
-def _select_deterministic_kernels() -> None:
-    """Makes XLA select deterministic GPU kernels, and not by their measured time, which differs between two starts."""
+def _select_deterministic_kernels() -> bool:
+    """Makes XLA select deterministic GPU kernels, and not by their measured time, which differs between two starts.
+
+    Returns whether XLA does so: it reads its settings when it starts, and those of the user take precedence.
+    """
     flags = os.environ.get('XLA_FLAGS', '')
-    # Elsewhere, the flag would only invalidate the cache of compiled programs.
-    if accelerators_possible() and GPU_FLAG not in flags:
+    if not accelerators_possible():  # The flag would only invalidate the cache of compiled programs.
+        return True
+    if GPU_FLAG not in flags and not _is_started():
         os.environ['XLA_FLAGS'] = f'{flags} --{GPU_FLAG}=true'.strip()
+    deterministic = f'--{GPU_FLAG}=true' in os.environ.get('XLA_FLAGS', '')
+    if not deterministic:
+        logging.warning(
+            'The results may not be reproducible: the environment variable XLA_FLAGS must contain --%s=true when '
+            'Python starts, got %r',
+            GPU_FLAG,
+            flags,
+        )
+    return deterministic
 
 
 def _keep_freed_memory() -> None:
@@ -151,9 +164,15 @@ def _cache_compilations() -> None:
 class Replicas:
     """The devices of a run, in all its processes. Each has a full copy of the state and a share of every batch."""
 
-    def __init__(self, devices: list[jax.Device]):
-        """`devices` must be in the order of the processes, with the same number from each process."""
+    def __init__(self, devices: list[jax.Device], deterministic: bool = True):
+        """Creates the replicas.
+
+        Args:
+          devices: The devices in the order of the processes, with the same number from each process.
+          deterministic: Whether they compute products in full precision, with deterministic kernels.
+        """
         self.devices = devices
+        self.deterministic = deterministic or self.on_cpu
         self.local = [device for device in devices if device.process_index == jax.process_index()]
 
     def __len__(self) -> int:
@@ -172,8 +191,12 @@ class Replicas:
 
     @property
     def memory(self) -> int:
-        """The memory of an accelerator in bytes; 0 for a CPU, or if it is unknown."""
-        return 0 if self.on_cpu else (self.devices[0].memory_stats() or {}).get('bytes_limit', 0)
+        """The least memory of an accelerator in bytes; 0 for CPUs, or if it is unknown."""
+        if self.on_cpu:
+            return 0
+        limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in self.local]
+        # All processes must decide alike. JAX's integers have 32 bits.
+        return int(multihost_utils.process_allgather(np.int32(min(limits) >> 20)).min()) << 20
 
     def all_sum(self, tree: PyTree) -> PyTree:
         """Returns the sum of `tree` over the devices: one collective, always added in the same order (`tree_sum`)."""

@@ -31,7 +31,7 @@ class StopRequest:
         name = signal.Signals(number).name
         if self.unsaved and not self.signal:
             self.signal = number
-            print(f'{name}: stopping after this step; send again to stop immediately', file=sys.stderr, flush=True)
+            print(f'{name}: saving and stopping; send again to stop immediately', file=sys.stderr, flush=True)
         elif self.owns_process:
             print(f'stopped by {name}', file=sys.stderr)
             sys.stdout.flush()

@@ -103,7 +103,7 @@ class RestoredModel:
         workdir = user_path(workdir, '--workdir')
         checkpoints, config = open_workdir(workdir)
         plan = make_plan(config)
-        start_backend(1, plan.xla_products)
+        start_backend(1, plan.xla_products, deterministic=config.deterministic)
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
     @property

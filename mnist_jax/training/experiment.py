@@ -183,16 +183,12 @@ class Experiment(Plan):
         """Evaluates a batch on all devices; `data` is what `on_devices` returns for its split. See `step.eval_step`."""
         return self._compiled_eval_step(variables, batch, data)
 
-    @property
-    def deterministic(self) -> bool:
-        """Whether products have full precision, and the same start gives the same bits; always true on a CPU."""
-        return self.config.deterministic or self.replicas.on_cpu
-
     def on_devices(self, split: Examples) -> Data | None:
         """Returns a split in the memory of every device, or None if `on_device` is False."""
-        if not self.on_device or not isinstance(split, Split):
+        if not self.on_device:
             return None
         if id(split) not in self._splits:
+            assert isinstance(split, Split)  # `Source` permits `on_device` only in memory.
             self._splits[id(split)] = split, self.replicas.replicate(split._asdict())
         return self._splits[id(split)][1]
 
@@ -290,7 +286,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     on_device = _fits_on_device(source, replicas)
     step_multiply_adds = config.batch_size * multiply_adds
     if not replicas.on_cpu and on_device:
-        steps_per_call = max(1, min(steps_per_epoch, int(LONG_CALL / max(1, step_multiply_adds))))
+        steps_per_call = max(1, int(LONG_CALL / max(1, step_multiply_adds)))
     else:
         steps_per_call = STEPS_PER_CALL if not replicas.on_cpu or step_multiply_adds < SHORT_STEP else 1
     if config.checkpoint_every_steps:

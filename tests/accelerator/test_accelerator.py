@@ -72,7 +72,6 @@ def command(workdir, epochs, *flags):
         'early_stopping.patience': 0,
         'early_stopping.restore_best': False,
         'reduce_lr.patience': 0,
-        'steps_per_call': 4,
     }
     return [
         *(sys.executable, '-m', 'mnist_jax.main', f'--config=configs/{RUN_CONFIG}.py', '--noreport'),
@@ -107,13 +106,19 @@ def test_a_killed_run_resumes_to_the_same_bits(cold, tmp_path):
     process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / 'run' / 'checkpoints'
     deadline = time.monotonic() + 120
-    while not any(path.name not in ('0',) for path in checkpoints.glob('[0-9]*')):
+    while not any(path.name != '0' for path in checkpoints.glob('[0-9]*')):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     result = run(arguments, cold[1])
     assert result['params_sha256'] == cold[2]['params_sha256']
+
+
+def test_examples_on_the_host_and_on_the_device_agree_within_rounding(cold, tmp_path):
+    on_device = 'on' if SELECTED == 'quick' else 'off'  # not the automatic choice
+    result = run(command(tmp_path / 'run', 2, f'--config.dataset.on_device={on_device}'), cold[1])
+    np.testing.assert_allclose(result['loss'], cold[2]['loss'], rtol=1e-4)
 
 
 @not_quick

@@ -255,3 +255,36 @@ def test_examples_that_stay_on_disk_cannot_be_kept_on_the_devices(small):
         UserError, match=r"config.dataset.in_memory must be True if config.dataset.on_device is 'on', got"
     ):
         make_experiment(small(dataset__in_memory=False, dataset__on_device='on'))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'started', 'expected'),
+    [
+        ('', False, True),
+        ('--xla_gpu_deterministic_ops=true', True, True),
+        ('', True, False),  # The backend has read its settings already.
+        ('--xla_gpu_deterministic_ops=false', False, False),  # The user's own setting
+    ],
+)
+def test_what_is_recorded_as_deterministic_is_what_xla_does(monkeypatch, caplog, flags, started, expected):
+    monkeypatch.setattr(devices_module, 'accelerators_possible', lambda: True)
+    monkeypatch.setattr(devices_module, '_is_started', lambda: started)
+    monkeypatch.setattr(Replicas, 'on_cpu', False)
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    assert start_backend(1).deterministic == expected
+    assert any('must contain --xla_gpu_deterministic_ops=true' in message for message in caplog.messages) != expected
+    assert not start_backend(1, deterministic=False).deterministic
+
+
+def test_the_memory_of_the_devices_is_the_least_one(monkeypatch):
+    class Device:
+        platform, process_index = 'gpu', 0
+
+        def __init__(self, gibibytes):
+            self.gibibytes = gibibytes
+
+        def memory_stats(self):
+            return {'bytes_limit': self.gibibytes << 30}
+
+    assert Replicas([Device(80), Device(40)]).memory == 40 << 30
+    assert Replicas(jax.local_devices()[:2]).memory == 0

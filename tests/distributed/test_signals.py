@@ -30,7 +30,7 @@ def test_unsaved_work_defers_the_stop(capsys):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
     assert request.signal == signal.SIGTERM
-    assert 'SIGTERM: stopping after this step; send again to stop immediately' in capsys.readouterr().err
+    assert 'SIGTERM: saving and stopping; send again to stop immediately' in capsys.readouterr().err
 
 
 def test_signals_go_to_the_inner_callback_and_afterwards_to_the_outer_one_again():

@@ -104,7 +104,7 @@ def test_a_second_signal_ends_the_program_without_waiting_for_the_step(tmp_path,
         wait_until_paused(process)
         process.send_signal(signal.SIGTERM)
         resume(process)
-        wait_until(lambda: 'SIGTERM: stopping after this step' in program.output, process)
+        wait_until(lambda: 'SIGTERM: saving and stopping' in program.output, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_SECONDS) == 143
     assert 'after step 15' not in program.output
