@@ -21,6 +21,7 @@ from mnist_jax import files
 from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.build import kernels_available, set_threads
+from mnist_jax.kernels.square_root import use_exact_square_roots
 from mnist_jax.kernels.sums import PyTree, tree_sum
 
 AXIS = 'devices'
@@ -49,6 +50,7 @@ def start_backend(
     """
     cores = processes.available_cores()
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, kernels_available() and not xla_products)
+    use_exact_square_roots()
     if own_model:
         _disable_passes()
     deterministic = deterministic and _select_deterministic_kernels()

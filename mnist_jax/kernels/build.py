@@ -28,6 +28,7 @@ TARGETS = (
 )
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),
+    '-ffp-contract=on',  # a * b + c is one fused multiply-add, which rounds once, and nothing else is rearranged
     *(('-mprefer-vector-width=512',) if platform.machine() in ('x86_64', 'AMD64') else ()),
     # Do not link libc: the process has loaded it already, and the compiler would have to build its own first.
     *(() if sys.platform == 'darwin' else ('-nostdlib',)),

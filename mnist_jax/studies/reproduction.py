@@ -1,9 +1,11 @@
 """Reproduces the published experiments over several seeds, and compares the results with the published ones."""
 
 import os
+import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ HEADER = (
     'training time', 'verdict',
 )  # fmt: skip
 ABOVE, MISSED, FAILED = 'mean above', 'MISSED', 'FAILED'  # verdicts
+DIGEST_LENGTH = 12  # the hexadecimal digits of params_sha256 in RESULTS.md
 
 
 class PublishedResult(NamedTuple):
@@ -66,6 +69,7 @@ class Measurement(NamedTuple):
     losses: list[float]
     seconds: list[float]
     failed: int = 0  # the number of seeds without a result
+    digests: Mapping[int, str] = {}  # the first digits of params_sha256 by seed
 
     def verdict(self) -> tuple[bool, str]:
         """Returns whether the published accuracy is reproduced, and the reason."""
@@ -89,6 +93,8 @@ def reproduce(
     names: Sequence[str], seeds: int, workdir: str | Path, overrides: Sequence[str] = ()
 ) -> list[Measurement]:
     """Trains every experiment with several seeds, or resumes the existing runs, and writes `RESULTS.md`.
+
+    Logs for each run whether its parameters are those of the RESULTS.md in the repository, bit for bit.
 
     Args:
       names: The configs of the experiments to reproduce; all if empty.
@@ -119,7 +125,11 @@ def reproduce(
         measurements.append(measurement._replace(failed=count - len(finished)))
     command = ' '.join(['./launch.sh reproduce', f'--seeds={seeds}', *overrides])
     environment = f'{processor()}, {jax.default_backend()}, jax {jax.__version__}'
-    text = format_results([table_row(measurement) for measurement in measurements], command, environment)
+    trained = {run.published.config: run.digests for run in measurements if not run.published.split}
+    if not overrides:
+        _log_comparison(trained, read_digests((CHECKOUT or workdir) / 'RESULTS.md'))
+    rows = [table_row(measurement) for measurement in measurements]
+    text = format_results(rows, command, environment, trained)
     files.write_text((workdir if names or overrides else CHECKOUT or workdir) / 'RESULTS.md', text)
     print(text, flush=True)
     if not all(measurement.verdict()[0] for measurement in measurements):
@@ -153,14 +163,39 @@ def _run_seed(published: PublishedResult, seed: int, workdir: Path, overrides: S
 
 def read_measurement(published: PublishedResult, seeds: Iterable[int], workdir: Path) -> Measurement:
     """Reads the results of the finished runs CONFIG-SEED in `workdir`."""
+    seeds = list(seeds)
     workdirs = [workdir / f'{published.config}-{seed}' for seed in seeds]
     results = [read_result(path, published.split) for path in workdirs]
+    digests = (result['params_sha256'][:DIGEST_LENGTH] for result in results)
     return Measurement(
         published,
         accuracies=[result['accuracy'] for result in results],
         losses=[result['loss'] for result in results],
         seconds=[sum(row['seconds'] for row in read_metrics(path)) for path in workdirs],
+        digests=dict(zip(seeds, digests, strict=True)),
     )
+
+
+def read_digests(path: Path) -> dict[str, dict[int, str]]:
+    """Returns the digests in a RESULTS.md, by config and seed; none if the file lacks them or does not exist."""
+    text = path.read_text() if path.exists() else ''
+    found: dict[str, dict[int, str]] = {}
+    for config, seed, digest in re.findall(r'^\| (\w+) \| (\d+) \| ([0-9a-f]+) \|$', text, re.MULTILINE):
+        found.setdefault(config, {})[int(seed)] = digest
+    return found
+
+
+def _log_comparison(trained: Mapping[str, Mapping[int, str]], published: Mapping[str, Mapping[int, str]]) -> None:
+    for config, digests in trained.items():
+        for seed, digest in digests.items():
+            expected = published.get(config, {}).get(seed)
+            if expected is None:
+                verdict = 'has no published digest'
+            elif expected == digest:
+                verdict = 'is bit-identical to the published run'
+            else:
+                verdict = f'differs from the published run, whose digest is {expected}'
+            logging.info('%s, seed %d: %s %s', config, seed, digest, verdict)
 
 
 def write_kaggle_csv(path: Path) -> None:
@@ -178,13 +213,19 @@ def write_kaggle_csv(path: Path) -> None:
     files.write_text(path, kaggle.to_csv(split.image[indices], split.label[indices]))
 
 
-def format_results(rows: Sequence[Sequence[str]], command: str, environment: str) -> str:
+def format_results(
+    rows: Sequence[Sequence[str]],
+    command: str,
+    environment: str,
+    digests: Mapping[str, Mapping[int, str]] = types.MappingProxyType({}),
+) -> str:
     """Returns the text of RESULTS.md; trains nothing.
 
     Args:
       rows: The cells of each experiment in the columns of `HEADER`, as `table_row` returns them.
       command: The command that trained the runs.
       environment: The hardware and the versions that it ran on.
+      digests: The digests of the runs, by config and seed.
     """
     above = sum(row[-1] == ABOVE for row in rows)
     missed = [row[0] for row in rows if row[-1] in (MISSED, FAILED)]
@@ -206,6 +247,17 @@ def format_results(rows: Sequence[Sequence[str]], command: str, environment: str
         '',
         f'Our mean accuracy is above the published accuracy in {above} rows. Missed: {", ".join(missed) or "none"}.',
     ]
+    digest_rows = [(config, str(seed), digest) for config, runs in digests.items() for seed, digest in runs.items()]
+    if digest_rows:
+        lines += [
+            '',
+            '## Digests',
+            '',
+            f'The first {DIGEST_LENGTH} digits of `params_sha256`, the digest of the parameters of each run:',
+            'the same digits mean the same bits.',
+            '',
+            *text_tables.markdown([('config', 'seed', 'params_sha256'), *digest_rows]),
+        ]
     return '\n'.join(lines) + '\n'
 
 

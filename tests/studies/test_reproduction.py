@@ -1,5 +1,6 @@
 """Tests the reproduction of the published experiments: its verdicts, and two small runs."""
 
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
+from mnist_jax.studies import reproduction
 from mnist_jax.studies.reproduction import (
     EXPERIMENTS,
     KAGGLE_CLASS_COUNTS,
@@ -14,6 +16,7 @@ from mnist_jax.studies.reproduction import (
     Measurement,
     PublishedResult,
     format_results,
+    read_digests,
     read_measurement,
     reproduce,
     table_row,
@@ -71,8 +74,37 @@ def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_pa
     assert lowest < float(accuracy.split()[0]) < highest and (seeds, verdict) == ('2', 'MISSED')
     assert 'Missed: mlp.' in text and {path.name for path in tmp_path.iterdir()} == {'mlp-0', 'mlp-1', 'RESULTS.md'}
     # The finished runs are enough to write the table again.
-    cells = table_row(read_measurement(EXPERIMENTS[0], range(2), tmp_path))
+    measurement = read_measurement(EXPERIMENTS[0], range(2), tmp_path)
+    digests = [json.loads((tmp_path / f'mlp-{seed}' / 'eval.json').read_text())['params_sha256'] for seed in range(2)]
+    assert measurement.digests == {seed: digest[:12] for seed, digest in enumerate(digests)}
+    assert read_digests(tmp_path / 'RESULTS.md') == {'mlp': measurement.digests}
+    cells = table_row(measurement)
     assert ' | '.join(cells) in format_results([cells], 'command', 'environment') and ' | '.join(cells[4:]) == row
+
+
+def test_reproduction_says_of_each_run_whether_it_is_bit_identical_to_the_published_one(tmp_path, monkeypatch, caplog):
+    def run(published, seed, workdir, overrides):
+        return seed < 3
+
+    def read(published, seeds, workdir):
+        digests = {seed: f'{seed:012x}' for seed in seeds}
+        return Measurement(published, [1.0] * len(digests), [0.1], [1.0], digests=digests)
+
+    monkeypatch.setattr(reproduction, '_run_seed', run)
+    monkeypatch.setattr(reproduction, 'read_measurement', read)
+    monkeypatch.setattr(reproduction, 'CHECKOUT', tmp_path / 'checkout')
+    published = format_results([], '', '', {'mlp': {0: f'{0:012x}', 1: 'f' * 12}})
+    (tmp_path / 'checkout').mkdir()
+    (tmp_path / 'checkout' / 'RESULTS.md').write_text(published)
+    with caplog.at_level('INFO'):
+        reproduce(['mlp'], 3, tmp_path)
+    assert [message for message in caplog.messages if message.startswith('mlp, seed')] == [
+        'mlp, seed 0: 000000000000 is bit-identical to the published run',
+        'mlp, seed 1: 000000000001 differs from the published run, whose digest is ffffffffffff',
+        'mlp, seed 2: 000000000002 has no published digest',
+    ]
+    assert (tmp_path / 'checkout' / 'RESULTS.md').read_text() == published
+    assert read_digests(tmp_path / 'nothing') == {}
 
 
 def test_unknown_experiment_and_zero_seeds_are_refused(tmp_path):
