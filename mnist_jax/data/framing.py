@@ -4,8 +4,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from mnist_jax.data import paper, ruled_paper
 
@@ -108,7 +108,7 @@ def _is_framed(ink_HxW: np.ndarray, framing: Framing) -> bool:
     longest_side = max(int(np.ptp(np.flatnonzero(mask.any(axis=1 - axis)))) + 1 for axis in (0, 1))
     if not framing.center_by_mass:
         return abs(longest_side - framing.box_size) <= 1
-    offset = np.array(ndimage.center_of_mass(ink_HxW)) - _target_center_of_mass(ink_HxW.shape)
+    offset = np.array(scipy.ndimage.center_of_mass(ink_HxW)) - _target_center_of_mass(ink_HxW.shape)
     return framing.box_size - 2 <= longest_side <= framing.box_size + 1 and bool(np.abs(offset).max() <= 1.5)
 
 
@@ -131,7 +131,7 @@ def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, boo
     if ink_HxW.max() < MIN_CONTRAST / 2:
         raise ValueError('it is blank: nothing stands out from the background')
     mask = ink_HxW > paper.otsu_threshold(ink_HxW)
-    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    parts, _ = scipy.ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     edges = _find_edges(parts, sizes) if framing.center_by_mass else []
@@ -139,7 +139,7 @@ def _crop_object(ink_HxW: np.ndarray, framing: Framing) -> tuple[np.ndarray, boo
     kept = (sizes >= SPECK * sizes.max())[parts]
     full = np.percentile(ink_HxW[kept], 75)
     # Include the surrounding pixels where strokes fade out.
-    object_mask = ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=3, mask=ink_HxW > FAINT * full)
+    object_mask = scipy.ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=3, mask=ink_HxW > FAINT * full)
     scaled = np.where(object_mask, np.clip(ink_HxW / full, 0, 1), 0)
     rows, columns = (np.flatnonzero(object_mask.any(axis=1 - axis)) for axis in (0, 1))
     border = np.concatenate([kept[0], kept[1:, -1], kept[-1, -2::-1], kept[-2:0:-1, 0]])
@@ -153,7 +153,7 @@ def _find_edges(parts_HxW: np.ndarray, sizes: np.ndarray) -> list[int]:
     band = max(1, round(EDGE_WIDTH * min(height, width)))
     inner_sizes = np.bincount(parts_HxW[band:-band, band:-band].ravel(), minlength=len(sizes))
     edges = []
-    for label, (rows, columns) in enumerate(ndimage.find_objects(parts_HxW), start=1):
+    for label, (rows, columns) in enumerate(scipy.ndimage.find_objects(parts_HxW), start=1):
         touches = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
         long = rows.stop - rows.start >= EDGE_LENGTH * height or columns.stop - columns.start >= EDGE_LENGTH * width
         if touches and long and inner_sizes[label] < LARGE_PART * sizes[label]:
@@ -164,7 +164,7 @@ def _find_edges(parts_HxW: np.ndarray, sizes: np.ndarray) -> list[int]:
 
 def _count_large_parts(object_hxw: np.ndarray) -> int:
     """Returns the number of large parts that do not touch each other."""
-    labels, _ = ndimage.label(object_hxw > 0.5, np.ones((3, 3)))
+    labels, _ = scipy.ndimage.label(object_hxw > 0.5, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
     return int((sizes > LARGE_PART * sizes.sum()).sum())
 
@@ -173,7 +173,7 @@ def _is_dot(object_hxw: np.ndarray) -> bool:
     """Returns whether an object is hardly longer than thick, unlike the strokes of a digit, or only a few pixels."""
     mask = np.pad(object_hxw > 0.5, 1)
     longest_side = max(int(mask.any(axis).sum()) for axis in (0, 1))
-    thickness = 2 * ndimage.distance_transform_edt(mask).max() - 1
+    thickness = 2 * scipy.ndimage.distance_transform_edt(mask).max() - 1
     return longest_side < MIN_DIGIT_SIDE or thickness > DOT * longest_side
 
 
@@ -187,7 +187,7 @@ def _place(object_hxw: np.ndarray, shape: tuple[int, ...], framing: Framing) -> 
     resized = Image.fromarray(object_hxw.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     small = np.asarray(resized) / max(np.asarray(resized).max(), 1e-6)
     if framing.center_by_mass:
-        center, target = np.array(ndimage.center_of_mass(small)), _target_center_of_mass(shape)
+        center, target = np.array(scipy.ndimage.center_of_mass(small)), _target_center_of_mass(shape)
     else:
         center, target = (np.array(small.shape) - 1) / 2, (np.array(shape[:2]) - 1) / 2
     margin = np.array(shape[:2]) - small.shape
@@ -199,11 +199,11 @@ def _place(object_hxw: np.ndarray, shape: tuple[int, ...], framing: Framing) -> 
 
 def _thicken_strokes(object_hxw: np.ndarray, scale: float) -> np.ndarray:
     """Thickens strokes that would nearly vanish in the result, which is smaller by the factor `scale`."""
-    depth = ndimage.distance_transform_edt(np.pad(object_hxw > 0.5, 1))
+    depth = scipy.ndimage.distance_transform_edt(np.pad(object_hxw > 0.5, 1))
     # In the middle of a stroke, the distance to its edge is half its thickness.
-    ridge = depth[(depth == ndimage.maximum_filter(depth, 3)) & (depth > 0)]
+    ridge = depth[(depth == scipy.ndimage.maximum_filter(depth, 3)) & (depth > 0)]
     thickness = (2 * float(np.median(ridge)) - 1) * scale
     if thickness >= MIN_STROKE:
         return object_hxw
     missing = math.ceil((THICKENED_STROKE - thickness) / scale)
-    return ndimage.grey_dilation(np.pad(object_hxw, (missing + 1) // 2), size=(missing + 1, missing + 1))
+    return scipy.ndimage.grey_dilation(np.pad(object_hxw, (missing + 1) // 2), size=(missing + 1, missing + 1))

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 MAX_SIDE = 256  # pixels of the longer side of the analyzed images; more would be slower, not better
 MIN_AREA = 0.02  # minimum area of the sheet, as a fraction of the image
@@ -39,8 +39,8 @@ def subtract_background(ink_HxW: np.ndarray, max_stroke: float = MAX_STROKE) -> 
       max_stroke: The maximum width of a stroke, as a fraction of the longer side; anything wider is paper.
     """
     size = max(3, int(max(ink_HxW.shape) * max_stroke))
-    background = ndimage.grey_opening(ndimage.gaussian_filter(ink_HxW, 1), size=(size, size))
-    return np.maximum(ink_HxW - ndimage.gaussian_filter(background, size / 8), 0)
+    background = scipy.ndimage.grey_opening(scipy.ndimage.gaussian_filter(ink_HxW, 1), size=(size, size))
+    return np.maximum(ink_HxW - scipy.ndimage.gaussian_filter(background, size / 8), 0)
 
 
 def find_drawing(grays_HxW: np.ndarray) -> Sheet | None:
@@ -50,8 +50,8 @@ def find_drawing(grays_HxW: np.ndarray) -> Sheet | None:
       grays_HxW: Gray levels from 0 to 255. The sheet is lighter than the background and than the drawing.
     """
     small = shrink(grays_HxW)
-    smooth = ndimage.gaussian_filter(small, 1)
-    parts, count = ndimage.label(smooth > otsu_threshold(smooth))
+    smooth = scipy.ndimage.gaussian_filter(small, 1)
+    parts, count = scipy.ndimage.label(smooth > otsu_threshold(smooth))
     if count == 0:
         return None
     sheet = _fill_quadrangle(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
@@ -71,7 +71,7 @@ def _extract_drawing(grays_HxW: np.ndarray, sheet_HxW: np.ndarray) -> Sheet | No
     """Returns the dark parts of the sheet, or None if there is nothing or too much for a drawing."""
     padded_sheet = np.pad(sheet_HxW, 1)  # The border of the image is an edge of the sheet.
     iterations = max(2, round(MARGIN * sheet_HxW.sum() ** 0.5))
-    inner = ndimage.binary_erosion(padded_sheet, iterations=iterations)[1:-1, 1:-1]
+    inner = scipy.ndimage.binary_erosion(padded_sheet, iterations=iterations)[1:-1, 1:-1]
     if not inner.any():
         return None
     drawing = np.where(inner, np.maximum(_fit_brightness(grays_HxW, inner) - grays_HxW, 0), 0)
@@ -104,7 +104,7 @@ def _fill_quadrangle(mask_HxW: np.ndarray) -> np.ndarray | None:
     """Returns the convex hull of a connected mask as a mask; None unless it is a quadrangle that is nearly filled."""
     from scipy.spatial import ConvexHull  # Importing it takes 0.2 s, and training does not need it.
 
-    points = np.argwhere(mask_HxW ^ ndimage.binary_erosion(mask_HxW))
+    points = np.argwhere(mask_HxW ^ scipy.ndimage.binary_erosion(mask_HxW))
     if np.ptp(points, axis=0).min() < 2:
         return None
     hull = ConvexHull(points)
@@ -114,7 +114,7 @@ def _fill_quadrangle(mask_HxW: np.ndarray) -> np.ndarray | None:
     offset = corners[None, None, :] - corners[:, None, None]
     doubled_areas = diagonal[..., None, 0] * offset[..., 1] - diagonal[..., None, 1] * offset[..., 0]
     largest_area = (doubled_areas.max(-1) - doubled_areas.min(-1)).max() / 2
-    filled = ndimage.binary_fill_holes(mask_HxW)
+    filled = scipy.ndimage.binary_fill_holes(mask_HxW)
     if largest_area < MIN_QUADRANGLE * hull.volume or filled.sum() < MIN_FILLED * hull.volume:
         return None
     rows, columns = np.indices(mask_HxW.shape)

@@ -19,7 +19,7 @@ of a digit hardly ever does. The lines of one direction are found and removed in
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from mnist_jax.data import paper
 
@@ -126,26 +126,26 @@ def _erase_horizontal(ink_HxW: np.ndarray, known_HxW: np.ndarray, bands_HxW: np.
 def _erase_residue(ink_HxW: np.ndarray, known_HxW: np.ndarray, bands_HxW: np.ndarray) -> np.ndarray:
     """Erases what is left of lines that are not quite straight or even: small parts, and parts where the lines were."""
     dark_HxW = known_HxW & (ink_HxW > paper.otsu_threshold(ink_HxW[known_HxW]))
-    parts_HxW, count = ndimage.label(dark_HxW, np.ones((3, 3)))
+    parts_HxW, count = scipy.ndimage.label(dark_HxW, np.ones((3, 3)))
     indices = np.arange(count + 1)
-    depth_HxW = ndimage.distance_transform_edt(dark_HxW)
+    depth_HxW = scipy.ndimage.distance_transform_edt(dark_HxW)
     # If lines are everywhere, as on millimetre paper, only the thickness tells them from the drawing.
     bands_HxW = bands_HxW & (bands_HxW[known_HxW].mean() <= MAX_BANDS)
     sizes, masses, depths = (
         measure(weights_HxW, parts_HxW, indices)
         for measure, weights_HxW in (
-            (ndimage.sum_labels, dark_HxW),
-            (ndimage.sum_labels, depth_HxW**2 * ~bands_HxW),
-            (ndimage.maximum, depth_HxW),
+            (scipy.ndimage.sum_labels, dark_HxW),
+            (scipy.ndimage.sum_labels, depth_HxW**2 * ~bands_HxW),
+            (scipy.ndimage.maximum, depth_HxW),
         )
     )
     drawing = masses.argmax()
-    in_bands = ndimage.sum_labels(bands_HxW & dark_HxW, parts_HxW, indices) >= MOSTLY * sizes
+    in_bands = scipy.ndimage.sum_labels(bands_HxW & dark_HxW, parts_HxW, indices) >= MOSTLY * sizes
     in_bands |= depths < THIN * depths[drawing]
     residue = (sizes < LARGE_PART * sizes[drawing]) | (in_bands & (sizes < sizes[drawing]))
     residue[[0, drawing]] = False
-    residue_HxW = ndimage.binary_dilation(residue[parts_HxW], np.ones((3, 3)), iterations=2)
-    return np.where(residue_HxW & ~ndimage.binary_dilation(parts_HxW == drawing), 0, ink_HxW)
+    residue_HxW = scipy.ndimage.binary_dilation(residue[parts_HxW], np.ones((3, 3)), iterations=2)
+    return np.where(residue_HxW & ~scipy.ndimage.binary_dilation(parts_HxW == drawing), 0, ink_HxW)
 
 
 def _find_shifts(ink_HxW: np.ndarray, known_HxW: np.ndarray, beyond: float) -> np.ndarray:
@@ -222,7 +222,7 @@ def _find_lines(straight_HxW: np.ndarray, known_HxW: np.ndarray, beyond: float) 
 
 def _line_contrast(ridge_HxS: np.ndarray, visible_HxS: np.ndarray) -> np.ndarray:
     """Returns for each row the least contrast of a line that it may show: in most strips, and at both ends."""
-    ridge_or_ink_HxS = ndimage.maximum_filter1d(np.where(visible_HxS, ridge_HxS, np.inf), END_ROWS, axis=0)
+    ridge_or_ink_HxS = scipy.ndimage.maximum_filter1d(np.where(visible_HxS, ridge_HxS, np.inf), END_ROWS, axis=0)
     ends = [ridge_or_ink_HxS[:, :END_STRIPS].max(1), ridge_or_ink_HxS[:, -END_STRIPS:].max(1)]
     return np.minimum(_quantile(ridge_HxS, visible_HxS, 1 - COVERAGE), np.min(ends, 0))
 
@@ -242,7 +242,9 @@ def _erase(straight_HxW: np.ndarray, lines: list[_Line]) -> np.ndarray:
     erased_HxW = straight_HxW.copy()
     for (rows, darkness, _), size in zip(lines, thickness, strict=True):
         first = max(0, rows.start - 2 * size)
-        opened_HxW = ndimage.grey_opening(straight_HxW[first : rows.stop + 2 * size], (size + 1, 1), mode='constant')
+        opened_HxW = scipy.ndimage.grey_opening(
+            straight_HxW[first : rows.stop + 2 * size], (size + 1, 1), mode='constant'
+        )
         opened_HxW = opened_HxW[rows.start - first : rows.stop - first]
         is_line = straight_HxW[rows] <= opened_HxW + INK * darkness + 2 * MIN_CONTRAST
         erased_HxW[rows] = np.where(is_line, np.minimum(erased_HxW[rows], opened_HxW), erased_HxW[rows])
@@ -257,7 +259,7 @@ def _count_evidence(lines: list[_Line], erased_HxW: np.ndarray, known_HxW: np.nd
         return MIN_EVIDENCE
     ink_HxW = np.where(known_HxW, np.maximum(erased_HxW - np.median(erased_HxW[known_HxW]), 0), 0)
     dark_HxW = ink_HxW > paper.otsu_threshold(ink_HxW)
-    parts_HxW, _ = ndimage.label(dark_HxW, np.ones((3, 3)))
+    parts_HxW, _ = scipy.ndimage.label(dark_HxW, np.ones((3, 3)))
     sizes = np.bincount(parts_HxW[dark_HxW], minlength=2)
     drawing_HxW = dark_HxW & (sizes >= LARGE_PART * sizes.max())[parts_HxW]
     if not drawing_HxW.any():

@@ -6,7 +6,7 @@
 
 enum {
     KC = 4096 / NR,      // terms of a sum whose packed operand (KC x NR floats, 16 KiB) stays in the L1 cache
-    MC = 192,            // examples whose inputs stay in the L2 cache
+    MC = 264,            // examples whose inputs stay in the L2 cache
     TASK_ROWS = 8 * MR,  // inputs per task of a gradient: 8 tiles
 };
 
@@ -29,8 +29,9 @@ static void forward_block(const void* context, dim_t index) {
     Vec(*sums)[NR_VECTORS] = (void*)(packed + KC * NR), bias[NR_VECTORS];
     load_row(d.bias + first_feature, cols, bias);
     memset(sums, 0, examples * sizeof(*sums));
-    for (dim_t input = 0; input < d.inputs; input += KC) {
-        Reduction inputs = {.outer_count = 1, .inner_count = min(KC, d.inputs - input), .inner_stride = 1};
+    dim_t block = ceil_div(d.inputs, ceil_div(d.inputs, KC));  // equal blocks
+    for (dim_t input = 0; input < d.inputs; input += block) {
+        Reduction inputs = {.outer_count = 1, .inner_count = min(block, d.inputs - input), .inner_stride = 1};
         pack(d.kernel + input * d.features + first_feature, inputs.inner_count, d.features, cols, packed);
         for (dim_t n = 0; n < examples; n += MR) {
             dim_t rows = min(MR, examples - n);

@@ -4,6 +4,7 @@
 #include "batch_norm.h"
 #include "convolution.h"
 #include "dense.h"
+#include "finite.h"
 #include "max_pool.h"
 #include "parallel_for.h"
 #include "xla/ffi/api/c_api.h"
@@ -139,5 +140,19 @@ EXPORT XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
     scale_relu_gradient(frame, norm, result(frame, 1)->data, result(frame, 2)->data);
+    return NULL;
+}
+
+// (any number of arrays) -> 1 if all of their values are finite, else 0
+EXPORT XLA_FFI_Error* mnist_jax_all_finite(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    int finite = 1;
+    for (dim_t i = 0; i < frame->args.size; i++) {
+        XLA_FFI_Buffer* array = argument(frame, i);
+        dim_t count = 1;
+        for (dim_t axis = 0; axis < array->rank; axis++) count *= array->dims[axis];
+        finite &= all_finite(frame, array->data, count);
+    }
+    *(float*)result(frame, 0)->data = finite;
     return NULL;
 }

@@ -231,6 +231,19 @@ _scale_relu = Operation(
 )
 
 
+def all_finite(tree: PyTree) -> jax.Array:
+    """Returns a bool: whether all values of all arrays are finite."""
+    return _all_finite(*(leaf.ravel() for leaf in jax.tree.leaves(tree))) > 0
+
+
+def plain_all_finite(*arrays: jax.Array) -> jax.Array:
+    """Specifies `all_finite`, as 1 or 0 in float32, in which the kernels compute."""
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all().astype(jnp.float32)
+
+
+_all_finite = Operation('all_finite', plain_all_finite)
+
+
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
     """Returns a Bx`shape` mask that is True with this probability, drawn for each of the B keys (uint32) separately.
 

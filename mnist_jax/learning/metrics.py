@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 Totals = dict[str, np.ndarray]
 """Sums over examples, float64, by name."""
@@ -71,7 +71,7 @@ def overall(matrix: np.ndarray) -> Statistics:
         'accuracy_interval': list(clopper_pearson(correct, count)),
         'no_information_rate': float(rate),
         # P(X >= correct) = P(X > correct - 1); bdtrc is not defined below 0.
-        'p_value': float(special.bdtrc(correct - 1, count, rate)) if correct else 1.0,
+        'p_value': float(scipy.special.bdtrc(correct - 1, count, rate)) if correct else 1.0,
         'kappa': _ratio(correct / count - chance, 1 - chance),
         'symmetry_statistic': statistic,
         'symmetry_p_value': p_value,
@@ -81,8 +81,8 @@ def overall(matrix: np.ndarray) -> Statistics:
 def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
     """Returns the exact confidence interval of a binomial proportion (Clopper and Pearson 1934)."""
     tail = (1 - level) / 2
-    lower = special.betaincinv(successes, count - successes + 1, tail) if successes else 0.0
-    upper = special.betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
+    lower = scipy.special.betaincinv(successes, count - successes + 1, tail) if successes else 0.0
+    upper = scipy.special.betaincinv(successes + 1, count - successes, 1 - tail) if successes < count else 1.0
     return float(lower), float(upper)
 
 
@@ -100,7 +100,7 @@ def symmetry(matrix: np.ndarray) -> tuple[Number, Number]:
     if len(matrix) == 2:
         difference = np.maximum(difference - 1, 0)
     statistic = float((difference**2 / (above + below)).sum())
-    return statistic, float(special.chdtrc(len(rows), statistic))
+    return statistic, float(scipy.special.chdtrc(len(rows), statistic))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -111,7 +111,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
       only_second: The number of examples that only the second classifier gets right.
     """
     fewer, count = min(only_first, only_second), only_first + only_second
-    return min(1.0, 2 * float(special.bdtr(fewer, count, 0.5)))
+    return min(1.0, 2 * float(scipy.special.bdtr(fewer, count, 0.5)))
 
 
 def by_class(matrix: np.ndarray) -> list[dict[str, Number]]:

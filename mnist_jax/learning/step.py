@@ -152,8 +152,7 @@ def train_step(
         state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
-    checked = jax.tree.leaves((sums, params, batch_stats))
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]).all()
+    finite = ops.all_finite((sums, params, batch_stats))
     if parts.skip_nonfinite:
         unchanged = dataclasses.replace(state, step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)

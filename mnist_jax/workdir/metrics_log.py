@@ -9,13 +9,16 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import logging
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mnist_jax import files
 from mnist_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 COLUMNS = (
     'epoch',
@@ -125,7 +128,8 @@ class MetricsLog:
         self._writes, self._epochs = writes, epochs
         if not writes:
             return
-        self._csv_path = workdir / 'metrics.csv'
+        self._csv_path, self._first_step = workdir / 'metrics.csv', step
+        self._tensorboard: SummaryWriter | None = None  # opened by the first epoch
         rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
@@ -140,7 +144,6 @@ class MetricsLog:
             if self._rows:
                 with contextlib.suppress(OSError):  # The next epoch writes all rows again.
                     self._write_rows()
-        self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
     @staticmethod
     def create_directory(workdir: Path) -> None:
@@ -162,10 +165,7 @@ class MetricsLog:
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
         try:
             self._write_rows()
-            for name in COLUMNS[2:]:
-                if row[name] is not None:
-                    self._tensorboard.add_scalar(name, row[name], row['step'])
-            self._tensorboard.flush()
+            self._write_tensorboard(row)
         except OSError as error:  # The next epoch writes all rows again.
             logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
         logging.info('%s', _format_epoch(row, self._epochs))
@@ -177,10 +177,21 @@ class MetricsLog:
         writer.writerows(self._rows)
         files.write_text(self._csv_path, text.getvalue())
 
+    def _write_tensorboard(self, row: Mapping[str, float | None]) -> None:
+        if self._tensorboard is None:
+            from tensorboardX import SummaryWriter  # Importing it takes 0.2 s, and no step needs it.
+
+            purge_step = self._first_step + 1 if self._first_step else None
+            self._tensorboard = SummaryWriter(str(self._csv_path.with_name('tensorboard')), purge_step=purge_step)
+        for name in COLUMNS[2:]:
+            if row[name] is not None:
+                self._tensorboard.add_scalar(name, row[name], row['step'])
+        self._tensorboard.flush()
+
     def close(self) -> None:
         """Closes the TensorBoard file."""
         try:
-            if self._writes:
+            if self._writes and self._tensorboard is not None:
                 self._tensorboard.close()
         except OSError as error:
             logging.error('The TensorBoard file cannot be written: %s', error.strerror)

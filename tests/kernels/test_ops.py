@@ -157,3 +157,21 @@ def test_nan_stays_nan():
     assert np.isnan(ops.scale_relu(x, ones, ones)).sum() == 1
     assert np.isnan(ops.conv(x, jnp.ones((1, 1, 1, 1)), ones, 'SAME', True)).sum() == 1
     assert np.isnan(ops.dense(x.reshape(1, 4), jnp.ones((4, 1)), ones, True)).all()
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('shape', [(), (1,), (3, 5), (70_001,), (2, 65_536)])
+def test_one_value_that_is_not_finite_is_found_in_any_array(bad, shape):
+    arrays = {'largest': np.full((7,), np.finfo(np.float32).max), 'denormal': np.full(shape, 1e-45, np.float32)}
+    check = jax.jit(ops.all_finite)
+    assert check(arrays)
+    for index in {0, arrays['denormal'].size - 1}:
+        values = arrays['denormal'].copy()
+        values.reshape(-1)[index] = bad
+        assert not check({**arrays, 'denormal': values})
+        assert not check({'denormal': values, 'last': np.zeros(2, np.float32)})
+
+
+def test_other_types_are_checked_too():
+    assert ops.all_finite({'count': jnp.arange(3), 'low': jnp.ones(3, jnp.bfloat16), 'empty': jnp.zeros(0)})
+    assert not ops.all_finite({'count': jnp.arange(3), 'low': jnp.full(3, jnp.inf, jnp.bfloat16)})
