@@ -8,7 +8,7 @@ a share of the time, so that a failure costs the others nothing. The parts:
 
     device      versions, and the ceilings: copy bandwidth and matrix products
     tests       tests/accelerator: gradients, reproducibility, moving checkpoints, evaluation
-    throughput  images/s in training and evaluation: all models, beside PyTorch and Keras on JAX
+    throughput  images/s of all models in training and evaluation, compared with PyTorch and Keras on JAX
     time        time to 99% on MNIST with configs/fast_gpu.py: the whole process, and the training alone
     scale       images/s of the CNN with larger batches and more features
 

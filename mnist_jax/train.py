@@ -241,7 +241,7 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
             chunks,
             devices,
         )
-    if not experiment.replicas.deterministic:
+    if not (experiment.replicas.deterministic or experiment.config.deterministic):
         logging.warning(
             'bits      products have reduced precision, and kernels are selected by their measured time, so two runs '
             'may differ; --config.deterministic=True prevents both'

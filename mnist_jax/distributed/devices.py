@@ -53,7 +53,7 @@ def start_backend(
     use_exact_square_roots()
     if own_model:
         _disable_passes()
-    deterministic = deterministic and _select_deterministic_kernels()
+    deterministic_kernels = deterministic and _select_deterministic_kernels()
     _cache_compilations()
     try:
         by_process = [jax.local_devices(process_index=process) for process in range(jax.process_count())]
@@ -73,7 +73,7 @@ def start_backend(
         # By default, GPUs compute float32 products in TF32, with 10 of 23 bits of the mantissa, and TPUs in bfloat16.
         jax.config.update('jax_default_matmul_precision', 'highest' if deterministic else None)
     count = devices or (1 if jax.default_backend() == 'cpu' else available)
-    return Replicas([device for local in by_process for device in local[:count]], deterministic)
+    return Replicas([device for local in by_process for device in local[:count]], deterministic_kernels)
 
 
 def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:

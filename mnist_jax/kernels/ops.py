@@ -233,7 +233,7 @@ _scale_relu = Operation(
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Returns a bool: whether all values of all arrays are finite."""
-    return _all_finite(*(leaf.ravel() for leaf in jax.tree.leaves(tree))) > 0
+    return _all_finite(*jax.tree.leaves(tree)) > 0
 
 
 def plain_all_finite(*arrays: jax.Array) -> jax.Array:

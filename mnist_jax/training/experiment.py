@@ -284,13 +284,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
     on_device = _fits_on_device(source, replicas)
-    step_multiply_adds = config.batch_size * multiply_adds
-    if not replicas.on_cpu and on_device:
-        steps_per_call = max(1, int(LONG_CALL / max(1, step_multiply_adds)))
-    else:
-        steps_per_call = STEPS_PER_CALL if not replicas.on_cpu or step_multiply_adds < SHORT_STEP else 1
-    if config.checkpoint_every_steps:
-        steps_per_call = min(steps_per_call, config.checkpoint_every_steps)
+    steps_per_call = config.steps_per_call or _automatic_steps_per_call(
+        config, replicas.on_cpu, on_device, config.batch_size * multiply_adds
+    )
     eval_batch_size = min(config.eval_batch_size, test_size)
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     eval_chunk_size, padded_eval_batch_size = batch_layout(eval_batch_size, config.chunks, len(replicas))
@@ -316,7 +312,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         on_device=on_device,
         schedule=learning_rate,
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=min(config.steps_per_call or steps_per_call, steps_per_epoch),
+        steps_per_call=min(steps_per_call, steps_per_epoch),
         padded_batch_size=padded_batch_size,
         eval_batch_size=eval_batch_size,
         padded_eval_batch_size=padded_eval_batch_size,
@@ -329,3 +325,12 @@ def _fits_on_device(source: Source, replicas: Replicas) -> bool:
         return source.on_device == 'on'
     examples = sum(source.count(name) for name in source.split_names)
     return examples * math.prod(source.image_shape) < DEVICE_MEMORY_FRACTION * replicas.memory
+
+
+def _automatic_steps_per_call(config: ConfigDict, on_cpu: bool, on_device: bool, multiply_adds: int) -> int:
+    """Returns the number of updates per call for steps of so many multiply-adds; see `STEPS_PER_CALL`."""
+    if on_cpu:
+        steps = STEPS_PER_CALL if multiply_adds < SHORT_STEP else 1
+    else:
+        steps = max(1, int(LONG_CALL / max(1, multiply_adds))) if on_device else STEPS_PER_CALL
+    return min(steps, config.checkpoint_every_steps or steps)

@@ -171,7 +171,11 @@ def caveats(result: JsonObject) -> dict[str, str]:
         f'{change["step"]:,}'
         for change in result.get('reschedules', [])
     ]
-    bits = '' if result.get('deterministic', True) else 'not reproducible: config.deterministic was False'
+    bits = (
+        ''
+        if result.get('deterministic', True)
+        else 'may not be reproducible: kernels were selected by their measured time'
+    )
     texts = {'overlap': overlaps, 'schedule': '; '.join(changes), 'bits': bits}
     return {name: text for name, text in texts.items() if text}
 
