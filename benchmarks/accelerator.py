@@ -44,7 +44,10 @@ OTHERS = {
     'keras.jax': 'Keras on JAX',
 }
 MODULES = {'torch': 'torch', 'keras': 'keras'}  # what a program needs, by the start of its name
-MODELS_AT_ONCE = 2  # models whose programs start at the same time; only one program is measured at a time
+MODELS_AT_ONCE = 4  # models whose programs start at the same time, before any of them is measured
+TEST_PROCESSES = 8
+# Environment variables of programs that share the device and the cores with others.
+SHARED_DEVICE = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'TORCHINDUCTOR_COMPILE_THREADS': '1'}
 # What makes the recipe of configs/fast_gpu.py small for --quick.
 QUICK_FIELDS = {
     'dataset.train': 'train[:1024]',
@@ -94,13 +97,17 @@ def tests_part(quick: bool, seconds: float) -> dict[str, Any]:
     directory = ROOT / 'tests' / 'accelerator'
     # Without the fixtures of the other tests, which start eight CPU devices.
     command = [sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', '-o', 'addopts=']
-    environment = {**os.environ, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'}
+    if not quick and importlib.util.find_spec('xdist'):
+        command.append(f'--numprocesses={TEST_PROCESSES}')
+    environment = {**os.environ, **SHARED_DEVICE, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'}
     with tempfile.TemporaryFile('w+') as output:
         status = _run([*command, f'--confcutdir={directory}', str(directory)], seconds, environment, output)
         output.seek(0)
         text = output.read()
     print(text)
+    # With several processes, pytest prints the outcome before the name.
     outcomes = dict(re.findall(r'::(\S+) (PASSED|FAILED|ERROR|SKIPPED)', text))
+    outcomes |= {name: outcome for outcome, name in re.findall(r'(PASSED|FAILED|ERROR|SKIPPED) \S+::(\S+)', text)}
     return {'outcomes': outcomes, 'passed': status == 0}
 
 
@@ -125,42 +132,43 @@ def throughput_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
 
     names = [name for name in (*OURS, *OTHERS) if _available(name)]
     models = throughput.MODELS[:1] if quick else throughput.MODELS
-    rounds, round_seconds = (1, 0.05) if quick else (3, 0.3)
+    rounds, round_seconds = (1, 0.05) if quick else (3, 0.15)
     deadline = time.monotonic() + seconds
     results: dict[str, Any] = {}
-    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # The programs share the device's memory.
+    os.environ.update(SHARED_DEVICE)
     with tempfile.TemporaryDirectory() as directory, concurrent.futures.ThreadPoolExecutor(32) as executor:
 
-        def start(model: str) -> list[concurrent.futures.Future]:
-            (path := Path(directory) / model).mkdir()
-            task_path, task = throughput.write_task(model, path)
-            tasks[model] = task
-            task_path.write_text(json.dumps({**task, 'chunks': 1}))
+        def start(model: str, task: throughput.Task) -> list[concurrent.futures.Future]:
+            path = Path(directory) / model / 'task.json'
+            path.write_text(json.dumps({**task, 'chunks': 1}))
             return [
-                executor.submit(throughput.ProgramProcess, name, task_path, sys.executable, hide_gpus=False)
+                executor.submit(throughput.ProgramProcess, name, path, sys.executable, hide_gpus=False)
                 for name in names
             ]
 
-        tasks: dict[str, throughput.Task] = {}
-        started = {model: start(model) for model in models[:MODELS_AT_ONCE]}
-        for index, model in enumerate(models):
-            programs = [future.result() for future in started.pop(model)]
-            programs = [program for program in programs if program.version is not None]
-            if index + MODELS_AT_ONCE < len(models) and time.monotonic() < deadline - 30:
-                following = models[index + MODELS_AT_ONCE]
-                started[following] = start(following)
-            if time.monotonic() < deadline - 5:
-                measure = (programs, rounds, round_seconds, round_seconds)
-                results[model] = {
-                    phase: throughput.measure_rounds(phase, tasks[model][size], *measure)  # type: ignore[literal-required]
-                    for phase, size in (('train', 'batch_size'), ('eval', 'eval_batch_size'))
-                }
-                results[model]['versions'] = {program.name: program.version for program in programs}
-            for program in programs:
-                program.close()
-            yield results
-            if model not in results or not started:
-                break
+        for first in range(0, len(models), MODELS_AT_ONCE):
+            tasks: dict[str, throughput.Task] = {}
+            for model in models[first : first + MODELS_AT_ONCE]:
+                (path := Path(directory) / model).mkdir()
+                tasks[model] = throughput.write_task(model, path)[1]
+            started = {model: start(model, task) for model, task in tasks.items()}
+            by_model = {model: [future.result() for future in futures] for model, futures in started.items()}
+            for model, programs in by_model.items():
+                for program in programs:
+                    print(f'{model}: {program.name} took {program.first_step_seconds:.0f} s to start', flush=True)
+                programs = [program for program in programs if program.version is not None]
+                if time.monotonic() < deadline - 3:
+                    measure = (programs, rounds, round_seconds, round_seconds)
+                    results[model] = {
+                        phase: throughput.measure_rounds(phase, tasks[model][size], *measure)  # type: ignore[literal-required]
+                        for phase, size in (('train', 'batch_size'), ('eval', 'eval_batch_size'))
+                    }
+                    results[model]['versions'] = {program.name: program.version for program in programs}
+                for program in programs:
+                    program.close()
+                yield results
+            if time.monotonic() > deadline - 20:
+                return
 
 
 def _available(program: str) -> bool:
@@ -189,14 +197,15 @@ def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
             result[start] = {'seconds': time.perf_counter() - begin, 'accuracy': accuracy}
             yield result
     result['seeds'] = []
-    for seed in range(1 if quick else 10):
-        if time.monotonic() < deadline:
-            result['seeds'].append(_train_seed(seed, quick))
-            yield result
+    for row in _train_seeds(1 if quick else 10, quick):
+        result['seeds'].append(row)
+        yield result
+        if time.monotonic() > deadline:
+            return
 
 
-def _train_seed(seed: int, quick: bool) -> dict[str, float]:
-    """Trains the recipe with compiled steps; returns the seconds from the first call to the result of the last one."""
+def _train_seeds(count: int, quick: bool) -> Iterator[dict[str, float]]:
+    """Trains the recipe with compiled steps; yields the seconds from the first call to the result of the last one."""
     import jax
 
     from mnist_jax.config import load_config
@@ -204,11 +213,11 @@ def _train_seed(seed: int, quick: bool) -> dict[str, float]:
     from mnist_jax.training.experiment import make_experiment
 
     config = load_config(str(ROOT / 'configs' / 'fast_gpu.py'))
-    config.seed = seed
     if quick:
         config.update_from_flattened_dict(QUICK_FIELDS)
     experiment = make_experiment(config)
-    for _ in range(2):  # The first time compiles the program, or loads it from the cache, and copies the data.
+
+    def train() -> tuple[float, Any]:
         state = experiment.replicas.replicate(experiment.create_state())
         jax.block_until_ready(state)
         start = time.perf_counter()
@@ -216,9 +225,15 @@ def _train_seed(seed: int, quick: bool) -> dict[str, float]:
             for group in experiment.train_calls(epoch):
                 state, _ = experiment.train_steps(state, group)
         jax.block_until_ready(state)
-        seconds = time.perf_counter() - start
-    totals, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
-    return {'seconds': seconds, 'accuracy': float(totals['correct'] / totals['count'])}
+        return time.perf_counter() - start, state
+
+    train()  # compiles the program, or loads it from the cache, and copies the data
+    for seed in range(count):
+        config.seed = seed
+        vars(experiment).pop('_seed')  # All seeds share the compiled program; it takes the seed as an argument.
+        seconds, state = train()
+        totals, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
+        yield {'seconds': seconds, 'accuracy': float(totals['correct'] / totals['count'])}
 
 
 def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
@@ -228,36 +243,51 @@ def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
     from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
 
-    deadline, rows = time.monotonic() + seconds, list[dict[str, Any]]()
-    for dtype in ('float32', 'bfloat16'):
-        for factor, batch_size in ((1, 128), (1, 1024), (1, 8192), (2, 1024), (4, 1024), (8, 1024)):
-            if time.monotonic() > deadline - 3 or (quick and rows):
-                return
-            config = load_config(str(ROOT / 'configs' / 'cnn.py'))
-            config.dtype, config.batch_size, config.chunks, config.deterministic = dtype, batch_size, 1, False
-            config.model.stages = ((32 * factor,), (64 * factor,))
-            config.dataset.train = 'train[:2048]' if quick else 'train[:57344]'
-            experiment = make_experiment(config)
-            state = experiment.replicas.replicate(experiment.create_state())
-            for _ in range(2):
-                jax.block_until_ready(state)
-                start = time.perf_counter()
-                for group in experiment.train_calls(0):
-                    state, _ = experiment.train_steps(state, group)
-                jax.block_until_ready(state)
-                elapsed = time.perf_counter() - start
-            speed = experiment.source.count('train') / elapsed
-            kind = {'float32': 'TF32'}.get(dtype, dtype)
-            rows.append({'kind': kind, 'width': factor, 'batch_size': batch_size, 'images_per_second': speed})
-            yield {'rows': rows}
+    deadline = time.monotonic() + seconds
+
+    def prepare(dtype: str, width: int, batch_size: int) -> Callable[[], float]:
+        """Compiles a step; returns a function that trains an epoch and returns its seconds."""
+        config = load_config(str(ROOT / 'configs' / 'cnn.py'))
+        config.dtype, config.batch_size, config.chunks, config.deterministic = dtype, batch_size, 1, False
+        config.model.stages = ((32 * width,), (64 * width,))
+        config.dataset.train = f'train[:{examples}]'
+        experiment = make_experiment(config)
+        state = experiment.replicas.replicate(experiment.create_state())
+
+        def train() -> float:
+            nonlocal state
+            jax.block_until_ready(state)
+            start = time.perf_counter()
+            for group in experiment.train_calls(0):
+                state, _ = experiment.train_steps(state, group)
+            jax.block_until_ready(state)
+            return time.perf_counter() - start
+
+        train()
+        return train
+
+    examples, dtypes = (2048, ['float32']) if quick else (57344, ['float32', 'bfloat16'])
+    sizes = [(1, 128)] if quick else [(1, 128), (1, 1024), (1, 8192), (2, 1024), (4, 1024)]
+    cases = [(dtype, *size) for dtype in dtypes for size in sizes]
+    prepare(*cases[0])  # reads the data once
+    with concurrent.futures.ThreadPoolExecutor(len(cases)) as executor:
+        trainers = list(executor.map(prepare, *zip(*cases, strict=True)))
+    rows = list[dict[str, Any]]()
+    for (dtype, width, batch_size), train in zip(cases, trainers, strict=True):
+        if time.monotonic() > deadline:
+            return
+        kind = {'float32': 'TF32'}.get(dtype, dtype)
+        speed = examples / statistics.median(train() for _ in range(3))
+        rows.append({'kind': kind, 'width': width, 'batch_size': batch_size, 'images_per_second': speed})
+        yield {'rows': rows}
 
 
 # Each part, and its share of the time.
 PARTS: dict[str, tuple[Callable, float]] = {
     'device': (device_part, 0.08),
-    'tests': (tests_part, 0.24),
-    'throughput': (throughput_part, 0.42),
-    'time': (time_part, 0.18),
+    'tests': (tests_part, 0.25),
+    'throughput': (throughput_part, 0.45),
+    'time': (time_part, 0.14),
     'scale': (scale_part, 0.08),
 }
 

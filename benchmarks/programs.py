@@ -231,7 +231,8 @@ class Torch:
         is_mse = task['loss']['name'] == 'mean_squared_error'
         self._loss = self._mean_squared_error if is_mse else torch.nn.functional.cross_entropy
         mode = self.compile_mode if self._device == 'cuda' else 'default'
-        self._forward = torch.compile(self._model, mode=mode) if self.compiled else self._model
+        # One program for training batches and one for evaluation batches, not one for batches of any size.
+        self._forward = torch.compile(self._model, mode=mode, dynamic=False) if self.compiled else self._model
 
     def _mean_squared_error(self, logits: Any, label: Any) -> Any:
         functional = self._torch.nn.functional

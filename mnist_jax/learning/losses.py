@@ -16,11 +16,19 @@ def cross_entropy(label_smoothing: Fraction = 0.0) -> Loss:
 
     def loss(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
         if not label_smoothing:
-            return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
+            return jax.lax.platform_dependent(
+                logits_BxK, label_B, cpu=optax.softmax_cross_entropy_with_integer_labels, default=_cross_entropy
+            )
         target_BxK = optax.smooth_labels(jax.nn.one_hot(label_B, logits_BxK.shape[-1]), label_smoothing)
         return optax.softmax_cross_entropy(logits_BxK, target_BxK)
 
     return loss
+
+
+def _cross_entropy(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
+    """Selects the logit of the label by a comparison: the gradient of an index is a scatter, which is slow on a GPU."""
+    is_label_BxK = jax.nn.one_hot(label_B, logits_BxK.shape[-1], dtype=bool)
+    return jax.nn.logsumexp(logits_BxK, axis=-1) - jnp.where(is_label_BxK, logits_BxK, 0).sum(-1)
 
 
 def mean_squared_error() -> Loss:

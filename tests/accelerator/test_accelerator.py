@@ -1,7 +1,9 @@
 """What needs an accelerator: `benchmarks/accelerator.py` runs these tests; elsewhere, they are skipped."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,11 +90,18 @@ def run(arguments, cache, **environment):
     return json.loads(Path(workdir, 'eval.json').read_text())
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def cold(tmp_path_factory):
     """A finished run, started with an empty cache, and that cache."""
-    directory = tmp_path_factory.mktemp('cold')
-    return directory / 'run', directory / 'cache', run(command(directory / 'run', 2), directory / 'cache')
+    directory = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:  # The processes that run the tests share the run.
+        directory = directory.parent
+    with (directory / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        arguments = command(directory / 'run', 2)
+        finished = directory / 'run' / 'eval.json'
+        result = json.loads(finished.read_text()) if finished.exists() else run(arguments, directory / 'cache')
+    return directory / 'run', directory / 'cache', result
 
 
 def test_a_second_start_with_a_warm_cache_gives_the_same_bits(cold, tmp_path):
@@ -123,11 +132,10 @@ def test_examples_on_the_host_and_on_the_device_agree_within_rounding(cold, tmp_
 
 @not_quick
 def test_the_cpu_evaluates_a_checkpoint_of_the_accelerator_within_rounding(cold, tmp_path):
-    workdir, cache, expected = cold
+    finished, cache, expected = cold
+    workdir = shutil.copytree(finished, tmp_path / 'run')
     arguments = [sys.executable, '-m', 'mnist_jax.main', '--mode=eval', f'--workdir={workdir}']
-    before = (workdir / 'eval.json').read_text()
     result = run(arguments, cache, JAX_PLATFORMS='cpu')
-    (workdir / 'eval.json').write_text(before)
     assert result['params_sha256'] == expected['params_sha256']
     np.testing.assert_allclose(result['loss'], expected['loss'], rtol=1e-5)
     assert abs(result['correct'] - expected['correct']) <= 1

@@ -1,5 +1,6 @@
 """Losses against values from Keras 3.15, and against values worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +25,17 @@ def test_losses_equal_those_of_keras(name, fields, expected):
 
 def test_every_loss_is_compared_with_keras():
     assert {name for name, *_ in KERAS} == set(losses.LOSSES)
+
+
+def test_the_cross_entropy_for_accelerators_equals_that_for_the_cpu():
+    def loss(logits):
+        return losses.cross_entropy()(logits, LABELS)
+
+    program = jax.export.export(jax.jit(jax.vmap(jax.jacobian(loss))), platforms=['cuda'])(LOGITS[None])
+    assert 'scatter' not in program.mlir_module() and 'gather' not in program.mlir_module()
+    for ours, reference in ((loss, losses._cross_entropy), (jax.jacobian(loss), jax.jacobian(losses._cross_entropy))):
+        expected = reference(LOGITS, LABELS)
+        np.testing.assert_allclose(ours(LOGITS), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_losses_by_hand():
