@@ -268,6 +268,20 @@ def eval_step(
     return all_sum(tree_sum(chunk_sums)), all_rows(jnp.concatenate(probabilities))
 
 
+def eval_steps(
+    variables: Variables,
+    batches: Batch,
+    data: Data | None = None,
+    *,
+    parts: StepParts,
+    all_sum: AllSum,
+    all_rows: AllSum,
+) -> tuple[Sums, jax.Array]:
+    """Evaluates several batches; `batches` and the results have a leading axis of batches. See `eval_step`."""
+    step = functools.partial(eval_step, variables, data=data, parts=parts, all_sum=all_sum, all_rows=all_rows)
+    return jax.lax.map(step, batches)
+
+
 def inference_variables(variables: Variables, dtype: jnp.dtype) -> PyTree:
     """Returns the variables as a model takes them for inference, with the parameters in its compute dtype."""
     return {'params': _cast(variables.params, dtype), 'batch_stats': variables.batch_stats}

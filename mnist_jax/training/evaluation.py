@@ -1,7 +1,10 @@
 """Evaluates variables on a split; shared by the training loop and `--mode=eval`."""
 
+import itertools
+import operator
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from mnist_jax.data.records import Examples
@@ -41,9 +44,14 @@ def batch_results(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields the host copy of what `step.eval_step` returns for each batch, fetched while the next one is computed."""
     data = experiment.on_devices(split)
-    results = (experiment.eval_step(variables, batch, data) for batch in experiment.eval_batches(split))
-    previous = next(results)
-    for result in results:
-        yield to_host(previous)
-        previous = result
-    yield to_host(previous)
+    calls = ((experiment.eval_steps(variables, group, data), len(group)) for group in experiment.eval_calls(split))
+    previous = None
+    for call in itertools.chain(calls, [None]):
+        if previous is not None:
+            results, count = previous
+            fetched = to_host(results)
+            if experiment.eval_steps_per_call == 1:
+                yield fetched
+            else:
+                yield from (jax.tree.map(operator.itemgetter(index), fetched) for index in range(count))
+        previous = call

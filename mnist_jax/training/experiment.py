@@ -37,6 +37,8 @@ DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 # than SHORT_STEP multiply-adds, because such steps are too short to dispatch one by one. If the examples are on the
 # devices, a call makes all updates of an epoch, up to LONG_CALL multiply-adds: a few seconds.
 STEPS_PER_CALL, SHORT_STEP, LONG_CALL = 32, 100e6, 1e13
+# Batches per call of an evaluation on an accelerator, which dispatching a call for each would slow down several times.
+EVAL_STEPS_PER_CALL = 16
 DEVICE_MEMORY_FRACTION = 0.25  # of a device's memory, for examples that are kept on it automatically
 
 HostBatch = dict[str, np.ndarray]
@@ -167,6 +169,7 @@ class Experiment(Plan):
     padded_batch_size: int  # examples and padding of a global batch
     eval_batch_size: int  # examples
     padded_eval_batch_size: int
+    eval_steps_per_call: int
 
     def train_step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, Sums]:
         """Makes one update on all devices; `state` is donated. See `step.train_step`."""
@@ -176,12 +179,27 @@ class Experiment(Plan):
         """Makes one update per batch of `group` in one call; with several, the sums have a leading axis of steps."""
         if len(group) == 1:
             return self._compiled_train_step(state, group[0], self._seed, self._train_data)
-        stacked = {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
-        return self._compiled_train_steps(state, stacked, self._seed, self._train_data)
+        return self._compiled_train_steps(state, _stack(group), self._seed, self._train_data)
 
-    def eval_step(self, variables: Variables, batch: HostBatch, data: Data | None = None) -> tuple[Sums, jax.Array]:
-        """Evaluates a batch on all devices; `data` is what `on_devices` returns for its split. See `step.eval_step`."""
-        return self._compiled_eval_step(variables, batch, data)
+    def eval_steps(
+        self, variables: Variables, group: Sequence[HostBatch], data: Data | None = None
+    ) -> tuple[Sums, jax.Array]:
+        """Evaluates the batches of `group` in one call on all devices; see `step.eval_step`.
+
+        Args:
+          variables: What to evaluate.
+          group: At most `eval_steps_per_call` batches.
+          data: What `on_devices` returns for their split.
+
+        Returns:
+          The results of one batch if `eval_steps_per_call` is 1; else they have a leading axis of `eval_steps_per_call`
+          batches, and those beyond the group are empty.
+        """
+        if self.eval_steps_per_call == 1:
+            return self._compiled_eval_step(variables, group[0], data)
+        empty = {name: np.zeros_like(column) for name, column in group[0].items()}
+        padding = [empty] * (self.eval_steps_per_call - len(group))  # so that there is one program for all splits
+        return self._compiled_eval_steps(variables, _stack([*group, *padding]), data)
 
     def on_devices(self, split: Examples) -> Data | None:
         """Returns a split in the memory of every device, or None if `on_device` is False."""
@@ -216,10 +234,17 @@ class Experiment(Plan):
 
     @functools.cached_property
     def _compiled_eval_step(self) -> Callable:
-        eval_step = functools.partial(
-            step.eval_step, parts=self.eval_parts, all_sum=self.replicas.all_sum, all_rows=self.replicas.all_rows
+        return self._compile_eval(step.eval_step)
+
+    @functools.cached_property
+    def _compiled_eval_steps(self) -> Callable:
+        return self._compile_eval(step.eval_steps)
+
+    def _compile_eval(self, function: Callable) -> Callable:
+        bound = functools.partial(
+            function, parts=self.eval_parts, all_sum=self.replicas.all_sum, all_rows=self.replicas.all_rows
         )
-        return self.replicas.compile(eval_step, constants=1)
+        return self.replicas.compile(bound, constants=1)
 
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
@@ -246,15 +271,17 @@ class Experiment(Plan):
 
     def train_calls(self, epoch: int, first: int = 0) -> Iterator[list[HostBatch]]:
         """Yields the batches of an epoch in groups of `steps_per_call`, each for one call of `train_steps`."""
-        remaining = self.train_batches(epoch, first)
-        while group := list(itertools.islice(remaining, self.steps_per_call)):
-            yield group
+        return _groups(self.train_batches(epoch, first), self.steps_per_call)
 
     def eval_batches(self, split: Examples) -> Iterator[HostBatch]:
         """Yields the batches of a split, in order."""
         size = self.padded_eval_batch_size
         rows = self.replicas.local_rows(size)
         return map(self.replicas.shard, batches.eval_batches(split, self.eval_batch_size, size, rows, self.on_device))
+
+    def eval_calls(self, split: Examples) -> Iterator[list[HostBatch]]:
+        """Yields the batches of a split, in order, in groups of `eval_steps_per_call`, each for one `eval_steps`."""
+        return _groups(self.eval_batches(split), self.eval_steps_per_call)
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
@@ -316,7 +343,18 @@ def make_experiment(config: ConfigDict) -> Experiment:
         padded_batch_size=padded_batch_size,
         eval_batch_size=eval_batch_size,
         padded_eval_batch_size=padded_eval_batch_size,
+        eval_steps_per_call=1 if replicas.on_cpu else EVAL_STEPS_PER_CALL,
     )
+
+
+def _groups(remaining: Iterator[HostBatch], size: int) -> Iterator[list[HostBatch]]:
+    while group := list(itertools.islice(remaining, size)):
+        yield group
+
+
+def _stack(group: Sequence[HostBatch]) -> HostBatch:
+    """Returns the batches with a second axis of steps, after that of the devices."""
+    return {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
 
 
 def _fits_on_device(source: Source, replicas: Replicas) -> bool:

@@ -1,5 +1,6 @@
 """The number of devices does not change the result."""
 
+import dataclasses
 import os
 
 import flax.linen as nn
@@ -236,6 +237,21 @@ def test_examples_on_the_devices_give_the_same_bits_as_batches_from_the_host(sma
         totals, probabilities = evaluate_split(experiment, state.variables, experiment.source.split('test'))
         results.append((params_sha256(state.variables), losses, float(totals['loss']), probabilities.tobytes()))
     assert results[1:] == results[:1] * 3 and len(results[0][1]) == experiment.steps_per_call == 5
+
+
+@pytest.mark.parametrize('on_device', ['off', 'on'])
+def test_several_batches_per_call_evaluate_like_one_batch_per_call(small, on_device):
+    one = make_experiment(small('cnn', devices=2, dataset__on_device=on_device, eval_batch_size=60))
+    several = dataclasses.replace(one, eval_steps_per_call=3)
+    split = one.source.split('test')
+    assert [len(group) for group in several.eval_calls(split)] == [3, 1]
+    variables = one.replicas.replicate(one.create_state()).variables
+    (totals, probabilities), (expected_totals, expected) = (
+        evaluate_split(experiment, variables, split) for experiment in (several, one)
+    )
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    for name, total in expected_totals.items():
+        np.testing.assert_allclose(totals[name], total, rtol=1e-6)
 
 
 def test_an_accelerator_keeps_examples_that_fit_and_makes_an_epoch_per_call(small, monkeypatch):
