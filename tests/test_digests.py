@@ -15,13 +15,13 @@ from mnist_jax.workdir.snapshot import params_sha256
 # Seen on an AMD EPYC (AVX2) with jax 0.10.2. All models are trained on MNIST, except `digits_cnn`.
 DIGESTS = {
     'mlp': '721aecbb5feb',
-    'cnn': '95fdb05a3732',
-    'fashion_cnn': 'de2889fb75df',
-    'convnet_valid': 'fd6074df9648',
-    'convnet_same': '1bb5d71e77c2',
+    'cnn': '440bf5614f53',
+    'fashion_cnn': '12dfde02129b',
+    'convnet_valid': '75e751b15fe5',
+    'convnet_same': 'd8d834c98b32',
     'digits_cnn': '9e3a2c224a7c',
     'kaggle_mlp': 'e603389c234d',
-    'kaggle_cnn': '8d2ac67fe0b8',
+    'kaggle_cnn': 'fd8717c38c3e',
     'fast': '62fe602d6fc2',
     'fast_gpu': '9f14dbed9ec9',
 }

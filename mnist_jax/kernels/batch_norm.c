@@ -54,6 +54,81 @@ void moments(XLA_FFI_CallFrame* frame, BatchNorm norm, float* sum, float* sum_of
     add_examples(&task, 1, sum_of_squares);
 }
 
+typedef struct {
+    BatchNorm norm;
+    const float *sum_gradient, *squares_gradient;
+} MomentsGradient;
+
+static void moments_gradient_of_example(const void* context, dim_t n) {
+    MomentsGradient g = *(const MomentsGradient*)context;
+    const float* restrict x = g.norm.x + n * image_size(g.norm);
+    const float* restrict sum = g.sum_gradient, * restrict squares = g.squares_gradient;
+    float* restrict dst = g.norm.result + n * image_size(g.norm);
+    float mask = g.norm.mask[n];
+    for (dim_t pixel = 0; pixel < g.norm.height * g.norm.width; pixel++, x += g.norm.channels, dst += g.norm.channels)
+        for (dim_t c = 0; c < g.norm.channels; c++) dst[c] = (sum[c] + 2 * squares[c] * x[c]) * mask;
+}
+
+void moments_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, const float* sum_gradient,
+                      const float* squares_gradient) {
+    MomentsGradient context = {norm, sum_gradient, squares_gradient};
+    parallel_for(frame, norm.examples, 4 * norm.examples * image_size(norm), moments_gradient_of_example, &context);
+}
+
+typedef struct {
+    float mean, unclipped, variance, deviation, factor;  // variance = max(unclipped, 0)
+} Statistics;
+
+static void scale_to(float mean, float variance, float scale, float epsilon, Statistics* s) {
+    s->mean = mean, s->variance = variance;
+    s->deviation = __builtin_elementwise_sqrt(variance + epsilon);
+    s->factor = scale / s->deviation;
+}
+
+static Statistics statistics(Normalization n, dim_t c) {
+    Statistics s;
+    float mean = n.sum[c] / n.count;
+    s.unclipped = n.sum_of_squares[c] / n.count - mean * mean;
+    scale_to(mean, s.unclipped <= 0 ? 0 : s.unclipped, n.scale[c], n.epsilon, &s);  // NaN is not <= 0.
+    return s;
+}
+
+void normalize(Normalization n, float* factor, float* shift, float* new_mean, float* new_variance) {
+    for (dim_t c = 0; c < n.channels; c++) {
+        Statistics s = statistics(n, c);
+        factor[c] = s.factor;
+        shift[c] = n.bias[c] - s.mean * s.factor;
+        new_mean[c] = n.momentum * n.moving_mean[c] + (1 - n.momentum) * s.mean;
+        new_variance[c] = n.momentum * n.moving_variance[c] + (1 - n.momentum) * s.variance;
+    }
+}
+
+void normalize_gradient(Normalization n, const float* factor_gradient, const float* shift_gradient,
+                        const float* mean_gradient, const float* variance_gradient, float* sum_gradient,
+                        float* squares_gradient, float* scale_gradient, float* bias_gradient) {
+    for (dim_t c = 0; c < n.channels; c++) {
+        Statistics s = statistics(n, c);
+        float factor = factor_gradient[c] - s.mean * shift_gradient[c];
+        // factor = scale * (variance + epsilon)^(-1/2)
+        float variance = (1 - n.momentum) * variance_gradient[c] - factor * s.factor / (2 * s.deviation * s.deviation);
+        if (s.unclipped <= 0) variance *= s.unclipped == 0 ? 0.5f : 0;  // as in the gradient of jnp.maximum
+        float mean = (1 - n.momentum) * mean_gradient[c] - s.factor * shift_gradient[c] - 2 * s.mean * variance;
+        sum_gradient[c] = mean / n.count;
+        squares_gradient[c] = variance / n.count;
+        scale_gradient[c] = factor / s.deviation;
+        bias_gradient[c] = shift_gradient[c];
+    }
+}
+
+void normalize_for_inference(Normalization n, float* factor, float* shift) {
+    for (dim_t c = 0; c < n.channels; c++) {
+        Statistics s;
+        scale_to(n.moving_mean[c], n.moving_variance[c], n.scale[c], n.epsilon, &s);
+        factor[c] = s.factor;
+        shift[c] = n.bias[c] - s.mean * s.factor;
+    }
+}
+
 static inline float scaled(float x, float factor, float shift) { return x * factor + shift; }
 
 static void scale_relu_example(const void* context, dim_t n) {

@@ -24,7 +24,8 @@ SOURCES = Path(__file__).parent
 # The functions of ffi_handlers.c without their prefix mnist_jax_, which is also part of their names in XLA.
 TARGETS = (
     *('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient'),
-    *('moments', 'scale_relu', 'scale_relu_gradient', 'all_finite'),
+    *('moments', 'moments_gradient', 'normalize', 'normalize_gradient', 'normalize_for_inference'),
+    *('scale_relu', 'scale_relu_gradient', 'all_finite'),
 )
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),

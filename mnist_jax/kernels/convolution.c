@@ -3,6 +3,7 @@
 #include "gemm.h"
 #include "memory.h"
 #include "parallel_for.h"
+#include "winograd.h"
 
 // Floats of image rows and gradient rows that are processed together and should stay in a cache: 24 KiB, or 156 KiB on
 // CPUs with AVX-512, which have a large L2 cache.
@@ -25,8 +26,7 @@ ConvShape conv_shape(const int64_t* image, const int64_t* kernel, const int64_t*
 
 static dim_t image_size(ConvShape s) { return s.height * s.width * s.channels; }
 
-// Returns the zero-padded image: `image` itself if there is nothing to pad or mask, else a copy in `padded`.
-static const float* pad(const float* image, const float* relu_output, ConvShape s, float* restrict padded) {
+const float* pad(const float* image, const float* relu_output, ConvShape s, float* restrict padded) {
     if (relu_output == NULL && s.padded_size == image_size(s)) return image;
     dim_t row_size = s.width * s.channels, padded_row_size = s.padded_width * s.channels;
     dim_t offset = (s.pad_top * s.padded_width + s.pad_left) * s.channels;
@@ -45,9 +45,7 @@ static const float* pad(const float* image, const float* relu_output, ConvShape 
     return padded;
 }
 
-// Packs `cols` features of the kernel, starting with first_feature. A flipped kernel maps features to channels, and its
-// positions are in reverse order.
-static void pack_kernel(const float* kernel, ConvShape s, dim_t first_feature, dim_t cols, int flipped, float* packed) {
+void pack_kernel(const float* kernel, ConvShape s, dim_t first_feature, dim_t cols, int flipped, float* packed) {
     if (!flipped) {
         pack(kernel + first_feature, s.taps, s.features, cols, packed);
         return;
@@ -84,7 +82,7 @@ static void convolve_example(const void* context, dim_t n) {
         if (c.bias != NULL) load_row(c.bias + first, cols, bias);
         for (dim_t pixel = 0; pixel < s.pixels; pixel += MR) {
             dim_t rows = min(MR, s.pixels - pixel);
-            Vec sums[MR][NR_VECTORS] = {0};
+            Vec sums[MR][NR_VECTORS];
             const float* patches[MR];
             for (dim_t i = 0; i < MR; i++) {  // Rows beyond the last pixel read its patch again.
                 patches[i] = padded + (y * s.padded_width + x) * s.channels;
@@ -100,6 +98,10 @@ static void convolve_example(const void* context, dim_t n) {
 
 void convolve(XLA_FFI_CallFrame* frame, ConvShape s, const float* image, const float* relu_output, const float* kernel,
               int flipped, const float* bias, int relu, float* output) {
+    if (winograd_pays(s)) {
+        winograd_convolve(frame, s, image, relu_output, kernel, flipped, bias, relu, output);
+        return;
+    }
     float* packed_kernel = scratch(SCRATCH_SHARED, ceil_div(s.features, NR) * NR * s.taps);
     for (dim_t first = 0; first < s.features; first += NR)
         pack_kernel(kernel, s, first, min(NR, s.features - first), flipped, packed_kernel + first * s.taps);
@@ -132,12 +134,13 @@ static void add_rows(ConvShape s, dim_t y, dim_t rows, dim_t first_tap, dim_t en
         .inner_count = s.out_width,
         .inner_stride = s.channels,
         .outer_stride = s.padded_width * s.channels,
+        .continued = y > 0,
     };
     dim_t kernel_row_size = s.kernel_width * s.channels;
     for (dim_t tap = first_tap; tap < end_tap; tap += MR) {
         dim_t count = min(MR, end_tap - tap);
         const float* patches[MR];
-        Vec tile[MR][NR_VECTORS] = {0};
+        Vec tile[MR][NR_VECTORS];
         for (dim_t i = 0; i < MR; i++) {
             dim_t row_tap = tap + min(i, count - 1);
             patches[i] = padded + (y + row_tap / kernel_row_size) * pixels.outer_stride + row_tap % kernel_row_size;

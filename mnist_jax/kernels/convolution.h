@@ -32,3 +32,10 @@ void convolve(XLA_FFI_CallFrame* frame, ConvShape shape, const float* image, con
 // Computes the gradients of the kernel and of the bias. relu_output is NULL if the layer has no ReLU.
 void convolution_gradient(XLA_FFI_CallFrame* frame, ConvShape shape, const float* image, const float* gradient,
                           const float* relu_output, float* kernel_gradient, float* bias_gradient);
+
+// Returns the zero-padded image: `image` itself if there is nothing to pad or mask, else a copy in `padded`.
+const float* pad(const float* image, const float* relu_output, ConvShape shape, float* restrict padded);
+
+// Packs `cols` features of the kernel, starting with first_feature. A flipped kernel maps features to channels, and its
+// positions are in reverse order.
+void pack_kernel(const float* kernel, ConvShape shape, dim_t first_feature, dim_t cols, int flipped, float* packed);

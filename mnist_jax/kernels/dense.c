@@ -8,6 +8,7 @@ enum {
     KC = 4096 / NR,      // terms of a sum whose packed operand (KC x NR floats, 16 KiB) stays in the L1 cache
     MC = 264,            // examples whose inputs stay in the L2 cache
     TASK_ROWS = 8 * MR,  // inputs per task of a gradient: 8 tiles
+    FEW_EXAMPLES = 2,    // at most: packing the kernel would take longer than multiplying by it
 };
 
 typedef struct {
@@ -16,6 +17,16 @@ typedef struct {
 } Task;
 
 static dim_t work(Dense d) { return d.examples * d.inputs * d.features; }
+
+// Multiplies one example by NR features of a kernel that is not packed; takes the sums in the order of gemm_tile.
+static void multiply_in_place(const float* x, const float* kernel, Dense d, dim_t cols, Vec sums[NR_VECTORS]) {
+    for (int v = 0; v < NR_VECTORS; v++) sums[v] = (Vec){0};
+    for (dim_t input = 0; input < d.inputs; input++) {
+        Vec row[NR_VECTORS];
+        load_row(kernel + input * d.features, cols, row);
+        for (int v = 0; v < NR_VECTORS; v++) sums[v] += x[input] * row[v];
+    }
+}
 
 // Task: the output of one block of features for a group of MC examples.
 static void forward_block(const void* context, dim_t index) {
@@ -28,10 +39,16 @@ static void forward_block(const void* context, dim_t index) {
     float* packed = scratch(SCRATCH_LOCAL, (KC + MC + MR) * NR);
     Vec(*sums)[NR_VECTORS] = (void*)(packed + KC * NR), bias[NR_VECTORS];
     load_row(d.bias + first_feature, cols, bias);
-    memset(sums, 0, examples * sizeof(*sums));
     dim_t block = ceil_div(d.inputs, ceil_div(d.inputs, KC));  // equal blocks
-    for (dim_t input = 0; input < d.inputs; input += block) {
-        Reduction inputs = {.outer_count = 1, .inner_count = min(block, d.inputs - input), .inner_stride = 1};
+    for (dim_t n = 0; n < examples && d.examples <= FEW_EXAMPLES; n++)
+        multiply_in_place(x + n * d.inputs, d.kernel + first_feature, d, cols, sums[n]);
+    for (dim_t input = 0; input < d.inputs && d.examples > FEW_EXAMPLES; input += block) {
+        Reduction inputs = {
+            .outer_count = 1,
+            .inner_count = min(block, d.inputs - input),
+            .inner_stride = 1,
+            .continued = input > 0,
+        };
         pack(d.kernel + input * d.features + first_feature, inputs.inner_count, d.features, cols, packed);
         for (dim_t n = 0; n < examples; n += MR) {
             dim_t rows = min(MR, examples - n);
@@ -55,9 +72,13 @@ static void input_gradient_block(const void* context, dim_t index) {
     Vec sums[TASK_ROWS][NR_VECTORS];
     for (dim_t n = 0; n < d.examples; n += NR) {
         dim_t cols = min(NR, d.examples - n);
-        memset(sums, 0, sizeof(sums));
         for (dim_t feature = 0; feature < d.features; feature += KC) {
-            Reduction features = {.outer_count = 1, .inner_count = min(KC, d.features - feature), .inner_stride = 1};
+            Reduction features = {
+                .outer_count = 1,
+                .inner_count = min(KC, d.features - feature),
+                .inner_stride = 1,
+                .continued = feature > 0,
+            };
             const float* packed = task->packed + n * d.features + feature * NR;
             for (dim_t input = 0; input < inputs; input += MR) {
                 dim_t rows = min(MR, inputs - input);
@@ -107,7 +128,7 @@ static void kernel_gradient_block(const void* context, dim_t index) {
         for (dim_t i = 0; i < MR; i++) a[i] = x + i;
         for (dim_t first = 0; first < d.features; first += NR) {
             dim_t cols = min(NR, d.features - first);
-            Vec sums[MR][NR_VECTORS] = {0};
+            Vec sums[MR][NR_VECTORS];
             gemm_tile(rows, cols, a, examples, task->packed + first * d.examples, sums);
             for (dim_t i = 0; i < rows; i++) store_row(sums[i], cols, d.result + (input + i) * d.features + first);
         }

@@ -123,6 +123,66 @@ EXPORT XLA_FFI_Error* mnist_jax_moments(XLA_FFI_CallFrame* frame) {
     return NULL;
 }
 
+// (x, mask, gradients of the two sums) -> gradient of x
+EXPORT XLA_FFI_Error* mnist_jax_moments_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    BatchNorm norm = batch_norm_of(frame);
+    norm.mask = argument(frame, 1)->data, norm.result = result(frame, 0)->data;
+    moments_gradient(frame, norm, argument(frame, 2)->data, argument(frame, 3)->data);
+    return NULL;
+}
+
+static float scalar(XLA_FFI_CallFrame* frame, int i) { return *(const float*)argument(frame, i)->data; }
+
+// The first arguments of the two functions below: sums of x and of its squares, number of pixels, scale, bias, moving
+// averages of mean and variance, momentum, epsilon.
+static Normalization normalization_of(XLA_FFI_CallFrame* frame) {
+    return (Normalization){
+        .channels = argument(frame, 0)->dims[0],
+        .sum = argument(frame, 0)->data,
+        .sum_of_squares = argument(frame, 1)->data,
+        .count = scalar(frame, 2),
+        .scale = argument(frame, 3)->data,
+        .bias = argument(frame, 4)->data,
+        .moving_mean = argument(frame, 5)->data,
+        .moving_variance = argument(frame, 6)->data,
+        .momentum = scalar(frame, 7),
+        .epsilon = scalar(frame, 8),
+    };
+}
+
+// (...) -> factor, shift, new moving averages
+EXPORT XLA_FFI_Error* mnist_jax_normalize(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    normalize(normalization_of(frame), result(frame, 0)->data, result(frame, 1)->data, result(frame, 2)->data,
+              result(frame, 3)->data);
+    return NULL;
+}
+
+// (..., gradients of factor, shift and the new moving averages) -> gradients of the two sums, scale and bias
+EXPORT XLA_FFI_Error* mnist_jax_normalize_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    normalize_gradient(normalization_of(frame), argument(frame, 9)->data, argument(frame, 10)->data,
+                       argument(frame, 11)->data, argument(frame, 12)->data, result(frame, 0)->data,
+                       result(frame, 1)->data, result(frame, 2)->data, result(frame, 3)->data);
+    return NULL;
+}
+
+// (scale, bias, moving averages of mean and variance, epsilon) -> factor, shift
+EXPORT XLA_FFI_Error* mnist_jax_normalize_for_inference(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    Normalization n = {
+        .channels = argument(frame, 0)->dims[0],
+        .scale = argument(frame, 0)->data,
+        .bias = argument(frame, 1)->data,
+        .moving_mean = argument(frame, 2)->data,
+        .moving_variance = argument(frame, 3)->data,
+        .epsilon = scalar(frame, 4),
+    };
+    normalize_for_inference(n, result(frame, 0)->data, result(frame, 1)->data);
+    return NULL;
+}
+
 // (x, factor, shift) -> ReLU of x * factor + shift
 EXPORT XLA_FFI_Error* mnist_jax_scale_relu(XLA_FFI_CallFrame* frame) {
     if (answer_metadata_query(frame)) return NULL;

@@ -3,7 +3,7 @@
 #include "parallel_for.h"
 
 enum {
-    BLOCK = 1 << 16,  // values per task
+    BLOCK = 1 << 16,        // values per task
     EXPONENT = 0x7f800000,  // all ones: infinity or NaN
 };
 

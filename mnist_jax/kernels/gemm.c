@@ -7,7 +7,7 @@ static inline __attribute__((always_inline)) void micro_kernel(int rows, int vec
                                                                Vec c[MR][NR_VECTORS]) {
     Vec sum[MR][NR_VECTORS];
     for (int i = 0; i < rows; i++)
-        for (int v = 0; v < vectors; v++) sum[i][v] = c[i][v];
+        for (int v = 0; v < vectors; v++) sum[i][v] = k.continued ? c[i][v] : (Vec){0};
     for (dim_t outer = 0; outer < k.outer_count; outer++) {
         dim_t offset = outer * k.outer_stride;
         for (dim_t inner = 0; inner < k.inner_count; inner++, offset += k.inner_stride, b += NR) {

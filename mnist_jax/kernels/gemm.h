@@ -12,14 +12,14 @@
 typedef struct {
     dim_t outer_count, inner_count;
     dim_t inner_stride, outer_stride;  // floats between the terms of the left operand
+    int continued;                     // whether the sums continue those in the output, and do not start from 0
 } Reduction;
 
-// c[i][j] += sum over k of a[i][k] * b[k][j], for `rows` (at most MR) rows and `cols` (at most NR) columns of a
+// c[i][j] = sum over k of a[i][k] * b[k][j], for `rows` (at most MR) rows and `cols` (at most NR) columns of a
 // tile. b must be packed.
 //
 // One thread takes each sum in the order of k, so its bits depend neither on the threads nor on the width of the
-// vectors. All MR pointers in `a` must be readable, and all of c must be initialized; unused rows and columns are
-// computed too.
+// vectors. All MR pointers in `a` must be readable; unused rows and columns are computed too.
 void gemm_tile(dim_t rows, dim_t cols, const float* const a[MR], Reduction k, const float* b, Vec c[MR][NR_VECTORS]);
 
 // Stores a row of the output: the sums plus the bias or, with `relu`, the ReLU of that. NaN stays NaN.

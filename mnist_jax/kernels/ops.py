@@ -191,7 +191,120 @@ def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, j
     return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
 
 
-_moments = Operation('moments', plain_moments)
+def _plain_moments_gradient(
+    x_BxHxWxC: jax.Array, mask_B: jax.Array, sum_gradient_C: jax.Array, squares_gradient_C: jax.Array
+) -> jax.Array:
+    sum_gradient, squares_gradient = (array.reshape(1, 1, 1, -1) for array in (sum_gradient_C, squares_gradient_C))
+    return (sum_gradient + 2 * squares_gradient * x_BxHxWxC) * mask_B.reshape(-1, 1, 1, 1)
+
+
+_moments_gradient = Operation('moments_gradient', _plain_moments_gradient, by_example=(0, 1))
+
+
+def _moments_gradients(x: jax.Array, mask: jax.Array, *outputs_and_gradients: jax.Array) -> tuple[jax.Array, ...]:
+    gradients = outputs_and_gradients[2:]
+    mask_gradient = jax.vjp(functools.partial(plain_moments, x), mask)[1](gradients)[0]
+    return _moments_gradient(x, mask, *gradients).astype(x.dtype), mask_gradient
+
+
+_moments = Operation('moments', plain_moments, _moments_gradients)
+
+
+def normalize(
+    sum_C: jax.Array,
+    squares_C: jax.Array,
+    count: jax.Array,
+    scale_C: jax.Array,
+    bias_C: jax.Array,
+    moving_mean_C: jax.Array,
+    moving_variance_C: jax.Array,
+    momentum: jax.typing.ArrayLike,
+    epsilon: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns what batch normalization computes per channel from the moments of a batch.
+
+    This is an operation of its own because XLA may round a * b + c once or twice, depending on the rest of the program.
+
+    Args:
+      sum_C: The sum over the pixels of the batch, and so on per channel.
+      squares_C: The sum of the squares.
+      count: The number of pixels.
+      scale_C: A parameter: the standard deviation after the normalization.
+      bias_C: A parameter: the mean after the normalization.
+      moving_mean_C: The moving average of the mean.
+      moving_variance_C: The moving average of the variance.
+      momentum: The weight of the old value in the new moving averages.
+      epsilon: Is added to the variance.
+
+    Returns:
+      factor and shift, such that x * factor + shift is normalized; and the new moving averages.
+    """
+    scalars = (jnp.asarray(value, jnp.float32) for value in (momentum, epsilon))
+    return _normalize(sum_C, squares_C, count, scale_C, bias_C, moving_mean_C, moving_variance_C, *scalars)
+
+
+def plain_normalize(
+    sum_C: jax.Array,
+    squares_C: jax.Array,
+    count: jax.Array,
+    scale_C: jax.Array,
+    bias_C: jax.Array,
+    moving_mean_C: jax.Array,
+    moving_variance_C: jax.Array,
+    momentum: jax.Array,
+    epsilon: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Specifies `normalize`."""
+    mean_C = sum_C / count
+    variance_C = jnp.maximum(squares_C / count - jnp.square(mean_C), 0.0)
+    new_mean_C, new_variance_C = (
+        momentum * moving_C + (1 - momentum) * current_C
+        for moving_C, current_C in ((moving_mean_C, mean_C), (moving_variance_C, variance_C))
+    )
+    return *plain_normalize_for_inference(scale_C, bias_C, mean_C, variance_C, epsilon), new_mean_C, new_variance_C
+
+
+def _plain_normalize_gradient(*arguments_and_gradients: jax.Array) -> tuple[jax.Array, ...]:
+    arguments, gradients = arguments_and_gradients[:9], arguments_and_gradients[9:]
+    sum_C, squares_C, _, scale_C, bias_C, *_ = jax.vjp(plain_normalize, *arguments)[1](gradients)
+    return sum_C, squares_C, scale_C, bias_C
+
+
+_normalize_gradient = Operation('normalize_gradient', _plain_normalize_gradient)
+
+
+def _normalize_gradients(*values: jax.Array) -> tuple[jax.Array, ...]:
+    arguments, gradients = values[:9], values[13:]
+    _, _, count, _, _, *others = jax.vjp(plain_normalize, *arguments)[1](gradients)
+    sum_C, squares_C, scale_C, bias_C = _normalize_gradient(*arguments, *gradients)
+    return sum_C, squares_C, count, scale_C, bias_C, *others
+
+
+_normalize = Operation('normalize', plain_normalize, _normalize_gradients)
+
+
+def normalize_for_inference(
+    scale_C: jax.Array,
+    bias_C: jax.Array,
+    moving_mean_C: jax.Array,
+    moving_variance_C: jax.Array,
+    epsilon: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns factor and shift as `normalize` does, from the moving averages."""
+    return _normalize_for_inference(
+        scale_C, bias_C, moving_mean_C, moving_variance_C, jnp.asarray(epsilon, jnp.float32)
+    )
+
+
+def plain_normalize_for_inference(
+    scale_C: jax.Array, bias_C: jax.Array, mean_C: jax.Array, variance_C: jax.Array, epsilon: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Specifies `normalize_for_inference`."""
+    factor_C = scale_C * jax.lax.rsqrt(variance_C + epsilon)
+    return factor_C, bias_C - mean_C * factor_C
+
+
+_normalize_for_inference = Operation('normalize_for_inference', plain_normalize_for_inference)
 
 
 def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:

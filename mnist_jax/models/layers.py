@@ -48,25 +48,28 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         moving_variance = self.variable('batch_stats', 'variance', jnp.ones, (channels,))
+        averages = moving_mean.value, moving_variance.value
         if training is None:
-            mean, variance = moving_mean.value, moving_variance.value
+            factor, shift = ops.normalize_for_inference(scale, bias, *averages, self.epsilon)
         else:
-            mean, variance = batch_statistics(x_BxHxWxC, training)
+            sums = _batch_sums(x_BxHxWxC, training)
+            factor, shift, mean, variance = ops.normalize(*sums, scale, bias, *averages, self.momentum, self.epsilon)
             if not self.is_initializing():
-                for moving, current in ((moving_mean, mean), (moving_variance, variance)):
-                    moving.value = self.momentum * moving.value + (1 - self.momentum) * current
-        factor_C = scale * jax.lax.rsqrt(variance + self.epsilon)
-        scaled = (ops.scale_relu if self.relu else ops.scale)(x_BxHxWxC, factor_C, bias - mean * factor_C)
-        return scaled.reshape(x.shape)
+                moving_mean.value, moving_variance.value = mean, variance
+        return (ops.scale_relu if self.relu else ops.scale)(x_BxHxWxC, factor, shift).reshape(x.shape)
 
 
 def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance per channel, the last axis of x, over the unpadded examples of the global batch."""
-    x_BxHxWxC = _four_axes(x)
-    pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
-    total, squares, count = training.batch_sum((*ops.moments(x_BxHxWxC, training.mask), pixels))
+    total, squares, count = _batch_sums(_four_axes(x), training)
     mean = total / count
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
+
+
+def _batch_sums(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the sums of x and of its squares over the global batch, per channel, and the number of pixels."""
+    pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
+    return training.batch_sum((*ops.moments(x_BxHxWxC, training.mask), pixels))
 
 
 def _four_axes(x: jax.Array) -> jax.Array:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT, environment
 from ml_collections import ConfigDict
 
 from mnist_jax.distributed import devices as devices_module
@@ -41,6 +44,19 @@ def test_1_2_4_and_8_devices_are_bit_identical(small, model, batch_size, fields)
     results = [train_few_steps(small(model, devices=devices, **config)) for devices in (1, 2, 4, 8)]
     assert len({digest for digest, _ in results}) == 1
     assert len({tuple(losses) for _, losses in results}) == 1
+
+
+def test_the_program_itself_has_the_same_bits_on_two_devices_with_batch_normalization(data_dir):
+    # XLA optimizes the program in more passes than in the process of the tests, and differently on two devices.
+    options = ['--config=configs/fashion_cnn.py', "--set=dataset.name='mnist'", '--steps=12', '--devices=1,2']
+    process = subprocess.run(
+        [sys.executable, 'benchmarks/same_bits.py', *options],
+        cwd=ROOT,
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0 and process.stdout.splitlines()[-1] == 'bit-identical', process.stdout
 
 
 @pytest.mark.parametrize(('loss', 'chunks'), [(name, chunks) for name in LOSSES for chunks in (1, 2)])

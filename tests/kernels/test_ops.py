@@ -83,6 +83,10 @@ def assert_equal_with_gradients(function, plain, *arrays, differentiable=None):
         (16, 8, 8, 3, 4, 3),
         (5, 28, 28, 1, 32, 3),
         (2, 14, 14, 32, 64, 3),
+        (1, 13, 9, 48, 33, 3),
+        (3, 4, 5, 32, 80, 3),
+        (2, 3, 3, 64, 32, 3),
+        (50, 28, 28, 32, 32, 3),
         (17, 9, 6, 2, 3, 2),
         (3, 6, 8, 5, 20, 4),
         (3, 7, 7, 40, 33, 1),
@@ -95,8 +99,25 @@ def test_conv_equals_the_plain_convolution(padding, relu, batch, height, width, 
     assert_equals_plain_layer(padding, relu, image, weights, normal(2, (features,)))
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(('channels', 'features'), [(1, 5), (32, 40)])
+def test_a_value_that_is_not_finite_reaches_the_outputs_that_depend_on_it_and_no_others(channels, features, value):
+    image = normal(0, (2, 7, 9, channels))
+    kernel, bias = normal(1, (3, 3, channels, features)), normal(2, (features,))
+    for y, x in ((0, 0), (3, 4), (6, 8), (2, 7)):
+        broken = image.copy()
+        broken[1, y, x, 0] = value
+        output = np.asarray(ops.conv(broken, kernel, bias, 'SAME', False))
+        rows, columns = np.arange(7)[:, None], np.arange(9)
+        depends = (abs(rows - y) <= 1) & (abs(columns - x) <= 1)
+        np.testing.assert_array_equal(np.isfinite(output[1]), ~np.repeat(depends[..., None], features, -1))
+        np.testing.assert_array_equal(output[0], ops.conv(image[:1], kernel, bias, 'SAME', False)[0])
+
+
 @pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize(('batch', 'features', 'units'), [(1, 1, 1), (7, 5, 10), (16, 784, 512), (33, 100, 17)])
+@pytest.mark.parametrize(
+    ('batch', 'features', 'units'), [(1, 1, 1), (2, 700, 33), (7, 5, 10), (16, 784, 512), (33, 100, 17)]
+)
 def test_dense_equals_the_plain_product(relu, batch, features, units):
     x, kernel = normal(0, (batch, features)), normal(1, (features, units))
     assert_equals_plain_layer(None, relu, x, kernel / features**0.5, normal(2, (units,)))
@@ -125,6 +146,29 @@ def test_moments_and_scale_relu_equal_their_plain_forms(shape):
     factor, shift = normal(1, shape[-1:]), normal(2, shape[-1:])
     assert_equal_with_gradients(ops.moments, ops.plain_moments, x, mask, differentiable=1)
     assert_equal_with_gradients(ops.scale_relu, ops.plain_scale_relu, x, factor, shift)
+
+
+@pytest.mark.parametrize('channels', [1, 5, 32, 33])
+def test_normalize_equals_its_plain_form(channels):
+    x, mask = normal(0, (4, 3, 5, channels)) + 2, np.array([1, 1, 0, 1], np.float32)
+    x[..., 0] = 1.5  # a channel whose variance is 0
+    scale, bias, mean, variance = (normal(seed, (channels,)) for seed in range(1, 5))
+    sums = *ops.plain_moments(x, mask), jnp.float32(3 * 3 * 5)
+    arrays = (*sums, scale, bias, mean, variance**2)
+    constants = jnp.float32(0.9), jnp.float32(1e-3)
+    assert_equal_with_gradients(ops.normalize, ops.plain_normalize, *arrays, *constants, differentiable=7)
+    inference = scale, bias, mean, variance**2, constants[1]
+    assert_equal_with_gradients(ops.normalize_for_inference, ops.plain_normalize_for_inference, *inference)
+
+
+def test_normalize_by_hand():
+    # Four pixels of one channel, 1, 1, 3, 3: the mean is 2, the variance 1.
+    sums = jnp.array([8.0]), jnp.array([20.0]), jnp.float32(4)
+    scale, bias, zero, one = (jnp.array([value]) for value in (6.0, 1.0, 0.0, 1.0))
+    factor, shift, mean, variance = ops.normalize(*sums, scale, bias, zero, one, momentum=0.75, epsilon=3.0)
+    assert (factor, shift, mean, variance) == (6 / 2, 1 - 2 * 6 / 2, 0.25 * 2, 1)
+    assert ops.normalize_for_inference(scale, bias, zero, one, 3.0) == (3, 1)
+    assert np.isnan(ops.normalize(sums[0] * jnp.nan, *sums[1:], scale, bias, zero, one, 0.75, 3.0)).all()
 
 
 def test_dtypes_and_shapes_are_promoted_and_broadcast_like_numpys():

@@ -28,7 +28,7 @@ def add(function, *arrays):
     for leaf in jax.tree.leaves((outputs, vjp(cotangents))):
         digest.update(np.asarray(leaf).tobytes())
 
-SHAPES = ((3, 13, 1, 33, 3), (2, 9, 5, 7, 2), (5, 14, 32, 40, 3), (130, 6, 3, 2, 5))
+SHAPES = ((3, 13, 1, 33, 3), (2, 9, 5, 7, 2), (5, 14, 32, 40, 3), (2, 9, 48, 33, 3), (130, 6, 3, 2, 5))
 for batch, size, channels, features, kernel in SHAPES:
     for padding in ('SAME', 'VALID'):
         layer = lambda x, w, b, padding=padding: ops.conv(x, w, b, padding, True)
@@ -39,6 +39,9 @@ x = normal(6, 9, 8, 21)
 add(lambda x: ops.max_pool(x, 2, 'VALID'), x)
 add(lambda x: ops.moments(x, np.array([1, 1, 0, 1, 1, 0], np.float32)), x)
 add(ops.scale_relu, x, normal(21), normal(21))
+sums = ops.moments(x, np.ones(6, np.float32))
+add(lambda *arrays: ops.normalize(*sums, np.float32(432), *arrays, 0.9, 1e-3), *(normal(21) for _ in range(4)))
+add(lambda *arrays: ops.normalize_for_inference(*arrays, 1e-3), *(abs(normal(21)) for _ in range(4)))
 print(digest.hexdigest())
 """
 
