@@ -1,11 +1,11 @@
-"""The same model and recipe in mnist_jax, Keras and PyTorch, each as a process that trains and evaluates on request.
+"""The same model and recipe in mnist_jax and in other programs, each as a process that trains and evaluates on request.
 
     python benchmarks/programs.py PROGRAM TASK.json
 
 PROGRAM is one of `PROGRAMS`. `throughput.py` and `accelerator.py` start this script, once per program; there is no need
 to run it by hand. TASK.json holds the fields of `Task`. A program uses a GPU if it sees one.
 
-Prints one line of JSON with the versions of the libraries after the first training step. Then reads requests from
+Prints one line of JSON with the versions of the libraries after the first step. Then reads requests from
 standard input, one per line, `train COUNT` or `eval COUNT`: runs that many steps, and prints one line of JSON with the
 seconds that they took and the peak memory of the process so far.
 """
@@ -17,6 +17,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -213,9 +214,9 @@ class Torch:
         self.version = f'PyTorch {torch.__version__}' + ', torch.compile' * self.compiled
         data = np.load(task['data'])
         image = data['image'].astype(np.float32) / data['image'].max()
-        self._image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        self._image = self._image.to(self._device)
-        self._label = torch.from_numpy(data['label'].astype(np.int64)).to(self._device)
+        self.image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        self.image = self.image.to(self._device)
+        self.label = torch.from_numpy(data['label'].astype(np.int64)).to(self._device)
         self._model = self._make_model().to(memory_format=torch.channels_last)
         options = dict(task['optimizer'])
         optimizers = {'rmsprop': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adadelta': torch.optim.Adadelta}
@@ -257,14 +258,18 @@ class Torch:
             if dropout:
                 layers.append(nn.Dropout(dropout))
         model = nn.Sequential(*layers, nn.LazyLinear(10)).to(self._device)
-        model(self._image[:2])  # fixes the shapes of the lazy layers
+        model(self.image[:2])  # fixes the shapes of the lazy layers
         return model
+
+    def export(self, path: Path, batch_size: int) -> None:
+        """Writes the model for inference as an ONNX file."""
+        self._torch.onnx.export(self._model.eval(), (self.image[:batch_size],), path, verbose=False)
 
     def _shuffled_indices(self, count: int, size: int) -> Iterator[Any]:
         """Yields the indices of `count` batches, from as many shuffled epochs as necessary."""
         done = 0
         while True:
-            order = self._torch.randperm(len(self._image), device=self._device)
+            order = self._torch.randperm(len(self.image), device=self._device)
             for first in range(0, len(order) - size + 1, size):
                 if done == count:
                     return
@@ -277,7 +282,7 @@ class Torch:
         self._model.train()
         total_loss = correct = 0
         for indices in self._shuffled_indices(count, self._task['batch_size']):
-            image, label = self._image[indices], self._label[indices]
+            image, label = self.image[indices], self.label[indices]
             self._optimizer.zero_grad()
             logits = self._forward(image)
             loss = self._loss(logits, label)
@@ -295,9 +300,9 @@ class Torch:
         total_loss = correct = 0
         with self._torch.inference_mode():
             for indices in self._shuffled_indices(count, self._task['eval_batch_size']):
-                logits = self._forward(self._image[indices])
-                total_loss += self._loss(logits, self._label[indices])
-                correct += (logits.argmax(-1) == self._label[indices]).sum()
+                logits = self._forward(self.image[indices])
+                total_loss += self._loss(logits, self.label[indices])
+                correct += (logits.argmax(-1) == self.label[indices]).sum()
         float(total_loss), int(correct)  # waits for the device
         return time.perf_counter() - start
 
@@ -329,7 +334,7 @@ class TorchGraph(TorchCompiled):
         for group in self._optimizer.param_groups:
             group['capturable'] = True
         self._model.train()
-        self._graph_image, self._graph_label = self._image[:size].clone(), self._label[:size].clone()
+        self._graph_image, self._graph_label = self.image[:size].clone(), self.label[:size].clone()
         self._sums = torch.zeros(2, device=self._device)  # of losses and of correct predictions
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -356,11 +361,65 @@ class TorchGraph(TorchCompiled):
         start = time.perf_counter()
         self._sums.zero_()
         for indices in self._shuffled_indices(count, self._task['batch_size']):
-            self._torch.index_select(self._image, 0, indices, out=self._graph_image)
-            self._torch.index_select(self._label, 0, indices, out=self._graph_label)
+            self._torch.index_select(self.image, 0, indices, out=self._graph_image)
+            self._torch.index_select(self.label, 0, indices, out=self._graph_label)
             self._graph.replay()
         self._sums.tolist()  # waits for the device
         return time.perf_counter() - start
+
+
+class OnnxRuntime:
+    """ONNX Runtime, which only evaluates: PyTorch's model, exported for batches of the size that it evaluates."""
+
+    def __init__(self, task: Task):
+        exported = Torch(task)
+        self._size = task['eval_batch_size']
+        self._is_mse = task['loss']['name'] == 'mean_squared_error'
+        self._image = exported.image.contiguous().numpy()  # NCHW, as exported
+        self._label = exported.label.numpy()
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / 'model.onnx'
+            exported.export(path, self._size)
+            self.version, self._run = self._load(path)
+
+    def _load(self, path: Path) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        name = session.get_inputs()[0].name
+        return f'ONNX Runtime {onnxruntime.__version__}', lambda image: session.run(None, {name: image})[0]
+
+    def train(self, count: int) -> float:
+        """Is not called: see `EVALUATION_ONLY`."""
+        raise NotImplementedError
+
+    def evaluate(self, count: int) -> float:
+        """Evaluates consecutive batches, and sums the loss and the correct predictions in NumPy."""
+        start = time.perf_counter()
+        total_loss = correct = 0.0
+        batches = len(self._image) // self._size
+        for index in range(count):
+            rows = slice(index % batches * self._size, (index % batches + 1) * self._size)
+            logits, label = self._run(self._image[rows]), self._label[rows]
+            shifted = logits - logits.max(-1, keepdims=True)
+            log_softmax = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+            if self._is_mse:
+                total_loss += np.square(np.exp(log_softmax) - np.eye(10, dtype=np.float32)[label]).mean()
+            else:
+                total_loss -= log_softmax[np.arange(self._size), label].mean()
+            correct += (logits.argmax(-1) == label).sum()
+        return time.perf_counter() - start
+
+
+class OpenVino(OnnxRuntime):
+    """OpenVINO in float32, with all cores for one batch."""
+
+    def _load(self, path: Path) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+        import openvino
+
+        options = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
+        compiled = openvino.Core().compile_model(path, 'CPU', options)
+        return f'OpenVINO {openvino.__version__.split("-")[0]}', lambda image: compiled(image)[0]
 
 
 def stages(spec: dict[str, Any]) -> list[tuple[list[int], int, float]]:
@@ -385,7 +444,10 @@ PROGRAMS: dict[str, type[Program]] = {
     'torch.tf32': TorchTf32,
     'torch.compile': TorchCompiled,
     'torch.graph': TorchGraph,
+    'onnxruntime': OnnxRuntime,
+    'openvino': OpenVino,
 }
+EVALUATION_ONLY = ('onnxruntime', 'openvino')
 
 
 def main() -> None:
@@ -395,7 +457,10 @@ def main() -> None:
     parser.add_argument('task', type=Path, help='a JSON file with the fields of Task')
     options = parser.parse_args()
     program = PROGRAMS[options.program](json.loads(options.task.read_text()))
-    program.train(1)
+    if options.program in EVALUATION_ONLY:
+        program.evaluate(1)
+    else:
+        program.train(1)
     print(json.dumps({'version': program.version}), flush=True)
     run: dict[str, Callable[[int], float]] = {'train': program.train, 'eval': program.evaluate}
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Compares training and evaluation throughput with Keras (on TensorFlow and on JAX) and PyTorch on a CPU.
+"""Compares the throughput with Keras and PyTorch and, for evaluation, with ONNX Runtime and OpenVINO, on a CPU.
 
 All programs have the same models, recipes and batches.
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from programs import Task
+from programs import EVALUATION_ONLY, Task
 
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
@@ -44,6 +44,8 @@ PROGRAMS = {
     'keras.jax': 'Keras on JAX',
     'torch': 'PyTorch',
     'torch.compile': 'PyTorch compiled',
+    'onnxruntime': 'ONNX Runtime',
+    'openvino': 'OpenVINO',
 }
 CALIBRATION_STEPS = 8  # initial number of steps when measuring how many fit into a round
 
@@ -198,8 +200,9 @@ def measure(model: str, names: list[str], rounds: int, seconds: float, warm_up: 
                     'version': program.version,
                     'first_step_seconds': program.first_step_seconds,
                 }
-        train_speeds = measure_rounds('train', task['batch_size'], programs, rounds, seconds, warm_up)
-        for program in programs:  # Read before evaluation, which may need more memory.
+        training = [program for program in programs if program.name not in EVALUATION_ONLY]
+        train_speeds = measure_rounds('train', task['batch_size'], training, rounds, seconds, warm_up)
+        for program in training:  # Read before evaluation, which may need more memory.
             results[program.name]['train'] = train_speeds[program.name]
             results[program.name]['peak_bytes'] = program.peak_bytes
         eval_speeds = measure_rounds('eval', task['eval_batch_size'], programs, rounds, seconds, warm_up)
@@ -234,7 +237,11 @@ def speeds_of(measurement: Measurement, phase: str) -> list[float]:
 def ratios(measurements: Measurements, phase: str) -> list[float]:
     """Returns, for each round, the images/s of mnist_jax divided by those of the fastest other program."""
     ours = speeds_of(measurements['ours'], phase)
-    others = [speeds_of(measurement, phase) for name, measurement in measurements.items() if name != 'ours']
+    others = [
+        speeds
+        for name, measurement in measurements.items()
+        if name != 'ours' and (speeds := speeds_of(measurement, phase))
+    ]
     return [speed / max(rest) for speed, *rest in zip(ours, *others, strict=True)]
 
 
@@ -245,7 +252,10 @@ def has_ratios(measurements: Measurements) -> bool:
 
 def format_table(results: dict[str, Measurements], phase: str) -> str:
     """Returns the medians and the ratios of all models, in Markdown."""
-    names = [name for name in PROGRAMS if any(name in measurements for measurements in results.values())]
+    measured = {
+        name for measurements in results.values() for name in measurements if speeds_of(measurements[name], phase)
+    }
+    names = [name for name in PROGRAMS if name in measured]
     title = {'train': 'training', 'eval': 'evaluation'}[phase]
     programs = ' | '.join(PROGRAMS[name] for name in names)
     lines = [f'| {title}: images/s | {programs} | ratio (range) |', '|---' * (len(names) + 2) + '|']
@@ -276,6 +286,7 @@ def format_summary(results: dict[str, Measurements]) -> str:
         by_program = (
             f'{PROGRAMS[name]} {measurement["first_step_seconds"]:.1f} s, {measurement["peak_bytes"] / 1e6:,.0f} MB'
             for name, measurement in measurements.items()
+            if measurement['train']
         )
         lines.append(f'{model}: time to the first step, peak memory of training: {"; ".join(by_program)}')
     return '\n'.join(lines)
