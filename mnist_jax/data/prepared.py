@@ -161,8 +161,7 @@ class PreparedDataset:
         key = (name, *((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
         if key in _splits_in_memory:
             return _splits_in_memory[key]
-        record_files = self._open_files(name)
-        split = record_files.read(np.arange(len(record_files)))
+        split = self._open_files(name).read_all()
         if split.sha256 != self.metadata['sha256'].get(name):
             raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
         for array in split:
@@ -174,6 +173,7 @@ class PreparedDataset:
 
     def _open_files(self, name: str) -> RecordFiles:
         return RecordFiles(
+            list(map(str, self._builder.info.splits[name].filepaths)),
             lambda: self._builder.as_data_source(split=name),
             lambda error: self._damaged(f'split {name!r}', first_line(error)),
         )

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from array_record.python import array_record_module
 
 SAMPLE_SIZE = 256  # records that are compared to find the layout of all records
 BLOCK_SIZE = 4096  # records per read
+SEQUENTIAL = 'readahead_buffer_size:0,max_parallelism:0'  # options to read whole files: the defaults take twice as long
 
 Indices = np.ndarray | slice
 """Integer indices of examples, or a slice of them."""
@@ -141,14 +143,17 @@ class _Layout(NamedTuple):
 class RecordFiles:
     """The files of a prepared split, with random access."""
 
-    def __init__(self, open_files: Callable[[], DataSource], damaged: Callable[[Exception], Exception]):
+    def __init__(
+        self, paths: Sequence[str], open_files: Callable[[], DataSource], damaged: Callable[[Exception], Exception]
+    ):
         """Opens the files.
 
         Args:
+          paths: The files, in order.
           open_files: Returns TFDS's data source of the split.
           damaged: Returns the error to raise in place of an exception from TFDS or the libraries that it uses.
         """
-        self._damaged = damaged
+        self._paths, self._damaged = paths, damaged
         try:
             self._source = open_files()
             sample = np.linspace(0, len(self) - 1, SAMPLE_SIZE)
@@ -164,6 +169,15 @@ class RecordFiles:
         try:
             split = self._extract(self._read_records(indices))
             return self._decode(indices) if split is None else split
+        except Exception as error:
+            raise self._damaged(error) from None
+
+    def read_all(self) -> Split:
+        """Reads all examples in order, faster than `read`, which looks up every record."""
+        try:
+            readers = [array_record_module.ArrayRecordReader(path, options=SEQUENTIAL) for path in self._paths]
+            split = self._extract([record for reader in readers for record in reader.read_all()])
+            return self._decode(np.arange(len(self))) if split is None else split
         except Exception as error:
             raise self._damaged(error) from None
 
