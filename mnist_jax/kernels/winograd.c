@@ -43,7 +43,7 @@ static inline void transform_tile(const float* src, dim_t row_stride, dim_t colu
     }
 }
 
-// (g0, g1, g2) -> G g, for vectors that are `stride` vectors apart.
+// dst = G g
 static inline void transform_taps(const Vec g[3], Vec dst[4]) {
     dst[0] = g[0];
     dst[1] = (g[0] + g[1] + g[2]) * 0.5f;
