@@ -212,9 +212,7 @@ def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def _train_seeds(count: int, quick: bool) -> Iterator[dict[str, float]]:
-    """Trains the recipe with compiled steps; yields the seconds from the first call to the result of the last one."""
-    import jax
-
+    """Trains the recipe with compiled steps for several seeds; yields the seconds and the test accuracy of each."""
     from mnist_jax.config import load_config
     from mnist_jax.training.evaluation import evaluate_split
     from mnist_jax.training.experiment import make_experiment
@@ -223,56 +221,35 @@ def _train_seeds(count: int, quick: bool) -> Iterator[dict[str, float]]:
     if quick:
         config.update_from_flattened_dict(QUICK_FIELDS)
     experiment = make_experiment(config)
-
-    def train() -> tuple[float, Any]:
-        state = experiment.replicas.replicate(experiment.create_state())
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        for epoch in range(config.epochs):
-            for group in experiment.train_calls(epoch):
-                state, _ = experiment.train_steps(state, group)
-        jax.block_until_ready(state)
-        return time.perf_counter() - start, state
-
-    train()  # compiles the program, or loads it from the cache, and copies the data
+    _train(experiment, config.epochs)  # compiles the program, or loads it from the cache, and copies the data
     for seed in range(count):
         config.seed = seed
         vars(experiment).pop('_seed')  # All seeds share the compiled program; it takes the seed as an argument.
-        seconds, state = train()
+        seconds, state = _train(experiment, config.epochs)
         totals, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
         yield {'seconds': seconds, 'accuracy': float(totals['correct'] / totals['count'])}
 
 
-def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yields the images/s of training the CNN with larger batches and more features, in TF32 and bfloat16."""
+def _train(experiment: Any, epochs: int) -> tuple[float, Any]:
+    """Trains from the start; returns the seconds from the first call to the result of the last one, and the state."""
     import jax
 
+    state = experiment.replicas.replicate(experiment.create_state())
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    for epoch in range(epochs):
+        for group in experiment.train_calls(epoch):
+            state, _ = experiment.train_steps(state, group)
+    jax.block_until_ready(state)
+    return time.perf_counter() - start, state
+
+
+def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields the images/s of training the CNN with larger batches and more features, in TF32 and bfloat16."""
     from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
 
     deadline = time.monotonic() + seconds
-
-    def prepare(dtype: str, width: int, batch_size: int) -> Callable[[], float]:
-        """Compiles a step; returns a function that trains an epoch and returns its seconds."""
-        config = load_config(str(ROOT / 'configs' / 'cnn.py'))
-        config.dtype, config.batch_size, config.chunks, config.deterministic = dtype, batch_size, 1, False
-        config.model.stages = ((32 * width,), (64 * width,))
-        config.dataset.train = f'train[:{examples}]'
-        experiment = make_experiment(config)
-        state = experiment.replicas.replicate(experiment.create_state())
-
-        def train() -> float:
-            nonlocal state
-            jax.block_until_ready(state)
-            start = time.perf_counter()
-            for group in experiment.train_calls(0):
-                state, _ = experiment.train_steps(state, group)
-            jax.block_until_ready(state)
-            return time.perf_counter() - start
-
-        train()
-        return train
-
     examples = 2048 if quick else 57344
     sizes = [(1, 128)] if quick else [(1, 1024), (1, 8192), (4, 1024), (1, 128), (2, 1024)]
     rows = list[dict[str, Any]]()
@@ -280,8 +257,13 @@ def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
         for dtype, kind in [('float32', 'TF32')] if quick else [('float32', 'TF32'), ('bfloat16', 'bfloat16')]:
             if time.monotonic() > deadline:
                 return
-            train = prepare(dtype, width, batch_size)
-            speed = examples / statistics.median(train() for _ in range(3))
+            config = load_config(str(ROOT / 'configs' / 'cnn.py'))
+            config.dtype, config.batch_size, config.chunks, config.deterministic = dtype, batch_size, 1, False
+            config.model.stages = ((32 * width,), (64 * width,))
+            config.dataset.train = f'train[:{examples}]'
+            experiment = make_experiment(config)
+            _train(experiment, 1)  # compiles the program
+            speed = examples / statistics.median(_train(experiment, 1)[0] for _ in range(3))
             rows.append({'kind': kind, 'width': width, 'batch_size': batch_size, 'images_per_second': speed})
             yield {'rows': rows}
 

@@ -6,7 +6,9 @@ Starts the program in a new process each time, and stops it after one step. The 
 cache; the others find the compiled step there, as does every start on a machine except the first. The data should
 already be prepared; otherwise, the first start prepares it, and its time includes that.
 
-Prints the processor, the seconds of the start with the empty cache, and the seconds of the others with their median.
+Prints the processor, the seconds of the start with the empty cache, the seconds of the others with their median, and
+a Markdown table of the seconds of each part of one more start. That start leaves out what the program does besides:
+reading the command line, describing the run, and saving the first checkpoint.
 """
 
 import argparse
@@ -35,6 +37,43 @@ main()
 """
 
 
+# Does what the program does until the end of the first step, and prints the time after each part.
+PARTS = """
+import os, sys, time
+
+def done(part):
+    print(f'{part}: {time.time() - float(os.environ["START_TIME"])}', flush=True)
+
+done('start of Python')
+import jax
+done('import of jax')
+import flax.linen
+done('import of flax')
+import mnist_jax.train
+done('other imports, such as orbax.checkpoint and tensorflow_datasets')
+from mnist_jax.config import load_config
+from mnist_jax.training.experiment import make_experiment
+experiment = make_experiment(load_config(sys.argv[1]))
+done('building the experiment')
+state = experiment.replicas.replicate(experiment.create_state())
+done('creating the state: tracing it, and reading its compiled form')
+group = next(experiment.train_calls(0))
+done('reading the training split')
+jax.block_until_ready(experiment.train_steps(state, group))
+done('the first step: tracing it, and reading its compiled form')
+"""
+
+
+def seconds_by_part(config: str, cache: Path) -> dict[str, float]:
+    """Returns the seconds of each part of a start."""
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'START_TIME': str(time.time())}
+    command = [sys.executable, '-c', PARTS, config]
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    lines = [line.rpartition(': ') for line in process.stdout.splitlines()]
+    ends = [0.0, *(float(end) for *_, end in lines)]
+    return {part: end - begin for (part, *_), begin, end in zip(lines, ends, ends[1:], strict=False)}
+
+
 def first_step_seconds(config: str, cache: Path, workdir: Path) -> float:
     """Returns the seconds from the start of a process to the end of its first step."""
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'START_TIME': str(time.time())}
@@ -54,12 +93,16 @@ def main() -> None:
         cold, *warm = (
             first_step_seconds(options.config, cache, Path(directory) / f'run{run}') for run in range(options.runs + 1)
         )
+        parts = seconds_by_part(options.config, cache)
     print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {Path(options.config).stem}')
     print(f'empty compilation cache: {cold:.1f} s')
     print(
         f'filled compilation cache: {", ".join(f"{seconds:.1f}" for seconds in warm)} s; '
         f'median {statistics.median(warm):.1f} s'
     )
+    print('\n| part | seconds |\n|---|---|')
+    for part, seconds in parts.items():
+        print(f'| {part} | {seconds:.2f} |')
 
 
 if __name__ == '__main__':

@@ -37,7 +37,7 @@ DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 # than SHORT_STEP multiply-adds, because such steps are too short to dispatch one by one. If the examples are on the
 # devices, a call makes all updates of an epoch, up to LONG_CALL multiply-adds: a few seconds.
 STEPS_PER_CALL, SHORT_STEP, LONG_CALL = 32, 100e6, 1e13
-# Batches per call of an evaluation on an accelerator, which dispatching a call for each would slow down several times.
+# Batches per call when evaluating on an accelerator: dispatching a batch takes longer than computing it.
 EVAL_STEPS_PER_CALL = 16
 DEVICE_MEMORY_FRACTION = 0.25  # of a device's memory, for examples that are kept on it automatically
 
@@ -366,7 +366,7 @@ def _fits_on_device(source: Source, replicas: Replicas) -> bool:
 
 
 def _automatic_steps_per_call(config: ConfigDict, on_cpu: bool, on_device: bool, multiply_adds: int) -> int:
-    """Returns the number of updates per call for steps of so many multiply-adds; see `STEPS_PER_CALL`."""
+    """Returns the number of updates per call, given the multiply-adds of one update; see `STEPS_PER_CALL`."""
     if on_cpu:
         steps = STEPS_PER_CALL if multiply_adds < SHORT_STEP else 1
     else:
