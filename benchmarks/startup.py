@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/startup.py --config=configs/cnn.py --runs=3
 
 Starts the program in a new process each time, and stops it after one step. The first start compiles into an empty
-cache; the others find the compiled step there, as does every start on a machine except the first. The data should
-already be prepared; otherwise, the first start prepares it, and its time includes that.
+cache; the others find the compiled programs there, as does every start on a machine except the first with a config.
+Edit no file of the package within 10 seconds before: such code is compiled, but not stored. The data should already be
+prepared; otherwise, the first start prepares it, and its time includes that.
 
 Prints the processor, the seconds of the start with the empty cache, the seconds of the others with their median, and
 a Markdown table of the seconds of each part of one more start. That start leaves out what the program does besides:
@@ -25,12 +26,14 @@ from pathlib import Path
 PROGRAM = """
 import functools, os, sys, time
 from mnist_jax import train
+from mnist_jax.distributed import stored_programs
 
 def stop(step, request):
     print(time.time() - float(os.environ['START_TIME']), flush=True)
     os._exit(0)
 
 train.train = functools.partial(train.train, on_step=stop)
+stored_programs.enabled = True  # as for the command `python -m mnist_jax.main`
 from mnist_jax.main import main
 sys.argv[0] = 'mnist_jax.main'
 main()
@@ -52,15 +55,17 @@ done('import of flax')
 import mnist_jax.train
 done('other imports, such as orbax.checkpoint and tensorflow_datasets')
 from mnist_jax.config import load_config
+from mnist_jax.distributed import stored_programs
+stored_programs.enabled = True
 from mnist_jax.training.experiment import make_experiment
 experiment = make_experiment(load_config(sys.argv[1]))
 done('building the experiment')
 state = experiment.replicas.replicate(experiment.create_state())
-done('creating the state: tracing it, and reading its compiled form')
+done('loading the program that creates the state, and running it')
 group = next(experiment.train_calls(0))
 done('reading the training split')
 jax.block_until_ready(experiment.train_steps(state, group))
-done('the first step: tracing it, and reading its compiled form')
+done('loading the program of the step, and running it once')
 """
 
 

@@ -315,19 +315,24 @@ def _time_of_file_system(directory: Path) -> float:
 
 
 @functools.cache
+def processor_features() -> str:
+    """Returns the instruction sets of this processor as the system lists them, or else the name of the platform."""
+    cpuinfo = Path('/proc/cpuinfo')
+    features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
+    return features[0] if features else platform.platform()
+
+
+@functools.cache
 def cache_directory() -> Path | None:
     """Returns this user's directory for compiled programs, or None if there is no writable one.
 
     Each kind of processor has its own directory, because different machines may share a home directory.
     """
-    cpuinfo = Path('/proc/cpuinfo')
-    features = re.findall(r'^(?:flags|Features)\s*:.*$', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
-    processor = features[0] if features else platform.platform()
     # If the user has no home directory, as in some containers, '~' is not expanded.
     home = os.path.expanduser(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     if home.startswith('~'):
         return None
-    directory = Path(home) / 'mnist_jax' / hashlib.sha256(processor.encode()).hexdigest()[:12]
+    directory = Path(home) / 'mnist_jax' / hashlib.sha256(processor_features().encode()).hexdigest()[:12]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnist_jax import files
 from mnist_jax.distributed import processes
+from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.build import kernels_available, set_threads
 from mnist_jax.kernels.square_root import use_exact_square_roots
@@ -30,6 +31,7 @@ AXIS = 'devices'
 # operations; then a product in a chunk's gradient and the sum over chunks become one instruction, which rounds once.
 DISABLED_PASSES = ('cse', 'cse_barrier_expander')
 GPU_FLAG = 'xla_gpu_deterministic_ops'
+CACHED_SECONDS = 0.2  # Programs that take longer to compile are cached.
 XLA_THREADS = 16  # XLA's threads for several CPU devices; enough for 8 devices
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
@@ -161,6 +163,7 @@ def _cache_compilations() -> None:
     # Without a cache, runs only start more slowly.
     if jax.config.values['jax_compilation_cache_dir'] is None and directory is not None:
         jax.config.update('jax_compilation_cache_dir', str(directory))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', CACHED_SECONDS)
 
 
 class Replicas:
@@ -212,7 +215,7 @@ class Replicas:
         """Returns the rows of `array` from all devices, concatenated in the order of the global batch."""
         return array if len(self) == 1 else jax.lax.all_gather(array, AXIS, tiled=True)
 
-    def compile(self, step: Callable, constants: int = 0, donate: bool = False) -> Callable:
+    def compile(self, step: Callable, constants: int = 0, donate: bool = False, key: str | None = None) -> Callable:
         """Compiles `step(state, batch, *constants)` for all devices.
 
         The state and the constants are replicated, the batch is sharded, and the results are replicated.
@@ -221,8 +224,9 @@ class Replicas:
           step: The function that runs on each device; it may call `all_sum` and `all_rows`.
           constants: The number of arguments of `step` after the batch.
           donate: Whether the new state reuses the memory of the state passed in.
+          key: Identifies `step` among stored programs; see `stored_programs.stored`.
         """
-        return jax.pmap(
+        compiled = jax.pmap(
             step,
             axis_name=AXIS,
             in_axes=(None, 0, *(None,) * constants),
@@ -230,6 +234,7 @@ class Replicas:
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
         )
+        return stored(compiled, key, self.devices)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Returns `tree` on every device, in the layout of compiled steps; any other layout would recompile."""

@@ -16,6 +16,7 @@ from mnist_jax.data.batches import pad_rows
 from mnist_jax.data.builder import seems_scaled
 from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
+from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import user_path
 from mnist_jax.kernels.sums import PyTree
@@ -227,7 +228,8 @@ class RestoredModel:
 
     @functools.cached_property
     def _compiled_probabilities(self) -> Callable[[PyTree, np.ndarray], jax.Array]:
-        return jax.jit(self._probabilities)
+        jitted = jax.jit(self._probabilities)
+        return stored(jitted, self.plan.program_key('probabilities'), jax.local_devices()[:1])
 
     def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the output of every layer for one image, by layer name in call order: HxWxC, or features.

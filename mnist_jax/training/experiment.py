@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from mnist_jax.data import batches
 from mnist_jax.data.records import Examples, Split
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
+from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import UserError, check_range
 from mnist_jax.factory import build, choose, construct
 from mnist_jax.kernels.sums import PyTree
@@ -64,12 +66,32 @@ class Plan:
 
     def create_state(self) -> TrainState:
         """Returns the state before the first step."""
+        # On a CPU, optimizing a program that runs once and draws random numbers takes seconds.
+        options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+        compiled = jax.jit(self._create_state, compiler_options=options)
+        create_state = stored(compiled, self.program_key('create_state'), jax.local_devices()[:1])
         # The seed is an argument, so that runs with different seeds share their compiled programs.
-        return self._create_state(np.array(self.config.seed, np.int32))
+        return create_state(np.array(self.config.seed, np.int32))
 
     @functools.cached_property
-    def _create_state(self) -> Callable[[np.ndarray], TrainState]:
-        return jax.jit(functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape))
+    def _create_state(self) -> Callable[[int | jax.Array], TrainState]:
+        return functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape)
+
+    def program_key(self, name: str) -> str | None:
+        """Returns what determines the compiled program `name` besides the code; None if it must not be stored.
+
+        A program with a part that is the user's own must not, because its code is not that of this package.
+        """
+        tables: dict[str, Mapping[str, Callable]] = {
+            **{'model': MODELS, 'loss': LOSSES},
+            **{'optimizer': OPTIMIZERS, 'schedule': SCHEDULES},
+        }
+        for field, table in tables.items():
+            if not table[self.config[field].name].__module__.startswith('mnist_jax.'):
+                return None
+        fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
+        data = (self.source.image_shape, len(self.source.class_names), self.source.max_pixel)
+        return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
 
     def first_snapshot(self) -> Snapshot:
         """Returns the snapshot before the first step."""
@@ -78,7 +100,7 @@ class Plan:
     @functools.cached_property
     def abstract_snapshot(self) -> Snapshot:
         """The structure, shapes and dtypes of a snapshot."""
-        return Snapshot(jax.eval_shape(self.create_state), self.callbacks.init(), EpochProgress())
+        return Snapshot(jax.eval_shape(self._create_state, self.config.seed), self.callbacks.init(), EpochProgress())
 
     def stopped_early(self, snapshot: Snapshot) -> bool:
         """Returns whether early stopping has ended the run."""
@@ -222,15 +244,24 @@ class Experiment(Plan):
     def _seed(self) -> np.ndarray:
         return np.array(self.config.seed, np.int32)
 
+    def program_key(self, name: str) -> str | None:
+        """Returns what determines a compiled program; see `Plan.program_key`."""
+        key = super().program_key(name)
+        sizes = (self.steps_per_epoch, self.parts.chunk_size, self.eval_parts.chunk_size)
+        return None if key is None else f'{key} {sizes}'
+
     @functools.cached_property
     def _compiled_train_step(self) -> Callable:
-        train_step = functools.partial(step.train_step, parts=self.parts, all_sum=self.replicas.all_sum)
-        return self.replicas.compile(train_step, constants=2, donate=True)
+        return self._compile_train(step.train_step)
 
     @functools.cached_property
     def _compiled_train_steps(self) -> Callable:
-        train_steps = functools.partial(step.train_steps, parts=self.parts, all_sum=self.replicas.all_sum)
-        return self.replicas.compile(train_steps, constants=2, donate=True)
+        return self._compile_train(step.train_steps)
+
+    def _compile_train(self, function: Callable) -> Callable:
+        bound = functools.partial(function, parts=self.parts, all_sum=self.replicas.all_sum)
+        key = self.program_key(function.__name__)
+        return self.replicas.compile(bound, constants=2, donate=True, key=key)
 
     @functools.cached_property
     def _compiled_eval_step(self) -> Callable:
@@ -244,7 +275,7 @@ class Experiment(Plan):
         bound = functools.partial(
             function, parts=self.eval_parts, all_sum=self.replicas.all_sum, all_rows=self.replicas.all_rows
         )
-        return self.replicas.compile(bound, constants=1)
+        return self.replicas.compile(bound, constants=1, key=self.program_key(function.__name__))
 
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
