@@ -63,10 +63,12 @@ class MnistJax:
         import jax
 
         from mnist_jax.config import load_config
+        from mnist_jax.distributed import stored_programs
         from mnist_jax.training.evaluation import batch_results
         from mnist_jax.training.experiment import make_experiment
 
         self._batch_results = batch_results
+        stored_programs.enabled = True  # as for the command `python -m mnist_jax.main`
         config = load_config(task['config'])
         config.dataset.name = task['dataset']
         config.dataset.validation_fraction = 0.0

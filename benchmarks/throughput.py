@@ -245,9 +245,10 @@ def ratios(measurements: Measurements, phase: str) -> list[float]:
     return [speed / max(rest) for speed, *rest in zip(ours, *others, strict=True)]
 
 
-def has_ratios(measurements: Measurements) -> bool:
-    """Returns whether mnist_jax and at least one other program were measured."""
-    return 'ours' in measurements and len(measurements) > 1
+def has_ratios(measurements: Measurements, phase: str = 'train') -> bool:
+    """Returns whether mnist_jax and at least one other program were measured in a phase."""
+    measured = {name for name, measurement in measurements.items() if speeds_of(measurement, phase)}
+    return 'ours' in measured and len(measured) > 1
 
 
 def format_table(results: dict[str, Measurements], phase: str) -> str:
@@ -265,7 +266,7 @@ def format_table(results: dict[str, Measurements], phase: str) -> str:
             for name in names
         ]
         ratio = '-'
-        if has_ratios(measurements):
+        if has_ratios(measurements, phase):
             by_round = ratios(measurements, phase)
             ratio = f'{statistics.median(by_round):.2f} ({min(by_round):.2f} to {max(by_round):.2f})'
         lines.append(f'| `{model}` | ' + ' | '.join(medians) + f' | {ratio} |')

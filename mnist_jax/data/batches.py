@@ -82,7 +82,11 @@ def _batches(
 
 def pad_rows(array: np.ndarray, padding: int) -> np.ndarray:
     """Appends `padding` rows of zeros."""
-    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1)) if padding else array
+    if not padding:
+        return array
+    padded = np.zeros((len(array) + padding, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    return padded
 
 
 def _read(examples: Examples, indices: Sequence[np.ndarray]) -> Iterator[Split]:

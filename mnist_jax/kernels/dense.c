@@ -6,14 +6,16 @@
 
 enum {
     KC = 4096 / NR,      // terms of a sum whose packed operand (KC x NR floats, 16 KiB) stays in the L1 cache
-    MC = 264,            // examples whose inputs stay in the L2 cache
+    MC = 120,            // examples per task, a multiple of MR; KC inputs of each stay in the L2 cache
+    FC = 64,             // features per task, a multiple of NR
+    PACK_ROWS = 32,      // inputs per task that packs the kernel
     TASK_ROWS = 8 * MR,  // inputs per task of a gradient: 8 tiles
     FEW_EXAMPLES = 2,    // at most: packing the kernel would take longer than multiplying by it
 };
 
 typedef struct {
     Dense layer;
-    const float* packed;  // the right operand of the product
+    float* packed;  // the right operand of the product
 } Task;
 
 static dim_t work(Dense d) { return d.examples * d.inputs * d.features; }
@@ -28,40 +30,73 @@ static void multiply_in_place(const float* x, const float* kernel, Dense d, dim_
     }
 }
 
-// Task: the output of one block of features for a group of MC examples.
-static void forward_block(const void* context, dim_t index) {
+// Task: the output of NR features of all examples, which are few.
+static void forward_in_place(const void* context, dim_t index) {
     Dense d = *(const Dense*)context;
-    dim_t feature_blocks = ceil_div(d.features, NR), first_feature = index % feature_blocks * NR;
-    dim_t cols = min(NR, d.features - first_feature), first_example = index / feature_blocks * MC;
-    dim_t examples = min(MC, d.examples - first_example);
-    const float* x = d.x + first_example * d.inputs;
-    float* output = d.result + first_example * d.features + first_feature;
-    float* packed = scratch(SCRATCH_LOCAL, (KC + MC + MR) * NR);
-    Vec(*sums)[NR_VECTORS] = (void*)(packed + KC * NR), bias[NR_VECTORS];
-    load_row(d.bias + first_feature, cols, bias);
+    dim_t feature = index * NR, cols = min(NR, d.features - feature);
+    Vec sums[NR_VECTORS], bias[NR_VECTORS];
+    load_row(d.bias + feature, cols, bias);
+    for (dim_t n = 0; n < d.examples; n++) {
+        multiply_in_place(d.x + n * d.inputs, d.kernel + feature, d, cols, sums);
+        store_output(sums, bias, d.relu, cols, d.result + n * d.features + feature);
+    }
+}
+
+// Task: packs PACK_ROWS rows of the kernel. The packed kernel consists of panels of NR features and all inputs.
+static void pack_kernel(const void* context, dim_t index) {
+    const Task* task = context;
+    Dense d = task->layer;
+    dim_t input = index * PACK_ROWS, rows = min(PACK_ROWS, d.inputs - input);
+    for (dim_t feature = 0; feature < d.features; feature += NR)
+        pack(d.kernel + input * d.features + feature, rows, d.features, min(NR, d.features - feature),
+             task->packed + feature * d.inputs + input * NR);
+}
+
+// Task: the output of up to FC features for up to MC examples.
+static void forward_block(const void* context, dim_t index) {
+    const Task* task = context;
+    Dense d = task->layer;
+    dim_t groups = ceil_div(d.examples, MC), group = MR * ceil_div(ceil_div(d.examples, groups), MR);
+    dim_t first_example = index % groups * group, first_feature = index / groups * FC;
+    dim_t examples = min(group, d.examples - first_example), end = min(first_feature + FC, d.features);
+    Vec(*sums)[NR_VECTORS] = (void*)scratch(SCRATCH_LOCAL, (MC + MR) * FC);
     dim_t block = ceil_div(d.inputs, ceil_div(d.inputs, KC));  // equal blocks
-    for (dim_t n = 0; n < examples && d.examples <= FEW_EXAMPLES; n++)
-        multiply_in_place(x + n * d.inputs, d.kernel + first_feature, d, cols, sums[n]);
-    for (dim_t input = 0; input < d.inputs && d.examples > FEW_EXAMPLES; input += block) {
+    for (dim_t input = 0; input < d.inputs; input += block) {
         Reduction inputs = {
             .outer_count = 1,
             .inner_count = min(block, d.inputs - input),
             .inner_stride = 1,
             .continued = input > 0,
         };
-        pack(d.kernel + input * d.features + first_feature, inputs.inner_count, d.features, cols, packed);
-        for (dim_t n = 0; n < examples; n += MR) {
-            dim_t rows = min(MR, examples - n);
-            const float* a[MR];
-            for (dim_t i = 0; i < MR; i++) a[i] = x + (n + min(i, rows - 1)) * d.inputs + input;
-            gemm_tile(rows, cols, a, inputs, packed, sums + n);
+        const float* x = d.x + first_example * d.inputs + input;
+        for (dim_t feature = first_feature; feature < end; feature += NR) {
+            Vec(*tile)[NR_VECTORS] = sums + (feature - first_feature) / NR * (MC + MR);
+            for (dim_t n = 0; n < examples; n += MR) {
+                dim_t rows = min(MR, examples - n);
+                const float* a[MR];
+                for (dim_t i = 0; i < MR; i++) a[i] = x + (n + min(i, rows - 1)) * d.inputs;
+                gemm_tile(rows, min(NR, end - feature), a, inputs, task->packed + feature * d.inputs + input * NR,
+                          tile + n);
+            }
         }
     }
-    for (dim_t n = 0; n < examples; n++) store_output(sums[n], bias, d.relu, cols, output + n * d.features);
+    for (dim_t feature = first_feature; feature < end; feature += NR) {
+        Vec(*tile)[NR_VECTORS] = sums + (feature - first_feature) / NR * (MC + MR), bias[NR_VECTORS];
+        dim_t cols = min(NR, end - feature);
+        load_row(d.bias + feature, cols, bias);
+        for (dim_t n = 0; n < examples; n++)
+            store_output(tile[n], bias, d.relu, cols, d.result + (first_example + n) * d.features + feature);
+    }
 }
 
 void dense_forward(XLA_FFI_CallFrame* frame, Dense d) {
-    parallel_for(frame, ceil_div(d.features, NR) * ceil_div(d.examples, MC), work(d), forward_block, &d);
+    if (d.examples <= FEW_EXAMPLES) {
+        parallel_for(frame, ceil_div(d.features, NR), work(d), forward_in_place, &d);
+        return;
+    }
+    Task task = {d, scratch(SCRATCH_SHARED, ceil_div(d.features, NR) * NR * d.inputs)};
+    parallel_for(frame, ceil_div(d.inputs, PACK_ROWS), work(d), pack_kernel, &task);
+    parallel_for(frame, ceil_div(d.examples, MC) * ceil_div(d.features, FC), work(d), forward_block, &task);
 }
 
 // Task: the gradient of TASK_ROWS inputs of all examples, as rows of the kernel times the transposed gradient.

@@ -1,23 +1,50 @@
 #include "gemm.h"
 
-// rows, vectors and contiguous_rows are compile-time constants in every call, so each call becomes its own unrolled
-// loop. contiguous_rows: the rows of `a` are adjacent in memory, a[i] == a[0] + i.
-static inline __attribute__((always_inline)) void micro_kernel(int rows, int vectors, int contiguous_rows,
+// How the terms of a row of the left operand lie in memory. ADJACENT: those of the MR rows are adjacent,
+// a[i] == a[0] + i. CONSECUTIVE: the terms of a row are, so the steps of an unrolled loop are constants.
+typedef enum { ANYWHERE, CONSECUTIVE, ADJACENT } Layout;
+
+enum { UNROLLED = 4 };  // terms per pass of the inner loop
+
+// Adds `terms` terms, the number of which is a constant.
+static inline __attribute__((always_inline)) void add_terms(int rows, int vectors, Layout layout, int terms,
+                                                            const float* const a[MR], dim_t offset, dim_t stride,
+                                                            const float* b, Vec sum[MR][NR_VECTORS]) {
+#pragma clang loop unroll(full)
+    for (int term = 0; term < terms; term++) {
+#pragma clang loop unroll(full)
+        for (int i = 0; i < rows; i++)
+#pragma clang loop unroll(full)
+            for (int v = 0; v < vectors; v++)
+                sum[i][v] += (layout == ADJACENT ? a[0][offset + i] : a[i][offset]) * *(const Vec*)&b[v * LANES];
+        offset += layout == CONSECUTIVE ? 1 : stride;
+        b += NR;
+    }
+}
+
+// rows, vectors and layout are compile-time constants in every call, so each call becomes its own unrolled loop.
+static inline __attribute__((always_inline)) void micro_kernel(int rows, int vectors, Layout layout,
                                                                const float* const a[MR], Reduction k, const float* b,
                                                                Vec c[MR][NR_VECTORS]) {
+    const float* row[MR];
+    for (int i = 0; i < rows; i++) row[i] = a[i];
     Vec sum[MR][NR_VECTORS];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < vectors; v++) sum[i][v] = k.continued ? c[i][v] : (Vec){0};
     for (dim_t outer = 0; outer < k.outer_count; outer++) {
-        dim_t offset = outer * k.outer_stride;
-        for (dim_t inner = 0; inner < k.inner_count; inner++, offset += k.inner_stride, b += NR) {
+        dim_t offset = outer * k.outer_stride, count = k.inner_count;
+        // Keep the pointers in registers: the compiler would load each of them again for every term.
+        for (int i = 0; i < (layout == ADJACENT ? 1 : rows); i++) __asm__("" : "+r"(row[i]));
+        for (; layout == CONSECUTIVE && count >= UNROLLED; count -= UNROLLED, b += UNROLLED * NR) {
             // Hide from the compiler how the offset advances. It would otherwise advance MR pointers, which spill.
             __asm__("" : "+r"(offset));
-#pragma clang loop unroll(full)
-            for (int i = 0; i < rows; i++)
-#pragma clang loop unroll(full)
-                for (int v = 0; v < vectors; v++)
-                    sum[i][v] += (contiguous_rows ? a[0][offset + i] : a[i][offset]) * *(const Vec*)&b[v * LANES];
+            add_terms(rows, vectors, layout, UNROLLED, row, offset, k.inner_stride, b, sum);
+            offset += UNROLLED;
+        }
+        for (; count > 0; count--, b += NR) {
+            __asm__("" : "+r"(offset));
+            add_terms(rows, vectors, layout, 1, row, offset, k.inner_stride, b, sum);
+            offset += layout == CONSECUTIVE ? 1 : k.inner_stride;
         }
     }
     for (int i = 0; i < rows; i++)
@@ -26,17 +53,19 @@ static inline __attribute__((always_inline)) void micro_kernel(int rows, int vec
 
 void gemm_tile(dim_t rows, dim_t cols, const float* const a[MR], Reduction k, const float* b, Vec c[MR][NR_VECTORS]) {
     int few_rows = rows <= MR / 2, few_cols = cols <= NR / 2;
-    int contiguous_rows = rows == MR && a[MR - 1] - a[0] == MR - 1;
+    int adjacent = rows == MR && a[MR - 1] - a[0] == MR - 1;
     if (few_rows && few_cols) {
-        micro_kernel(MR / 2, NR_VECTORS / 2, 0, a, k, b, c);
+        micro_kernel(MR / 2, NR_VECTORS / 2, ANYWHERE, a, k, b, c);
     } else if (few_rows) {
-        micro_kernel(MR / 2, NR_VECTORS, 0, a, k, b, c);
+        micro_kernel(MR / 2, NR_VECTORS, ANYWHERE, a, k, b, c);
     } else if (few_cols) {
-        micro_kernel(MR, NR_VECTORS / 2, 0, a, k, b, c);
-    } else if (contiguous_rows) {
-        micro_kernel(MR, NR_VECTORS, 1, a, k, b, c);
+        micro_kernel(MR, NR_VECTORS / 2, ANYWHERE, a, k, b, c);
+    } else if (adjacent) {
+        micro_kernel(MR, NR_VECTORS, ADJACENT, a, k, b, c);
+    } else if (k.inner_stride == 1) {
+        micro_kernel(MR, NR_VECTORS, CONSECUTIVE, a, k, b, c);
     } else {
-        micro_kernel(MR, NR_VECTORS, 0, a, k, b, c);
+        micro_kernel(MR, NR_VECTORS, ANYWHERE, a, k, b, c);
     }
 }
 
