@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from mnist_jax import files
 from mnist_jax.config import ConfigDict
-from mnist_jax.data import image_files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
@@ -44,16 +43,16 @@ class Run(RestoredModel):
         return format_result(self.result)
 
     def image(self, path: str | Path) -> np.ndarray:
-        """Reads an image file, and scales and centers it like the training images.
+        """Reads an image file, and prepares it like the training images.
 
         Returns:
-          The image, uint8 HxWx1, for `predict` and `feature_maps`.
+          The image, uint8 HxWxC, for `predict` and `feature_maps`.
 
         Raises:
           UserError: the file is not an image that can be read, or the image is blank.
         """
         try:
-            return self.frame(image_files.read(files.user_path(path, 'path'))).image
+            return self.read_image(files.user_path(path, 'path')).image
         except ValueError as error:
             raise UserError(f'image {str(path)!r}: {error}') from None
 

@@ -108,7 +108,7 @@ def train(
             snapshot, epochs = experiment.first_snapshot(), [(0, config.epochs)]
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
-            checkpoints.write_config(config, digests)
+            checkpoints.write_config(config, digests, experiment.source.data.description)
             record_start(
                 workdir, int(snapshot.state.step), str(experiment.replicas), epochs, experiment.replicas.deterministic
             )

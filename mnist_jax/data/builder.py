@@ -1,9 +1,12 @@
-"""The base class of the TFDS builders: prepares arrays in memory and records their digests, without TensorFlow."""
+"""The base classes of the TFDS builders: prepare arrays in memory and record their digests, without TensorFlow."""
 
 import hashlib
+import inspect
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,8 +19,50 @@ from mnist_jax.errors import UserError
 # How to resume or evaluate a run whose raw files are elsewhere now; the end of error messages.
 MOVED = '; if the raw files were moved after training, run the training command again with the new raw_dir'
 
+MIN_CLASSES, MAX_CLASSES = 2, 1000
+MAX_SPLIT_BYTES = 2**30  # limit on the pixels of a split; TFDS needs TensorFlow to prepare a larger one
+
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images, uint8 NxHxWxC, and their labels."""
+
+
+class Description(NamedTuple):
+    """What a model has to know of a dataset; part of every workdir, so that prediction needs no data.
+
+    Attributes:
+      image_shape: Height, width and channels.
+      class_names: The names of the classes, in the order of the labels.
+      max_pixel: The pixel value that maps to 1.0.
+      framing: How the objects in the images are framed; None if the images are not of single objects on a plain ground.
+      fit: How a user's own images of another size are fitted if `framing` is None; see `image_files.FITS`.
+    """
+
+    image_shape: tuple[int, ...]
+    class_names: Sequence[str]
+    max_pixel: int = 255
+    framing: Framing | None = None
+    fit: str = 'resize'
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the description as a JSON object."""
+        return self._asdict() | {'framing': self.framing and self.framing._asdict()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Returns the description that `to_json` has written; raises a ValueError for anything else."""
+        try:
+            framing = value['framing'] and Framing(**value['framing'])
+            shape, names = tuple(map(int, value['image_shape'])), tuple(map(str, value['class_names']))
+            return cls(shape, names, int(value['max_pixel']), framing, str(value['fit']))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'it must be the description of a dataset ({type(error).__name__}: {error})') from None
+
+
+class Contents(NamedTuple):
+    """The raw data of a dataset: the arrays of each split, and the names of the classes in the order of the labels."""
+
+    arrays: Mapping[str, Arrays]
+    class_names: Sequence[str]
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
@@ -99,6 +144,117 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, object]]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {'image': image, 'label': int(label)}
+
+
+class OpenBuilder(ArrayBuilder):
+    """A dataset whose image shape and classes depend on its raw files.
+
+    Subclasses implement `read`. Its keyword-only arguments are fields of `config.dataset`; like `raw_dir` and
+    `split_seed`, they are part of what identifies the prepared data.
+    """
+
+    SHAPE = ()
+    CLASS_NAMES = ()
+    FRAMING: Framing | None = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *,
+        raw_dir: Path | None,
+        data_dir: str,
+        split_seed: int,
+        variant: str,
+        options: Mapping[str, Any],
+        description: Description | None,
+    ):
+        """Reads the raw files, unless `description` is that of the data that is prepared already.
+
+        Raises:
+          UserError: the raw files are invalid.
+        """
+        self._contents: Contents | None = None
+        if description is None:
+            assert raw_dir is not None  # `variant` requires it.
+            self._contents = self.read(raw_dir, split_seed, **options)
+            check_contents(raw_dir, self._contents)
+            images = next(iter(self._contents.arrays.values()))[0]
+            fit = options.get('fit', 'resize')
+            description = Description(images.shape[1:], self._contents.class_names, 255, self.FRAMING, fit)
+        self.SHAPE, self.CLASS_NAMES = description.image_shape, description.class_names
+        self._description = description
+        super().__init__(raw_dir=raw_dir, data_dir=data_dir, split_seed=split_seed, variant=variant)
+
+    @classmethod
+    def variant(cls, raw_dir: Path | None, split_seed: int, **options: Any) -> str:
+        """Returns a name made of the digests of the raw files and of the options, and the seed unless it is 0."""
+        if raw_dir is None:
+            raise UserError(f"config.dataset.raw_dir must be {cls.__doc__.splitlines()[0].lower()}, got ''")
+        if not raw_dir.exists():
+            raise UserError(f'config.dataset.raw_dir must exist, got {str(raw_dir)!r}, which does not{MOVED}')
+        defaults = {name: parameter.default for name, parameter in cls.options().items()}
+        changed = {name: value for name, value in options.items() if value != defaults[name]}
+        text = json.dumps(changed, sort_keys=True)
+        digest = [hashlib.sha256(text.encode()).hexdigest()[:8]] if changed else []
+        return '-'.join([super().variant(raw_dir, split_seed), *digest])
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """Returns the keyword-only arguments of `read`."""
+        parameters = inspect.signature(cls.read, eval_str=True).parameters
+        return {name: value for name, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
+
+    @classmethod
+    def read(cls, raw_dir: Path, split_seed: int) -> Contents:
+        """Returns the contents of the raw files.
+
+        Args:
+          raw_dir: The value of `config.dataset.raw_dir`, which exists.
+          split_seed: Seed of random splits.
+
+        Raises:
+          UserError: the raw files are invalid.
+        """
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        info = super()._info()
+        info.metadata['description'] = self._description.to_json()
+        return info
+
+    def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
+        contents, self._contents = self._contents, None  # frees the memory when the data is prepared
+        assert contents is not None
+        return dict(contents.arrays)
+
+
+def check_contents(raw_dir: Path, contents: Contents) -> None:
+    """Raises a UserError unless the contents of raw files are what a model can be trained on."""
+    label = f'the raw data in {str(raw_dir)!r}'
+    count = len(contents.class_names)
+    if not MIN_CLASSES <= count <= MAX_CLASSES:
+        raise UserError(f'{label} must have from {MIN_CLASSES} to {MAX_CLASSES:,} classes, got {count:,}')
+    shapes = {split: images.shape[1:] for split, (images, _) in contents.arrays.items()}
+    if len(set(shapes.values())) > 1:
+        sizes = ', '.join(f'{shape} in {split!r}' for split, shape in shapes.items())
+        raise UserError(f'{label} must have images of one shape, got {sizes}')
+    for split, (images, labels) in contents.arrays.items():
+        if images.nbytes > MAX_SPLIT_BYTES:
+            raise UserError(
+                f'{label} must have at most {MAX_SPLIT_BYTES:,} bytes of pixels per split, got {images.nbytes:,} in '
+                f'{split!r}; use smaller images'
+            )
+        if len(images) != len(labels):
+            raise UserError(f'{label} must have one label per image, got {len(labels):,} for {len(images):,} images')
+    missing = [name for name, number in zip(contents.class_names, _class_counts(contents), strict=True) if not number]
+    if missing:
+        logging.warning('%s has no training images of the classes %s', label, ', '.join(missing[:10]))
+
+
+def _class_counts(contents: Contents) -> np.ndarray:
+    """Returns the number of images of each class in the split 'train', or else in the first one."""
+    arrays = contents.arrays
+    labels = arrays['train' if 'train' in arrays else next(iter(arrays))][1]
+    return np.bincount(labels, minlength=len(contents.class_names))
 
 
 def seems_scaled(images: np.ndarray, max_pixel: int) -> bool:

@@ -1,6 +1,8 @@
-"""Reads image files as gray levels."""
+"""Reads image files: as gray levels to be framed, or as pixels that are fitted to a size."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 HEIC_SUFFIXES = ('.heic', '.heif')
 # HEIC and HEIF files have one of these brands in bytes 8 to 12, after the type of their first box.
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+FITS = ('resize', 'crop', 'pad')
 MAX_PIXELS = 50_000_000
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
 
@@ -29,6 +32,69 @@ def read(path: Path) -> np.ndarray:
     Raises:
       UserError: the file is not a complete file of one of the `FORMATS`, or it has more than `MAX_PIXELS`.
     """
+    with _opened(path) as picture:
+        return _to_grayscale(picture)
+
+
+def read_pixels(path: Path, channels: int = 0) -> np.ndarray:
+    """Reads an image file as it is shown: rotated as its EXIF data says, transparent pixels on white.
+
+    Args:
+      path: The file.
+      channels: 1 for gray levels, 3 for red, green and blue, 0 for what the file has.
+
+    Returns:
+      The pixels HxWxC, uint8.
+
+    Raises:
+      UserError: as for `read`.
+    """
+    with _opened(path) as picture:
+        if picture.mode.startswith(('I', 'F')):  # more than 8 bits per pixel
+            picture = Image.fromarray(np.rint(_to_grayscale(picture)).astype(np.uint8))
+        if picture.has_transparency_data:
+            layers = picture.convert('RGBA')
+            picture = Image.alpha_composite(Image.new('RGBA', layers.size, 'white'), layers)
+            is_gray = len({band.tobytes() for band in picture.split()[:3]}) == 1
+            picture = picture.convert('L' if is_gray else 'RGB')
+        elif picture.mode == 'P':
+            picture = picture.convert('RGB')
+            is_gray = len({band.tobytes() for band in picture.split()}) == 1
+            picture = picture.convert('L') if is_gray else picture
+        gray = channels == 1 or (channels == 0 and picture.mode in ('1', 'L'))
+        pixels = np.asarray(picture.convert('L' if gray else 'RGB'))
+        return pixels[..., None] if gray else pixels
+
+
+def fit_pixels(pixels_HxWxC: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Fits an image to a height and a width.
+
+    Args:
+      pixels_HxWxC: The image, uint8.
+      size: Height and width of the result.
+      fit: One of `FITS`: 'resize' changes the aspect ratio; 'crop' fills the result and cuts off what is too long, on
+        both sides alike; 'pad' shows everything, on black.
+
+    Returns:
+      The result, uint8; the image itself if it has the right size. Sizes are changed by area, with a bilinear filter.
+    """
+    height, width, channels = pixels_HxWxC.shape
+    if (height, width) == size:
+        return pixels_HxWxC
+    picture = Image.fromarray(pixels_HxWxC[..., 0] if channels == 1 else pixels_HxWxC)
+    columns_and_rows = size[::-1]
+    if fit == 'crop':
+        fitted = ImageOps.fit(picture, columns_and_rows, Image.Resampling.BILINEAR)
+    elif fit == 'pad':
+        fitted = ImageOps.pad(picture, columns_and_rows, Image.Resampling.BILINEAR)
+    else:
+        fitted = picture.resize(columns_and_rows, Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(*size, channels)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image, rotated as its EXIF data says; errors of Pillow become a UserError."""
     label = f'image {str(path)!r}'
     try:
         # What Pillow warns of is refused below, or is an error.
@@ -36,7 +102,7 @@ def read(path: Path) -> np.ndarray:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f'{picture.width} x {picture.height}'
                 raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got {size}')
-            return _to_grayscale(ImageOps.exif_transpose(picture))
+            yield ImageOps.exif_transpose(picture)
     except UnidentifiedImageError:
         raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(path)}') from None
     except Image.DecompressionBombError:

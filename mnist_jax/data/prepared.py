@@ -6,12 +6,13 @@ import io
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax import files
-from mnist_jax.data.builder import ArrayBuilder
+from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
 
@@ -30,10 +31,23 @@ class PreparedDataset:
       data_dir: The directory of prepared datasets; '' for TFDS's default.
       raw_dir: The directory or the file with the raw data; '' for the builder's default, such as a download.
       split_seed: Seed of the splits that the builder draws at random.
+      options: What else an `OpenBuilder` reads from the config.
+      description: The description of the dataset if it is known, so that no data is needed for it.
     """
 
-    def __init__(self, name: str, make_builder: type[ArrayBuilder], data_dir: str, raw_dir: str, split_seed: int):
+    def __init__(
+        self,
+        name: str,
+        make_builder: type[ArrayBuilder],
+        data_dir: str,
+        raw_dir: str,
+        split_seed: int,
+        options: Mapping[str, Any] | None = None,
+        description: Description | None = None,
+    ):
         self.name = name
+        self._options = options or {}
+        self._known_description = description
         self._make_builder = make_builder
         self._data_dir = files.user_path(
             data_dir or tfds.core.constants.DATA_DIR, 'config.dataset.data_dir' if data_dir else 'TFDS_DATA_DIR'
@@ -43,7 +57,7 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
-        return self._make_builder.variant(self._raw_dir, self._split_seed)
+        return self._make_builder.variant(self._raw_dir, self._split_seed, **self._options)
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -51,15 +65,48 @@ class PreparedDataset:
 
     @functools.cached_property
     def _builder(self) -> ArrayBuilder:
+        open_fields: dict[str, Any] = {}
+        if issubclass(self._make_builder, OpenBuilder):
+            open_fields = {'options': self._options, 'description': self._prepared_description()}
         try:
             return self._make_builder(
                 raw_dir=self._raw_dir,
                 data_dir=str(self._data_dir),
                 split_seed=self._split_seed,
                 variant=self._variant,
+                **open_fields,
             )
+        except UserError:  # The raw files are invalid.
+            raise
         except Exception as error:  # TFDS reads the prepared data, and raises whatever its parsers raise.
             raise self._damaged('its metadata', first_line(error)) from None
+
+    def _prepared_description(self) -> Description | None:
+        """Returns the description that is stored with the prepared data; None if it is not prepared."""
+        if not self._path.exists():
+            return None
+        try:
+            metadata = files.read_json(self._path / 'metadata.json')
+            if not isinstance(metadata, dict) or 'description' not in metadata:
+                raise ValueError("it must be a JSON object with 'description'")
+            return Description.from_json(metadata['description'])
+        except (OSError, ValueError) as error:
+            raise self._damaged('metadata.json', first_line(error)) from None
+
+    @functools.cached_property
+    def description(self) -> Description:
+        """What a model has to know of the dataset. That of an `OpenBuilder` is found by preparing it."""
+        make_builder = self._make_builder
+        if self._known_description is not None:
+            return self._known_description
+        if not issubclass(make_builder, OpenBuilder):
+            return Description(
+                make_builder.SHAPE, make_builder.CLASS_NAMES, make_builder.MAX_PIXEL, make_builder.FRAMING
+            )
+        self.prepare()
+        description = self._prepared_description()
+        assert description is not None  # It is prepared.
+        return description
 
     def prepare(self) -> None:
         """Prepares the dataset if that has not been done yet; one process does it while the others wait.

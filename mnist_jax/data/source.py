@@ -1,15 +1,15 @@
 """The training, validation and test examples of a run, as parts of a prepared dataset."""
 
 import functools
+import inspect
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mnist_jax.data import digits, idx_builders, kaggle, partition
-from mnist_jax.data.builder import ArrayBuilder
-from mnist_jax.data.framing import Framing
+from mnist_jax.data import digits, idx_builders, image_folder, kaggle, npz, partition
+from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
 from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_fraction, check_integer
@@ -39,6 +39,7 @@ class Source:
       in_memory: Whether to read the examples into memory; otherwise they stay on disk and are read on demand.
       on_device: Whether to keep the examples in the memory of the devices; 'auto': on accelerators, if they fit.
       fold: (N, count): validate on fold N, from 1, of `count` stratified folds of `train`, and train on the others.
+      options, description: See `PreparedDataset`.
     """
 
     def __init__(
@@ -55,15 +56,17 @@ class Source:
         in_memory: bool = True,
         on_device: Literal['auto', 'on', 'off'] = 'auto',
         fold: tuple[int, int] | None = None,
+        options: Mapping[str, Any] | None = None,
+        description: Description | None = None,
     ):
         check_fraction('config.dataset.validation_fraction', validation_fraction)
         check_integer('config.dataset.split_seed', split_seed)
-        options = {
+        selections = {
             'config.dataset.validation': validation,
             'config.dataset.validation_fraction': validation_fraction,
             'config.folds': fold,
         }
-        selected = [field for field, value in options.items() if value]
+        selected = [field for field, value in selections.items() if value]
         if len(selected) > 1:
             raise UserError(
                 f'{selected[0]} and {selected[1]} must not both select the validation examples; unset one of them '
@@ -75,16 +78,27 @@ class Source:
         self.on_device = on_device if in_memory else 'off'
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(selected)
-        self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed)
+        self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed, options, description)
         self._fraction = validation_fraction
         self._split_seed = split_seed
         self._read: Callable[[str, str], Examples] = self.data.load if in_memory else self.data.stream
         self._fold = fold
         self._examples: dict[str, Examples] = {}
-        self.image_shape: tuple[int, ...] = make_builder.SHAPE
-        self.class_names: Sequence[str] = make_builder.CLASS_NAMES
-        self.max_pixel: int = make_builder.MAX_PIXEL
-        self.framing: Framing = make_builder.FRAMING
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of the images."""
+        return self.data.description.image_shape
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, in the order of the labels."""
+        return self.data.description.class_names
+
+    @property
+    def max_pixel(self) -> int:
+        """The pixel value that maps to 1.0."""
+        return self.data.description.max_pixel
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -161,10 +175,27 @@ class Source:
         return {'train': train, 'validation': validation}
 
 
+def source_of(name: str, make_builder: type[ArrayBuilder]) -> Callable[..., Source]:
+    """Returns the constructor of a source; its arguments are those of `Source` and the options of an `OpenBuilder`."""
+    constructor = functools.partial(Source, name, make_builder)
+    declared = make_builder.options() if issubclass(make_builder, OpenBuilder) else {}
+
+    def construct(*arguments: Any, **fields: Any) -> Source:
+        options = {name: fields.pop(name, option.default) for name, option in declared.items()}
+        return constructor(*arguments, **fields, options=options)
+
+    shared = dict(inspect.signature(constructor, eval_str=True).parameters)
+    del shared['options']
+    construct.__signature__ = inspect.Signature([*shared.values(), *declared.values()])  # type: ignore[attr-defined]
+    return construct
+
+
 BUILDERS: dict[str, type[ArrayBuilder]] = {
     'mnist': idx_builders.MnistIdx,
     'fashion_mnist': idx_builders.FashionMnistIdx,
     'digits': digits.Digits,
     'kaggle_digits': kaggle.KaggleDigits,
+    'image_folder': image_folder.ImageFolder,
+    'npz': npz.Npz,
 }
-SOURCES = {name: functools.partial(Source, name, builder) for name, builder in BUILDERS.items()}
+SOURCES = {name: source_of(name, builder) for name, builder in BUILDERS.items()}

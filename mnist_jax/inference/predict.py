@@ -227,9 +227,11 @@ def _frame_array(
 
 def _read_image(path: Path, model: RestoredModel) -> FramedImage | UserError:
     try:
-        return _frame(image_files.read(path), f'image {str(path)!r}', model)
+        return model.read_image(path)
     except UserError as error:
         return error
+    except ValueError as error:
+        return UserError(f'image {str(path)!r}: {error}')
 
 
 def _frame(grays_HxW: np.ndarray, label: str, model: RestoredModel, remark: str = '') -> FramedImage | UserError:

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from mnist_jax.config import ConfigDict
+from mnist_jax.data import image_files
 from mnist_jax.data.batches import pad_rows
 from mnist_jax.data.builder import seems_scaled
 from mnist_jax.data.framing import FramedImage, frame_image
@@ -103,7 +104,7 @@ class RestoredModel:
         """Restores the run in `workdir` at `step`; see `restore_snapshot`."""
         workdir = user_path(workdir, '--workdir')
         checkpoints, config = open_workdir(workdir)
-        plan = make_plan(config)
+        plan = make_plan(config, checkpoints.read_description())
         start_backend(1, plan.xla_products, deterministic=config.deterministic)
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
@@ -210,10 +211,33 @@ class RestoredModel:
                 f'{images.dtype}'
             )
 
+    def read_image(self, path: Path) -> FramedImage:
+        """Reads an image file, and prepares it like the training images.
+
+        Raises:
+          UserError: the file cannot be read.
+          ValueError: the image is blank.
+        """
+        description = self.plan.source.data.description
+        if description.framing is not None:
+            return self.frame(image_files.read(path))
+        height, width, channels = description.image_shape
+        pixels = image_files.read_pixels(path, channels)
+        fitted = image_files.fit_pixels(pixels, (height, width), description.fit)
+        size = f'{pixels.shape[0]} x {pixels.shape[1]}'
+        return FramedImage(fitted, 'unchanged' if fitted is pixels else f'from {size} ({description.fit})')
+
     def frame(self, grays_HxW: np.ndarray) -> FramedImage:
-        """Scales and centers an image like the training images; see `framing.frame_image`."""
-        source = self.plan.source
-        return frame_image(grays_HxW, source.image_shape, source.framing, source.max_pixel)
+        """Scales and centers an image like the training images; see `framing.frame_image`.
+
+        Raises:
+          UserError: the images of the dataset are not framed, or have colors.
+          ValueError: the image is blank.
+        """
+        description = self.plan.source.data.description
+        if description.framing is None:
+            raise UserError('the model must be of a dataset whose images are framed, such as mnist')
+        return frame_image(grays_HxW, description.image_shape, description.framing, description.max_pixel)
 
     def inference_function(self) -> Callable[[jax.Array], jax.Array]:
         """Returns a function from images BxHxWxC to probabilities BxK, with the parameters as constants.

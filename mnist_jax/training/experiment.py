@@ -16,6 +16,7 @@ from absl import logging
 from mnist_jax.config import ConfigDict
 from mnist_jax.config_checks import check_config, check_layer_counts
 from mnist_jax.data import batches
+from mnist_jax.data.builder import Description
 from mnist_jax.data.records import Examples, Split
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
@@ -125,9 +126,15 @@ class Plan:
         return is_own_model(self.model)
 
 
-def make_plan(config: ConfigDict) -> Plan:
-    """Checks `config` and builds the parts that need no data."""
-    source, model = _source_and_model(config)
+def make_plan(config: ConfigDict, description: Description | None = None) -> Plan:
+    """Checks `config` and builds the parts that need no data.
+
+    Args:
+      config: The config of the run.
+      description: The description of its dataset, from its workdir. Without it, a dataset whose image shape and classes
+        depend on its raw files is prepared now.
+    """
+    source, model = _source_and_model(config, description)
     options = config.optimizer.to_dict()
     base_learning_rate = options.pop('learning_rate', None)
     if not isinstance(base_learning_rate, float | int):
@@ -155,10 +162,10 @@ def make_plan(config: ConfigDict) -> Plan:
     )
 
 
-def _source_and_model(config: ConfigDict) -> tuple[Source, nn.Module]:
+def _source_and_model(config: ConfigDict, description: Description | None = None) -> tuple[Source, nn.Module]:
     check_config(config)
     fold = (config.fold, config.folds) if config.folds else None
-    source = build('config.dataset', SOURCES, config.dataset, fold=fold)
+    source = build('config.dataset', SOURCES, config.dataset, fold=fold, description=description)
     return source, make_model(config.model, len(source.class_names))
 
 

@@ -20,6 +20,7 @@ from mnist_jax.config import (
     unknown_fields,
 )
 from mnist_jax.config_checks import check_config
+from mnist_jax.data.builder import Description
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import defaults
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
@@ -41,6 +42,7 @@ class Checkpoints:
         self.workdir = workdir
         self._config_path = workdir / 'config.json'
         self._digests_path = workdir / 'digests.json'
+        self._description_path = workdir / 'dataset.json'
         self._directory = (workdir / 'checkpoints').absolute()
         self._written: dict[Path, str] = {}
 
@@ -100,16 +102,33 @@ class Checkpoints:
             )
         return config if saved is None else saved
 
-    def write_config(self, config: ConfigDict, data: Mapping[str, str]) -> None:
-        """Writes `config.json` and `digests.json`.
+    def read_description(self) -> Description | None:
+        """Returns the description of the dataset of the run; None if a version without descriptions started the run.
+
+        Raises:
+          UserError: `dataset.json` is damaged.
+        """
+        if not self._description_path.exists():
+            return None
+        try:
+            return Description.from_json(files.read_json(self._description_path))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'{str(self._description_path)!r} is damaged: {error}; to rewrite it, run the training command again'
+            ) from None
+
+    def write_config(self, config: ConfigDict, data: Mapping[str, str], description: Description) -> None:
+        """Writes `config.json`, `digests.json` and `dataset.json`.
 
         Args:
           config: The config of the run; its digest leaves out `CHANGEABLE_FIELDS`.
           data: The SHA-256 of each prepared split.
+          description: The description of the dataset.
         """
         digests = {'config': config_sha256(config), 'data': dict(data)}
         self._written = {
             self._digests_path: json.dumps(digests, indent=2) + '\n',
+            self._description_path: json.dumps(description.to_json(), indent=2) + '\n',
             self._config_path: config_to_json(config),
         }
         for path, text in self._written.items():

@@ -15,5 +15,5 @@ SECTIONS: Mapping[str, Section] = {
     'loss': Section(LOSSES),
     'schedule': Section(SCHEDULES),
     'optimizer': Section(OPTIMIZERS, shared=('learning_rate',)),
-    'dataset': Section(SOURCES, extra=('fold',), shared=tuple(default_config().dataset)),
+    'dataset': Section(SOURCES, extra=('fold', 'description'), shared=tuple(default_config().dataset)),
 }

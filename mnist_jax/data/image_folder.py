@@ -1,0 +1,186 @@
+"""Image files in one directory per class."""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mnist_jax.data import image_files
+from mnist_jax.data.arrays import draw_test_split, natural_order
+from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax.errors import UserError, comma_separated
+from mnist_jax.factory import Rate, Width
+
+# The directories of splits, above those of the classes, by the names that the splits get.
+SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
+IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # what operating systems add; hidden files are ignored too
+SHOWN = 5  # unreadable files that an error or a warning names
+THREADS = 4  # Pillow decodes without Python's lock.
+
+
+class _Image(NamedTuple):
+    """An image file and its class."""
+
+    path: Path
+    label: int
+
+
+class ImageFolder(OpenBuilder):
+    """A directory of images: one directory per class, or `train` and `test` with one directory per class each.
+
+    The images of a split are ordered by their names, then by their classes.
+    """
+
+    @classmethod
+    def read(
+        cls,
+        raw_dir: Path,
+        split_seed: int,
+        *,
+        image_size: Sequence[Width] = (),
+        channels: Literal['auto', 'gray', 'color'] = 'auto',
+        fit: Literal['resize', 'crop', 'pad'] = 'resize',
+        test_fraction: Rate = 0.2,
+        skip_unreadable: bool = False,
+    ) -> Contents:
+        """Reads all images.
+
+        Args:
+          raw_dir: The directory.
+          split_seed: Seed of the split into training and test images.
+          image_size: Height and width; () if all images have the same size, which is kept.
+          channels: Whether the images become gray or colored; 'auto': colored if one of them is.
+          fit: How images of other sizes are fitted; see `image_files.fit_pixels`.
+          test_fraction: The fraction of each class to draw for testing if there are no directories of splits.
+          skip_unreadable: Whether to leave out files that cannot be read, with a warning.
+        """
+        if len(image_size) not in (0, 2):
+            raise UserError(f'config.dataset.image_size must be (), or height and width, got {tuple(image_size)}')
+        class_names, files_of_splits = _find_images(raw_dir)
+        read = functools.partial(_read, size=tuple(image_size), channels=channels, fit=fit)
+        images: dict[str, list[_Image]] = {}
+        pixels: dict[str, list[np.ndarray]] = {}
+        unreadable: list[str] = []
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
+            for split, files_of_split in files_of_splits.items():
+                results = list(executor.map(read, files_of_split))
+                unreadable += [str(result) for result in results if isinstance(result, UserError)]
+                kept = [index for index, result in enumerate(results) if not isinstance(result, UserError)]
+                images[split] = [files_of_split[index] for index in kept]
+                pixels[split] = [results[index] for index in kept]
+        _report_unreadable(raw_dir, unreadable, skip_unreadable)
+        arrays = {
+            split: (array, np.array([image.label for image in images[split]]))
+            for split, array in _stack(pixels, images).items()
+        }
+        return Contents(draw_test_split(arrays, test_fraction, split_seed), class_names)
+
+
+def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
+    """Returns the names of the classes, and the image files of each split in order."""
+    if not raw_dir.is_dir():
+        raise UserError(
+            f'config.dataset.raw_dir must be a directory with one directory per class, got the file {str(raw_dir)!r}'
+        )
+    splits = {
+        name: directory for name, names in SPLITS.items() if (directory := _find_split(raw_dir, names)) is not None
+    }
+    splits = splits or {'train': raw_dir}
+    if 'train' not in splits:
+        raise UserError(
+            f"config.dataset.raw_dir must have a directory 'train' beside {comma_separated(splits)}, got "
+            f'{str(raw_dir)!r} without one'
+        )
+    by_class = {split: {path.name: path for path in _directories(directory)} for split, directory in splits.items()}
+    class_names = sorted(set().union(*by_class.values()), key=natural_order)
+    if not class_names:
+        raise UserError(
+            f'config.dataset.raw_dir must have one directory per class, got {str(raw_dir)!r} without directories'
+        )
+    found = {
+        split: [
+            _Image(path, label)
+            for label, name in enumerate(class_names)
+            for path in (_files(directories[name]) if name in directories else [])
+        ]
+        for split, directories in by_class.items()
+    }
+    counts = np.bincount([image.label for images in found.values() for image in images], minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if empty:
+        raise UserError(
+            f'each directory of a class in {str(raw_dir)!r} must have at least one image, got none in '
+            f'{comma_separated(empty[:10])}; directories of splits must be called train, validation and test'
+        )
+    for images in found.values():
+        images.sort(key=lambda image: (image.path.name, image.label))
+    return class_names, {split: images for split, images in found.items() if images}
+
+
+def _find_split(raw_dir: Path, names: Sequence[str]) -> Path | None:
+    return next((raw_dir / name for name in names if (raw_dir / name).is_dir()), None)
+
+
+def _directories(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_dir() and not _is_ignored(path.name)]
+
+
+def _files(directory: Path) -> list[Path]:
+    """Returns all files in the directory of a class, recursively, except for those to ignore."""
+    found = []
+    for parent, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if not _is_ignored(name)]
+        found += [Path(parent, name) for name in names if not _is_ignored(name)]
+    return found
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith('.') or name in IGNORED
+
+
+def _read(image: _Image, size: tuple[int, ...], channels: str, fit: str) -> np.ndarray | UserError:
+    """Returns the pixels HxWxC of an image; or what is wrong with it."""
+    try:
+        pixels = image_files.read_pixels(image.path, {'auto': 0, 'gray': 1, 'color': 3}[channels])
+    except UserError as error:
+        return error
+    return image_files.fit_pixels(pixels, (size[0], size[1]), fit) if size else pixels
+
+
+def _report_unreadable(raw_dir: Path, reasons: Sequence[str], skip: bool) -> None:
+    if not reasons:
+        return
+    shown = '; '.join(reasons[:SHOWN]) + (f'; and {len(reasons) - SHOWN:,} more' if len(reasons) > SHOWN else '')
+    if not skip:
+        raise UserError(
+            f'all files in {str(raw_dir)!r} must be images, or config.dataset.skip_unreadable=True leaves out the '
+            f'others, got {len(reasons):,} that {"are" if reasons[1:] else "is"} not: {shown}'
+        )
+    logging.warning('Leaving out %d files of %s: %s', len(reasons), raw_dir, shown)
+
+
+def _stack(pixels: Mapping[str, Sequence[np.ndarray]], images: Mapping[str, Sequence[_Image]]) -> dict[str, np.ndarray]:
+    """Returns the images of each split as one array; gray ones become colored if others are."""
+    shapes: dict[tuple[int, ...], Path] = {}
+    for split, arrays in pixels.items():
+        for array, image in zip(arrays, images[split], strict=True):
+            shapes.setdefault(array.shape, image.path)
+    sizes = {shape[:2]: path for shape, path in shapes.items()}
+    if len(sizes) > 1:
+        (first, first_path), (second, second_path), *_ = sizes.items()
+        raise UserError(
+            'config.dataset.image_size must be set, for example to '
+            f'{first}, if the images have several sizes, got {first} in {str(first_path)!r} and {second} in '
+            f'{str(second_path)!r}'
+        )
+    channels = max((shape[2] for shape in shapes), default=1)
+    return {
+        split: np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
+        for split, arrays in pixels.items()
+        if arrays
+    }
