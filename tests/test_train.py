@@ -9,6 +9,7 @@ from conftest import fail_after, metrics_rows, results
 from ml_collections import ConfigDict
 
 from mnist_jax.data import kaggle
+from mnist_jax.data.builder import Description
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
@@ -203,7 +204,7 @@ def test_damaged_data_leaves_no_workdir(small, data_dir, tmp_path):
 
 
 def test_a_run_without_a_checkpoint_may_change_its_config(small, tmp_path):
-    Checkpoints(tmp_path).write_config(small(seed=5), {})
+    Checkpoints(tmp_path).write_config(small(seed=5), {}, Description((28, 28, 1), '0123456789'))
     train(small(epochs=0), tmp_path)
     assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
 

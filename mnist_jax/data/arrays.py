@@ -2,15 +2,32 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data import partition
-from mnist_jax.data.builder import MAX_CLASSES, Arrays
-from mnist_jax.errors import UserError
+from mnist_jax.data.builder import MAX_CLASSES, Arrays, Contents
+from mnist_jax.errors import UserError, comma_separated
 
 CHANNELS = (1, 3)
+# The words that name a split, in the names of files, directories and arrays.
+SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a name such as 'x_train' or 'train-00000-of-00001' contains; None if it contains none."""
+    words = set(re.split('[^a-z]+', name.lower()))
+    return next((split for split, names in SPLITS.items() if words & set(names)), None)
+
+
+def group_by_split(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Returns the files of each split, in order; if no file names a split, they are all training files."""
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        groups.setdefault(split_of(path.name) or '', []).append(path)
+    unnamed = groups.pop('', [])
+    return groups or {'train': unnamed}
 
 
 def to_images(label: str, array: np.ndarray) -> np.ndarray:
@@ -42,6 +59,37 @@ def to_images(label: str, array: np.ndarray) -> np.ndarray:
         hint = '; multiply them by 255 and round them' if 0 <= low <= high <= 1 else ''
         raise UserError(f'the pixels of {label} must be integers from 0 to 255, got {low:g} to {high:g}{hint}')
     return array.astype(np.uint8)
+
+
+def stack_images(
+    images: Mapping[str, Sequence[np.ndarray]], names: Mapping[str, Sequence[object]]
+) -> dict[str, np.ndarray]:
+    """Returns the images of each split as one array; gray images become colored if others are.
+
+    Args:
+      images: Images of each split, uint8 HxWxC.
+      names: What error messages call them.
+
+    Raises:
+      UserError: they have several sizes.
+    """
+    shapes: dict[tuple[int, ...], object] = {}
+    for split, arrays in images.items():
+        for array, name in zip(arrays, names[split], strict=True):
+            shapes.setdefault(array.shape, name)
+    sizes = {shape[:2]: name for shape, name in shapes.items()}
+    if len(sizes) > 1:
+        (first, first_name), (second, second_name), *_ = sizes.items()
+        raise UserError(
+            f'config.dataset.image_size must be set, for example to {first}, if the images have several sizes, got '
+            f'{first} for {str(first_name)!r} and {second} for {str(second_name)!r}'
+        )
+    channels = max((shape[2] for shape in shapes), default=1)
+    return {
+        split: np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
+        for split, arrays in images.items()
+        if arrays
+    }
 
 
 def to_labels(label: str, array: np.ndarray) -> np.ndarray:
@@ -104,8 +152,51 @@ def number_classes(labels: Mapping[str, np.ndarray]) -> tuple[list[str], dict[st
     }
 
 
+def make_contents(
+    raw_dir: Path,
+    images: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    test_fraction: float,
+    split_seed: int,
+    class_names: Sequence[str] = (),
+) -> Contents:
+    """Returns the contents of raw files, with their classes numbered and a test split.
+
+    Args:
+      raw_dir: Where the raw files are, for error messages.
+      images: The images of each split, from `to_images`; one split is 'train'.
+      labels: The labels of each split, from `to_labels`.
+      test_fraction: The fraction of each class of 'train' to draw for testing if there is no split 'test'.
+      split_seed: Seed of this draw.
+      class_names: The names of the classes if the labels are their numbers, from 0.
+
+    Raises:
+      UserError: there is no split 'train', the numbers of images and labels differ, or nothing is left for testing.
+    """
+    if 'train' not in images:
+        raise UserError(f"{str(raw_dir)!r} must have a split 'train', got {comma_separated(images)}")
+    for split, array in images.items():
+        if len(array) != len(labels[split]) or not len(array):
+            raise UserError(
+                f'the split {split!r} of {str(raw_dir)!r} must have images, and one label per image, got '
+                f'{len(array):,} images and {len(labels[split]):,} labels'
+            )
+    numbers = labels
+    if not class_names:
+        class_names, numbers = number_classes(labels)
+    elif any(array.min() < 0 or array.max() >= len(class_names) for array in labels.values()):
+        raise UserError(
+            f'the labels of {str(raw_dir)!r} must be from 0 to {len(class_names) - 1}, the numbers of its classes, got '
+            f'{min(array.min() for array in labels.values())} to {max(array.max() for array in labels.values())}'
+        )
+    arrays = {split: (array, numbers[split]) for split, array in images.items()}
+    return Contents(draw_test_split(arrays, test_fraction, split_seed), class_names)
+
+
 def draw_test_split(arrays: dict[str, Arrays], test_fraction: float, seed: int) -> dict[str, Arrays]:
-    """Draws the split 'test' from the training examples if there is none, the same fraction of each class.
+    """Draws the split 'test' from the training examples if there is none.
+
+    The same fraction of each class is drawn, rounded up, but never its last example.
 
     Args:
       arrays: Images and labels of the splits 'train' and, possibly, 'validation' and 'test'.
@@ -115,13 +206,17 @@ def draw_test_split(arrays: dict[str, Arrays], test_fraction: float, seed: int) 
     if 'test' in arrays:
         return arrays
     images, labels = arrays['train']
-    drawn, rest = partition.stratified_split(labels, 1 - test_fraction, seed)
-    if not len(rest):
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        drawn[indices[: min(math.ceil(round(test_fraction * len(indices), 6)), len(indices) - 1)]] = True
+    if not drawn.any():
         raise UserError(
-            f'config.dataset.test_fraction must leave at least one image for testing, got {test_fraction} of '
+            f'config.dataset.test_fraction must select at least one image for testing, got {test_fraction} of '
             f'{len(labels):,} images'
         )
-    return {**arrays, 'train': (images[drawn], labels[drawn]), 'test': (images[rest], labels[rest])}
+    return {**arrays, 'train': (images[~drawn], labels[~drawn]), 'test': (images[drawn], labels[drawn])}
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

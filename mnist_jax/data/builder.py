@@ -73,10 +73,10 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version('1.0.0')
-    SHAPE = (28, 28, 1)
+    SHAPE: tuple[int, ...] = (28, 28, 1)
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
-    FRAMING = Framing(box_size=20, center_by_mass=True)  # that of MNIST
+    FRAMING: Framing | None = Framing(box_size=20, center_by_mass=True)  # that of MNIST
 
     def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int, variant: str):
         """Creates a builder without preparing anything yet.
@@ -153,9 +153,9 @@ class OpenBuilder(ArrayBuilder):
     `split_seed`, they are part of what identifies the prepared data.
     """
 
-    SHAPE = ()
-    CLASS_NAMES = ()
-    FRAMING: Framing | None = None  # type: ignore[assignment]
+    SHAPE: tuple[int, ...] = ()
+    CLASS_NAMES: Sequence[str] = ()
+    FRAMING = None
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class OpenBuilder(ArrayBuilder):
         """
         self._contents: Contents | None = None
         if description is None:
-            assert raw_dir is not None  # `variant` requires it.
+            raw_dir = self.locate(raw_dir, **options)
             self._contents = self.read(raw_dir, split_seed, **options)
             check_contents(raw_dir, self._contents)
             images = next(iter(self._contents.arrays.values()))[0]
@@ -187,15 +187,31 @@ class OpenBuilder(ArrayBuilder):
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int, **options: Any) -> str:
         """Returns a name made of the digests of the raw files and of the options, and the seed unless it is 0."""
-        if raw_dir is None:
-            raise UserError(f"config.dataset.raw_dir must be {cls.__doc__.splitlines()[0].lower()}, got ''")
-        if not raw_dir.exists():
-            raise UserError(f'config.dataset.raw_dir must exist, got {str(raw_dir)!r}, which does not{MOVED}')
+        raw_dir = cls.locate(raw_dir, **options)
         defaults = {name: parameter.default for name, parameter in cls.options().items()}
         changed = {name: value for name, value in options.items() if value != defaults[name]}
         text = json.dumps(changed, sort_keys=True)
         digest = [hashlib.sha256(text.encode()).hexdigest()[:8]] if changed else []
         return '-'.join([super().variant(raw_dir, split_seed), *digest])
+
+    @classmethod
+    def locate(cls, raw_dir: Path | None, **options: Any) -> Path:
+        """Returns where the raw files are, which exist.
+
+        Args:
+          raw_dir: The value of `config.dataset.raw_dir`; None if it is not set.
+          **options: The keyword-only arguments of `read`.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        if raw_dir is None:
+            assert cls.__doc__ is not None
+            what = cls.__doc__.partition('\n')[0].rstrip('.')
+            raise UserError(f"config.dataset.raw_dir must be {what[0].lower()}{what[1:]}, got ''")
+        if not raw_dir.exists():
+            raise UserError(f'config.dataset.raw_dir must exist, got {str(raw_dir)!r}, which does not{MOVED}')
+        return raw_dir
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
@@ -208,7 +224,7 @@ class OpenBuilder(ArrayBuilder):
         """Returns the contents of the raw files.
 
         Args:
-          raw_dir: The value of `config.dataset.raw_dir`, which exists.
+          raw_dir: What `locate` returns.
           split_seed: Seed of random splits.
 
         Raises:

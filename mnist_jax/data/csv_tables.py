@@ -7,6 +7,8 @@ import hashlib
 import io
 import itertools
 import lzma
+import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,10 +28,11 @@ PIXEL_NAMES = (
     [f'pixel{i}' for i in range(1, SIDE * SIDE + 1)],
     [f'{row}x{column}' for row in range(1, SIDE + 1) for column in range(1, SIDE + 1)],
 )
+LABEL_NAMES = ('label', 'labels', 'class', 'target', 'y')
 INDEX_NAMES = ('', 'unnamed: 0', 'index')  # row numbers, as pandas writes them; they are ignored
 BLOCK_BYTES = 2**20  # bytes that are hashed at once
 BLOCK_ROWS = 4096  # rows that are parsed at once
-MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
+MAX_LINE = 2**18  # characters; a line of 784 quoted pixels has 4,700
 MAX_LINES = 1_000_000
 MAX_BYTES = 2**33  # limit on the uncompressed size
 
@@ -78,10 +81,74 @@ def read(path: Path, member: str, labeled: bool) -> np.ndarray:
     """
     with _opened(path, member) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
         columns = _find_columns(path, file.readline(MAX_LINE), labeled)
-        tables = list(_read_tables(path, file, columns))
+        tables = list(_read_tables(path, _read_lines(path, file), 2, columns))
     if not tables:
         raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
-    return np.concatenate(tables)
+    return np.concatenate(tables).astype(np.uint8)
+
+
+def read_open(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a table of square images of any size, gray or colored, with one row per image.
+
+    A header must call the column of the labels by one of `LABEL_NAMES`; row numbers are ignored, and all other columns
+    are pixels, ordered by the numbers in their names. Without a header, the label comes first.
+
+    Returns:
+      The images, uint8 NxHxHxC, and the labels, int64 N.
+
+    Raises:
+      UserError: the file is anything else; the message names the file and the line or the column.
+    """
+    with _opened(path, path.name) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
+        line = file.readline(MAX_LINE)
+        columns, has_header = _find_open_columns(path, line)
+        lines = itertools.chain([] if has_header else [line], _read_lines(path, file))
+        tables = list(_read_tables(path, lines, 1 + has_header, columns))
+    if not tables:
+        raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
+    labels = np.concatenate([table[:, 0] for table in tables]).astype(np.int64)
+    pixels = np.concatenate([table[:, 1:].astype(np.uint8) for table in tables])
+    side, channels = _image_size(pixels.shape[1])
+    return pixels.reshape(-1, side, side, channels), labels
+
+
+def _image_size(pixels: int) -> tuple[int, int]:
+    """Returns the side and the channels of a square image; (0, 0) if there is none with this many values."""
+    for channels in (1, 3):
+        side = math.isqrt(pixels // channels)
+        if side and side * side * channels == pixels:
+            return side, channels
+    return 0, 0
+
+
+def _find_open_columns(path: Path, line: str) -> tuple[_Columns, bool]:
+    """Returns the columns that the first line of a table names, and whether this line is a header."""
+    cells = [cell.strip() for cell in _split_cells(line)]
+    has_header = not cells or not all(cell.isascii() and cell.isdigit() for cell in cells)
+    names = [cell.lower() for cell in cells] if has_header else [f'number {i}' for i in range(1, len(cells) + 1)]
+    labels = [i for i, name in enumerate(names) if name in LABEL_NAMES] if has_header else [0]
+    if len(labels) != 1:
+        raise UserError(
+            f'raw file {str(path)!r}, line 1 must be a header in which one column is called '
+            f'{" or ".join(LABEL_NAMES)}, or a row of integers that starts with the label, got {len(labels)} such '
+            f'columns in a line that starts with {line[:20].strip()!r}'
+        )
+    pixels = [i for i, name in enumerate(names) if i != labels[0] and name not in INDEX_NAMES]
+    if not all(_image_size(len(pixels))):
+        raise UserError(
+            f'raw file {str(path)!r} must have one column per pixel of square images, gray or colored, such as 784 or '
+            f'2352, got {len(pixels)}'
+        )
+    if has_header and len(set(names)) < len(names):
+        repeated = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f'raw file {str(path)!r}, line 1 must name each column once, got {repeated[:20]!r} twice')
+    if has_header and all(re.search(r'\d', names[i]) for i in pixels):
+        pixels.sort(key=lambda i: [int(number) for number in re.findall(r'\d+', names[i])])
+    maxima = np.full(len(names), MAX_INT)
+    maxima[pixels] = 255
+    return _Columns(
+        [cell or f'number {i}' for i, cell in enumerate(names, 1)], [labels[0], *pixels], maxima
+    ), has_header
 
 
 @contextlib.contextmanager
@@ -157,9 +224,8 @@ def _find_columns(path: Path, line: str, labeled: bool) -> _Columns:
     )
 
 
-def _read_tables(path: Path, file: TextIO, columns: _Columns) -> Iterator[np.ndarray]:
-    """Yields the rows after the header, uint8, in blocks of `BLOCK_ROWS`."""
-    lines, first = _read_lines(path, file), 2
+def _read_tables(path: Path, lines: Iterator[str], first: int, columns: _Columns) -> Iterator[np.ndarray]:
+    """Yields the rows in blocks of `BLOCK_ROWS`; `first` is the number of the first of `lines` in the file."""
     while block := list(itertools.islice(lines, BLOCK_ROWS)):
         if first + len(block) > MAX_LINES:
             raise UserError(f'raw file {str(path)!r} must have at most {MAX_LINES:,} lines, got more')
@@ -185,7 +251,7 @@ def _read_lines(path: Path, file: TextIO) -> Iterator[str]:
 
 
 def _parse_rows(path: Path, lines: list[str], first: int, columns: _Columns) -> np.ndarray:
-    """Returns the label and the pixels in `lines`, uint8; `first` is the number of the first line in the file."""
+    """Returns the label and the pixels in `lines`; `first` is the number of the first line in the file."""
     try:
         if not all(map(str.strip, lines)):
             raise ValueError('it has blank lines')  # NumPy would skip them.
@@ -196,7 +262,7 @@ def _parse_rows(path: Path, lines: list[str], first: int, columns: _Columns) -> 
             raise ValueError('it has the wrong number of rows or columns, or an invalid value')
     except ValueError as error:
         raise _find_error(path, lines, first, columns) or UserError(f'raw file {str(path)!r}: {error}') from None
-    return table[:, columns.order].astype(np.uint8)
+    return table[:, columns.order]
 
 
 def _find_error(path: Path, lines: list[str], first: int, columns: _Columns) -> UserError | None:

@@ -1,8 +1,9 @@
 """Reads image files: as gray levels to be framed, or as pixels that are fitted to a size."""
 
 import contextlib
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 HEIC_SUFFIXES = ('.heic', '.heif')
 # HEIC and HEIF files have one of these brands in bytes 8 to 12, after the type of their first box.
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+CHANNELS = {'auto': 0, 'gray': 1, 'color': 3}  # of `config.dataset.channels`; see `read_pixels`
 FITS = ('resize', 'crop', 'pad')
 MAX_PIXELS = 50_000_000
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
@@ -36,11 +38,12 @@ def read(path: Path) -> np.ndarray:
         return _to_grayscale(picture)
 
 
-def read_pixels(path: Path, channels: int = 0) -> np.ndarray:
+def read_pixels(file: Path | bytes, channels: int = 0, label: str = '') -> np.ndarray:
     """Reads an image file as it is shown: rotated as its EXIF data says, transparent pixels on white.
 
     Args:
-      path: The file.
+      file: The path of the file, or its contents.
+      label: What error messages call it; '' for its path.
       channels: 1 for gray levels, 3 for red, green and blue, 0 for what the file has.
 
     Returns:
@@ -49,7 +52,7 @@ def read_pixels(path: Path, channels: int = 0) -> np.ndarray:
     Raises:
       UserError: as for `read`.
     """
-    with _opened(path) as picture:
+    with _opened(file, label) as picture:
         if picture.mode.startswith(('I', 'F')):  # more than 8 bits per pixel
             picture = Image.fromarray(np.rint(_to_grayscale(picture)).astype(np.uint8))
         if picture.has_transparency_data:
@@ -92,29 +95,50 @@ def fit_pixels(pixels_HxWxC: np.ndarray, size: tuple[int, int], fit: str) -> np.
     return np.asarray(fitted).reshape(*size, channels)
 
 
+Preparation = Callable[..., np.ndarray]
+"""Reads an image file with `read_pixels`, of which it takes `file` and `label`, and fits it to a size."""
+
+
+def preparation(image_size: Sequence[int], channels: str, fit: str) -> Preparation:
+    """Returns how images are read that `config.dataset` describes with these fields.
+
+    Raises:
+      UserError: `image_size` is not a height and a width.
+    """
+    if len(image_size) not in (0, 2):
+        raise UserError(f'config.dataset.image_size must be (), or height and width, got {tuple(image_size)}')
+
+    def prepare(file: Path | bytes, label: str = '') -> np.ndarray:
+        pixels = read_pixels(file, CHANNELS[channels], label)
+        return fit_pixels(pixels, (image_size[0], image_size[1]), fit) if image_size else pixels
+
+    return prepare
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
     """Opens an image, rotated as its EXIF data says; errors of Pillow become a UserError."""
-    label = f'image {str(path)!r}'
+    label = label or f'image {str(file)!r}'
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         # What Pillow warns of is refused below, or is an error.
-        with warnings.catch_warnings(action='ignore'), Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings(action='ignore'), Image.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f'{picture.width} x {picture.height}'
                 raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got {size}')
             yield ImageOps.exif_transpose(picture)
     except UnidentifiedImageError:
-        raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(path)}') from None
+        raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(file)}') from None
     except Image.DecompressionBombError:
         raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got more') from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # Pillow's parsers raise all of these.
         raise UserError(f'{label} cannot be read: {first_line(error)}') from None
 
 
-def _describe_format(path: Path) -> str:
+def _describe_format(file: Path | bytes) -> str:
     """Returns what a file is that Pillow does not recognize."""
-    with open(path, 'rb') as file:
-        start = file.read(12)
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, 'rb') as opened:
+        start = opened.read(12)
     if start[4:8] == b'ftyp' and start[8:12] in HEIC_BRANDS:
         return 'a HEIC file; convert it to PNG or JPEG first'
     return 'another format or a damaged file' if start else 'an empty file'

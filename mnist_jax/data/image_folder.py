@@ -3,7 +3,7 @@
 import concurrent.futures
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,13 +11,11 @@ import numpy as np
 from absl import logging
 
 from mnist_jax.data import image_files
-from mnist_jax.data.arrays import draw_test_split, natural_order
+from mnist_jax.data.arrays import SPLITS, make_contents, natural_order, stack_images
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.factory import Rate, Width
 
-# The directories of splits, above those of the classes, by the names that the splits get.
-SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
 IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # what operating systems add; hidden files are ignored too
 SHOWN = 5  # unreadable files that an error or a warning names
 THREADS = 4  # Pillow decodes without Python's lock.
@@ -59,10 +57,9 @@ class ImageFolder(OpenBuilder):
           test_fraction: The fraction of each class to draw for testing if there are no directories of splits.
           skip_unreadable: Whether to leave out files that cannot be read, with a warning.
         """
-        if len(image_size) not in (0, 2):
-            raise UserError(f'config.dataset.image_size must be (), or height and width, got {tuple(image_size)}')
         class_names, files_of_splits = _find_images(raw_dir)
-        read = functools.partial(_read, size=tuple(image_size), channels=channels, fit=fit)
+        prepare = image_files.preparation(image_size, channels, fit)
+        read = functools.partial(_read, prepare=prepare)
         images: dict[str, list[_Image]] = {}
         pixels: dict[str, list[np.ndarray]] = {}
         unreadable: list[str] = []
@@ -70,15 +67,13 @@ class ImageFolder(OpenBuilder):
             for split, files_of_split in files_of_splits.items():
                 results = list(executor.map(read, files_of_split))
                 unreadable += [str(result) for result in results if isinstance(result, UserError)]
-                kept = [index for index, result in enumerate(results) if not isinstance(result, UserError)]
-                images[split] = [files_of_split[index] for index in kept]
-                pixels[split] = [results[index] for index in kept]
+                pairs = zip(results, files_of_split, strict=True)
+                kept = [(result, image) for result, image in pairs if not isinstance(result, UserError)]
+                pixels[split], images[split] = [result for result, _ in kept], [image for _, image in kept]
         _report_unreadable(raw_dir, unreadable, skip_unreadable)
-        arrays = {
-            split: (array, np.array([image.label for image in images[split]]))
-            for split, array in _stack(pixels, images).items()
-        }
-        return Contents(draw_test_split(arrays, test_fraction, split_seed), class_names)
+        arrays = stack_images(pixels, {split: [image.path for image in images[split]] for split in images})
+        labels = {split: np.array([image.label for image in images[split]]) for split in arrays}
+        return make_contents(raw_dir, arrays, labels, test_fraction, split_seed, class_names)
 
 
 def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
@@ -143,13 +138,12 @@ def _is_ignored(name: str) -> bool:
     return name.startswith('.') or name in IGNORED
 
 
-def _read(image: _Image, size: tuple[int, ...], channels: str, fit: str) -> np.ndarray | UserError:
+def _read(image: _Image, prepare: image_files.Preparation) -> np.ndarray | UserError:
     """Returns the pixels HxWxC of an image; or what is wrong with it."""
     try:
-        pixels = image_files.read_pixels(image.path, {'auto': 0, 'gray': 1, 'color': 3}[channels])
+        return prepare(image.path)
     except UserError as error:
         return error
-    return image_files.fit_pixels(pixels, (size[0], size[1]), fit) if size else pixels
 
 
 def _report_unreadable(raw_dir: Path, reasons: Sequence[str], skip: bool) -> None:
@@ -162,25 +156,3 @@ def _report_unreadable(raw_dir: Path, reasons: Sequence[str], skip: bool) -> Non
             f'others, got {len(reasons):,} that {"are" if reasons[1:] else "is"} not: {shown}'
         )
     logging.warning('Leaving out %d files of %s: %s', len(reasons), raw_dir, shown)
-
-
-def _stack(pixels: Mapping[str, Sequence[np.ndarray]], images: Mapping[str, Sequence[_Image]]) -> dict[str, np.ndarray]:
-    """Returns the images of each split as one array; gray ones become colored if others are."""
-    shapes: dict[tuple[int, ...], Path] = {}
-    for split, arrays in pixels.items():
-        for array, image in zip(arrays, images[split], strict=True):
-            shapes.setdefault(array.shape, image.path)
-    sizes = {shape[:2]: path for shape, path in shapes.items()}
-    if len(sizes) > 1:
-        (first, first_path), (second, second_path), *_ = sizes.items()
-        raise UserError(
-            'config.dataset.image_size must be set, for example to '
-            f'{first}, if the images have several sizes, got {first} in {str(first_path)!r} and {second} in '
-            f'{str(second_path)!r}'
-        )
-    channels = max((shape[2] for shape in shapes), default=1)
-    return {
-        split: np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
-        for split, arrays in pixels.items()
-        if arrays
-    }

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.arrays import draw_test_split, number_classes, to_images, to_labels
+from mnist_jax.data.arrays import SPLITS, make_contents, split_of, to_images, to_labels
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate
 
 # A name such as x_train, train_images or kmnist-train-imgs contains one word for the split and one for the kind.
-SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
 IMAGES, LABELS = ('x', 'images', 'imgs', 'image', 'data'), ('y', 'labels', 'label', 'targets', 'target')
 ONLY_ARRAY = 'arr_0'  # the name that NumPy gives to an array without one; then that of the file counts
 
@@ -32,8 +31,8 @@ class Npz(OpenBuilder):
           test_fraction: The fraction of each class to draw for testing if there are no test images.
         """
         arrays = dict(_read_arrays(raw_dir))
-        pairs = {split: pair for split, words in SPLITS.items() if (pair := _find_pair(raw_dir, arrays, words))}
-        if 'train' not in pairs and (pair := _find_pair(raw_dir, arrays, ())):
+        pairs = {split: pair for split in SPLITS if (pair := _find_pair(raw_dir, arrays, split))}
+        if 'train' not in pairs and (pair := _find_pair(raw_dir, arrays, None)):
             pairs['train'] = pair
         if 'train' not in pairs:
             raise UserError(
@@ -42,15 +41,7 @@ class Npz(OpenBuilder):
             )
         images = {split: to_images(_label(raw_dir, name), arrays[name]) for split, (name, _) in pairs.items()}
         labels = {split: to_labels(_label(raw_dir, name), arrays[name]) for split, (_, name) in pairs.items()}
-        class_names, numbers = number_classes(labels)
-        for split, (images_name, labels_name) in pairs.items():
-            if len(images[split]) != len(labels[split]):
-                raise UserError(
-                    f'{_label(raw_dir, labels_name)} must have one label for each of the {len(images[split]):,} images '
-                    f'of {images_name!r}, got {len(labels[split]):,}'
-                )
-        contents = {split: (images[split], numbers[split]) for split in pairs}
-        return Contents(draw_test_split(contents, test_fraction, split_seed), class_names)
+        return make_contents(raw_dir, images, labels, test_fraction, split_seed)
 
 
 def _label(raw_dir: Path, name: str) -> str:
@@ -84,13 +75,13 @@ def _read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         ) from None
 
 
-def _find_pair(raw_dir: Path, arrays: Mapping[str, np.ndarray], split: Sequence[str]) -> tuple[str, str] | None:
+def _find_pair(raw_dir: Path, arrays: Mapping[str, np.ndarray], split: str | None) -> tuple[str, str] | None:
     """Returns the names of the images and the labels of a split; None if it has neither.
 
     Args:
       raw_dir: Where the arrays are from, for error messages.
       arrays: All arrays.
-      split: What the split may be called; () for arrays that name none.
+      split: The split; None for arrays that name none.
     """
     names = []
     for kind in (IMAGES, LABELS):
@@ -106,8 +97,6 @@ def _find_pair(raw_dir: Path, arrays: Mapping[str, np.ndarray], split: Sequence[
     return (names[0], names[1]) if names else None
 
 
-def _is_kind(name: str, kind: Sequence[str], split: Sequence[str]) -> bool:
+def _is_kind(name: str, kind: Sequence[str], split: str | None) -> bool:
     """Returns whether an array holds the images or the labels, as `kind` calls them, of a split."""
-    words = set(re.split('[^a-z]+', name.lower()))
-    others = {word for names in SPLITS.values() for word in names} & words
-    return bool(words & set(kind)) and (bool(words & set(split)) if split else not others)
+    return bool(set(re.split('[^a-z]+', name.lower())) & set(kind)) and split_of(name) == split

@@ -8,7 +8,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mnist_jax.data import digits, idx_builders, image_folder, kaggle, npz, partition
+from mnist_jax.data import (
+    csv_builder,
+    digits,
+    idx_builders,
+    idx_folder,
+    image_folder,
+    kaggle,
+    npz,
+    parquet,
+    partition,
+    tfds_folder,
+)
 from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
 from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
@@ -182,7 +193,7 @@ def source_of(name: str, make_builder: type[ArrayBuilder]) -> Callable[..., Sour
 
     def construct(*arguments: Any, **fields: Any) -> Source:
         options = {name: fields.pop(name, option.default) for name, option in declared.items()}
-        return constructor(*arguments, **fields, options=options)
+        return constructor(*arguments, **{**fields, 'options': options})
 
     shared = dict(inspect.signature(constructor, eval_str=True).parameters)
     del shared['options']
@@ -196,6 +207,10 @@ BUILDERS: dict[str, type[ArrayBuilder]] = {
     'digits': digits.Digits,
     'kaggle_digits': kaggle.KaggleDigits,
     'image_folder': image_folder.ImageFolder,
+    'idx': idx_folder.IdxFolder,
+    'csv': csv_builder.Csv,
     'npz': npz.Npz,
+    'parquet': parquet.Parquet,
+    'tfds': tfds_folder.TfdsFolder,
 }
 SOURCES = {name: source_of(name, builder) for name, builder in BUILDERS.items()}

@@ -14,7 +14,7 @@ from absl import logging
 from mnist_jax.config import ConfigDict
 from mnist_jax.data import image_files
 from mnist_jax.data.batches import pad_rows
-from mnist_jax.data.builder import seems_scaled
+from mnist_jax.data.builder import Description, seems_scaled
 from mnist_jax.data.framing import FramedImage, frame_image
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.distributed.stored_programs import stored
@@ -212,32 +212,40 @@ class RestoredModel:
             )
 
     def read_image(self, path: Path) -> FramedImage:
-        """Reads an image file, and prepares it like the training images.
+        """Reads an image file, and prepares it like the training images: frames it, or fits it to their size.
 
         Raises:
           UserError: the file cannot be read.
-          ValueError: the image is blank.
+          ValueError: the image is to be framed, and it is blank.
         """
-        description = self.plan.source.data.description
-        if description.framing is not None:
+        if self._description.framing is not None:
             return self.frame(image_files.read(path))
-        height, width, channels = description.image_shape
-        pixels = image_files.read_pixels(path, channels)
-        fitted = image_files.fit_pixels(pixels, (height, width), description.fit)
-        size = f'{pixels.shape[0]} x {pixels.shape[1]}'
-        return FramedImage(fitted, 'unchanged' if fitted is pixels else f'from {size} ({description.fit})')
+        return self._fit(image_files.read_pixels(path, self.image_shape[-1]))
 
     def frame(self, grays_HxW: np.ndarray) -> FramedImage:
-        """Scales and centers an image like the training images; see `framing.frame_image`.
+        """Prepares gray levels, from 0 to 255, like the training images; see `framing.frame_image`.
+
+        If the images of the dataset are not framed, fits the image to their size, as `image_files.fit_pixels` does.
 
         Raises:
-          UserError: the images of the dataset are not framed, or have colors.
-          ValueError: the image is blank.
+          ValueError: the image is to be framed, and it is blank.
         """
-        description = self.plan.source.data.description
-        if description.framing is None:
-            raise UserError('the model must be of a dataset whose images are framed, such as mnist')
-        return frame_image(grays_HxW, description.image_shape, description.framing, description.max_pixel)
+        description = self._description
+        if description.framing is not None:
+            return frame_image(grays_HxW, self.image_shape, description.framing, description.max_pixel)
+        grays_HxWx1 = np.rint(np.clip(grays_HxW, 0, 255)).astype(np.uint8)[..., None]
+        return self._fit(np.repeat(grays_HxWx1, self.image_shape[-1], axis=-1))
+
+    def _fit(self, pixels_HxWxC: np.ndarray) -> FramedImage:
+        height, width, _ = self.image_shape
+        fit = self._description.fit
+        fitted_HxWxC = image_files.fit_pixels(pixels_HxWxC, (height, width), fit)
+        size = ' x '.join(map(str, pixels_HxWxC.shape[:2]))
+        return FramedImage(fitted_HxWxC, 'unchanged' if fitted_HxWxC is pixels_HxWxC else f'from {size} ({fit})')
+
+    @property
+    def _description(self) -> Description:
+        return self.plan.source.data.description
 
     def inference_function(self) -> Callable[[jax.Array], jax.Array]:
         """Returns a function from images BxHxWxC to probabilities BxK, with the parameters as constants.

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT, environment
 from jax.experimental.compilation_cache import compilation_cache
 
 from mnist_jax.distributed import stored_programs
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.learning.losses import LOSSES, cross_entropy
 from mnist_jax.training.experiment import make_plan
-from tests.conftest import ROOT, environment
 
 X = np.arange(6, dtype=np.float32)
 

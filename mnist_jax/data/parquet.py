@@ -1,0 +1,120 @@
+"""Images and labels in Parquet files, as Hugging Face lays them out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mnist_jax.data import image_files
+from mnist_jax.data.arrays import group_by_split, make_contents, stack_images, to_labels
+from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax.errors import UserError, comma_separated, first_line
+from mnist_jax.factory import Rate, Width
+
+IMAGES, LABELS = ('image', 'img', 'images'), ('label', 'labels', 'fine_label', 'target', 'class')
+
+
+class Parquet(OpenBuilder):
+    """A .parquet file, or a directory with such files whose names contain those of the splits."""
+
+    @classmethod
+    def read(
+        cls,
+        raw_dir: Path,
+        split_seed: int,
+        *,
+        image_column: str = '',
+        label_column: str = '',
+        image_size: Sequence[Width] = (),
+        channels: Literal['auto', 'gray', 'color'] = 'auto',
+        fit: Literal['resize', 'crop', 'pad'] = 'resize',
+        test_fraction: Rate = 0.2,
+    ) -> Contents:
+        """Reads all files.
+
+        Args:
+          raw_dir: The file, or the directory, which is searched recursively.
+          split_seed: Seed of the split into training and test images.
+          image_column: The column of the images: encoded, as bytes or as {bytes, path}; '': one of `IMAGES`.
+          label_column: The column of the labels: integers or texts; '': one of `LABELS`.
+          image_size, channels, fit: As for `ImageFolder`.
+          test_fraction: The fraction of each class to draw for testing if there are no test files.
+        """
+        paths = sorted(raw_dir.rglob('*.parquet')) if raw_dir.is_dir() else [raw_dir]
+        if not paths:
+            raise UserError(f'config.dataset.raw_dir must contain .parquet files, got {str(raw_dir)!r} without any')
+        prepare = image_files.preparation(image_size, channels, fit)
+        images: dict[str, list[np.ndarray]] = {}
+        labels, names = {}, {}
+        class_names: list[str] = []
+        for split, files_of_split in group_by_split(paths).items():
+            columns = [_read_columns(path, image_column, label_column) for path in files_of_split]
+            class_names = columns[0].class_names
+            images[split] = [
+                _decode(path, row, cell, prepare)
+                for path, column in zip(files_of_split, columns, strict=True)
+                for row, cell in enumerate(column.images)
+            ]
+            labels[split] = np.concatenate([column.labels for column in columns])
+            names[split] = [f'image {index} of {split!r}' for index in range(len(images[split]))]
+        return make_contents(raw_dir, stack_images(images, names), labels, test_fraction, split_seed, class_names)
+
+
+class _Columns(NamedTuple):
+    """The columns of a file."""
+
+    images: list[Any]  # encoded
+    labels: np.ndarray
+    class_names: list[str]  # [] if the file does not name them
+
+
+def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
+    try:
+        import pyarrow.parquet  # An optional dependency.
+    except ImportError:
+        raise UserError(
+            "config.dataset.name='parquet' needs the package pyarrow, which is not installed: pip install pyarrow"
+        ) from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+        image = _find_column(path, columns, 'image_column', image_column, IMAGES)
+        label = _find_column(path, columns, 'label_column', label_column, LABELS)
+        table = file.read(columns=[image, label])
+        metadata = file.schema_arrow.metadata or {}
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f'raw file {str(path)!r} must be a Parquet file: {first_line(error)}') from None
+    labels = to_labels(f'the column {label!r} of {str(path)!r}', np.array(table.column(label).to_pylist()))
+    names = _class_names(metadata, label) if labels.dtype.kind == 'i' else []
+    return _Columns(table.column(image).to_pylist(), labels, names)
+
+
+def _find_column(path: Path, columns: list[str], field: str, name: str, choices: tuple[str, ...]) -> str:
+    found = [column for column in columns if column == name or (not name and column in choices)]
+    if not found:
+        raise UserError(
+            f'config.dataset.{field} must be a column of {str(path)!r}, one of {comma_separated(columns[:20])}, got '
+            f'{name!r}'
+        )
+    return found[0]
+
+
+def _decode(path: Path, row: int, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
+    label = f'the image in row {row} of {str(path)!r}'
+    contents = cell.get('bytes') if isinstance(cell, dict) else cell
+    if contents is None and isinstance(cell, dict) and cell.get('path'):
+        return prepare(path.parent / str(cell['path']))
+    if not isinstance(contents, bytes):
+        raise UserError(f'{label} must be the bytes of an image file, got {type(contents).__name__}')
+    return prepare(contents, label)
+
+
+def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:
+    """Returns the names of the classes that Hugging Face stores in the metadata; [] if there are none."""
+    try:
+        features = json.loads(metadata[b'huggingface'])['info']['features']
+        return [str(name) for name in features[column]['names']]
+    except (KeyError, TypeError, ValueError):
+        return []

@@ -1,0 +1,109 @@
+"""Image-classification datasets of TFDS that are prepared already."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mnist_jax.data.arrays import make_contents, to_images
+from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax.errors import UserError, comma_separated, first_line
+from mnist_jax.factory import Rate
+
+
+class TfdsFolder(OpenBuilder):
+    """The directory of a version of a TFDS dataset, such as cifar10/3.0.2, prepared as array_record files."""
+
+    @classmethod
+    def locate(cls, raw_dir: Path | None, *, builder: str = '', **options: Any) -> Path:
+        """Returns the directory of the dataset; prepares the dataset `builder` if it is not prepared."""
+        if raw_dir is not None or not builder:
+            return super().locate(raw_dir)
+        try:
+            found = tfds.builder(builder, file_format='array_record')
+        except Exception as error:  # TFDS raises whatever it finds.
+            raise UserError(
+                f'config.dataset.builder must be a dataset of TFDS, such as cifar10 or emnist/letters, got {builder!r} '
+                f'({first_line(error)})'
+            ) from None
+        directory = Path(found.data_dir)
+        if not directory.exists():
+            logging.info('Preparing the TFDS dataset %s in %s; this happens once', builder, directory)
+            try:
+                found.download_and_prepare()
+            except Exception as error:  # TFDS raises whatever its downloads and its parsers raise.
+                raise UserError(
+                    f'the TFDS dataset {builder!r} cannot be prepared ({first_line(error)}); many builders need '
+                    'TensorFlow: pip install tensorflow; or, on a machine with a network, tfds build '
+                    f'{builder} --file_format=array_record, and copy the result to {str(directory)!r}'
+                ) from None
+        return directory
+
+    @classmethod
+    def read(
+        cls,
+        raw_dir: Path,
+        split_seed: int,
+        *,
+        builder: str = '',
+        image: str = 'image',
+        label: str = 'label',
+        test_fraction: Rate = 0.2,
+    ) -> Contents:
+        """Reads all splits, without TensorFlow.
+
+        Args:
+          raw_dir: The directory with dataset_info.json; or one above it, if only one version lies below.
+          split_seed: Seed of the split into training and test images.
+          builder: The name of the dataset, such as emnist/letters, if `raw_dir` is not set; it is in TFDS's data
+            directory, or it is prepared there first.
+          image: The name of the feature with the images.
+          label: The name of the feature with the labels.
+          test_fraction: The fraction of each class to draw for testing if there is no split 'test'.
+        """
+        prepared = _open(raw_dir)
+        features = prepared.info.features
+        for name, field in ((image, 'image'), (label, 'label')):
+            if not isinstance(features, tfds.features.FeaturesDict) or name not in features:
+                known = comma_separated(list(features)) if isinstance(features, tfds.features.FeaturesDict) else 'none'
+                raise UserError(f'config.dataset.{field} must be one of the features {known}, got {name!r}')
+        names = getattr(features[label], 'names', None)
+        images, labels = {}, {}
+        for split in prepared.info.splits:
+            try:
+                examples = prepared.as_data_source(split=split)
+                pairs = [(example[image], int(example[label])) for example in examples]
+            except Exception as error:  # TFDS raises whatever its parsers raise.
+                raise UserError(f'split {split!r} of {str(raw_dir)!r} cannot be read: {first_line(error)}') from None
+            shapes = {array.shape: None for array, _ in pairs}
+            if len(shapes) != 1:
+                sizes = ', '.join(map(str, itertools.islice(shapes, 5))) or 'none'
+                raise UserError(f'the images of {str(raw_dir)!r} must have one size, got {sizes} in split {split!r}')
+            images[split] = to_images(f'the images of {str(raw_dir)!r}', np.stack([array for array, _ in pairs]))
+            labels[split] = np.array([number for _, number in pairs])
+        return make_contents(raw_dir, images, labels, test_fraction, split_seed, names or ())
+
+
+def _open(raw_dir: Path) -> tfds.core.DatasetBuilder:
+    found = sorted(raw_dir.rglob('dataset_info.json')) if raw_dir.is_dir() else []
+    if len(found) != 1:
+        raise UserError(
+            'config.dataset.raw_dir must be the directory of a prepared TFDS dataset, with dataset_info.json, got '
+            f'{str(raw_dir)!r}, which has {len(found) or "none"}; prepare it with: '
+            'tfds build NAME --file_format=array_record'
+        )
+    try:
+        builder = tfds.builder_from_directory(found[0].parent)
+    except Exception as error:  # TFDS raises whatever its parsers raise.
+        raise UserError(f'{str(found[0])!r} cannot be read: {first_line(error)}') from None
+    file_format = builder.info.file_format
+    if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f'the TFDS dataset in {str(raw_dir)!r} must be prepared as array_record, got {file_format.value}; convert '
+            f'it with: tfds convert_format --dataset_dir={found[0].parent} --out_path={found[0].parent} '
+            '--out_file_format=array_record'
+        )
+    return builder

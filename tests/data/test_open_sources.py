@@ -1,0 +1,532 @@
+"""Datasets whose image shape and classes depend on their raw files: image folders, IDX, CSV, NumPy, Parquet, TFDS."""
+
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mnist_jax.data import csv_tables, image_files
+from mnist_jax.data.arrays import make_contents, number_classes, to_images, to_labels
+from mnist_jax.data.builder import Description
+from mnist_jax.data.framing import Framing
+from mnist_jax.data.source import SOURCES
+from mnist_jax.errors import UserError
+from mnist_jax.factory import build
+
+GRAY = np.arange(10 * 6 * 5, dtype=np.uint8).reshape(10, 6, 5)
+COLOR = (np.arange(10 * 6 * 6 * 3, dtype=np.uint32) * 7 % 251).astype(np.uint8).reshape(10, 6, 6, 3)
+LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 1])
+
+
+def idx_bytes(array):
+    """Returns the contents of an IDX file of unsigned bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>u4').tobytes() + array.tobytes()
+
+
+def make_source(name, data_dir, raw_dir, **options):
+    config = {'name': name, 'data_dir': str(data_dir), 'raw_dir': str(raw_dir), 'train': 'train', 'validation': ''}
+    return build('config.dataset', SOURCES, {**config, 'test': 'test', **options}, fold=None, description=None)
+
+
+def prepare(name, data_dir, raw_dir, **options):
+    source = make_source(name, data_dir, raw_dir, **options)
+    assert source.image_shape  # prepares the data
+    return source
+
+
+def refusal(name, tmp_path, raw_dir, **options):
+    """Returns the error that raw data causes; checks that nothing was prepared."""
+    with pytest.raises(UserError) as error:
+        prepare(name, tmp_path / 'prepared', raw_dir, **options)
+    left = [path for path in (tmp_path / 'prepared').rglob('*') if path.is_file() and path.name != 'prepare.lock']
+    assert not left
+    return str(error.value)
+
+
+def write_folder(directory, images, labels, suffix='.png', names='{:03}'):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = directory / str(label) / (names.format(index) + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return directory
+
+
+def encode(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'PNG')
+    return file.getvalue()
+
+
+def write_parquet(path, images, labels, column='image', nested=True, metadata=None):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+
+    cells = [{'bytes': encode(image), 'path': None} if nested else encode(image) for image in images]
+    table = pyarrow.table({column: cells, 'label': list(labels)})
+    if metadata:
+        table = table.replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path)
+
+
+class TinyDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A dataset as TFDS prepares it."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    images, labels, names = {}, {}, ('0', '1', '2')
+
+    def _info(self):
+        shape = next(iter(self.images.values())).shape[1:]
+        features = {'image': tfds.features.Image(shape=shape), 'label': tfds.features.ClassLabel(names=self.names)}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.images}
+
+    def _generate_examples(self, split):
+        for index, (image, label) in enumerate(zip(self.images[split], self.labels[split], strict=True)):
+            # As a file: TFDS needs TensorFlow to encode an array.
+            yield index, {'image': io.BytesIO(encode(image.squeeze())), 'label': int(label)}
+
+
+def write_tfds(directory, images, labels, file_format='array_record', names=('0', '1', '2')):
+    TinyDigits.images, TinyDigits.labels, TinyDigits.names = images, labels, names
+    builder = TinyDigits(data_dir=str(directory), file_format=file_format)
+    builder.download_and_prepare()
+    return directory
+
+
+def test_all_formats_of_the_same_images_have_the_same_digests(tmp_path):
+    images = np.arange(12 * 6 * 6, dtype=np.uint32).reshape(12, 6, 6).astype(np.uint8)
+    labels = np.array([2, 0, 1, 0, 1, 2, 2, 1, 0, 0, 1, 2])
+    parts = {'train': slice(0, 8), 'test': slice(8, 12)}
+    for split, part in parts.items():
+        write_folder(tmp_path / 'folder' / split, images[part], labels[part])
+        mnist_name = {'train': 'train', 'test': 't10k'}[split]
+        (tmp_path / 'idx').mkdir(exist_ok=True)
+        (tmp_path / 'idx' / f'{mnist_name}-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx_bytes(images[part])))
+        (tmp_path / 'idx' / f'{mnist_name}-labels-idx1-ubyte').write_bytes(idx_bytes(labels[part].astype(np.uint8)))
+        (tmp_path / 'csv').mkdir(exist_ok=True)
+        table = np.column_stack([labels[part], images[part].reshape(len(images[part]), -1)])
+        np.savetxt(tmp_path / 'csv' / f'digits_{split}.csv', table, '%d', ',')
+        write_parquet(tmp_path / 'parquet' / 'data' / f'{split}-00000-of-00001.parquet', images[part], labels[part])
+        (tmp_path / 'npy').mkdir(exist_ok=True)
+        np.save(tmp_path / 'npy' / f'{split}_images.npy', images[part])
+        np.save(tmp_path / 'npy' / f'{split}_labels.npy', labels[part])
+    np.savez(
+        tmp_path / 'mnist.npz',
+        **{f'x_{split}': images[part] for split, part in parts.items()},
+        **{f'y_{split}': labels[part, None].astype(np.uint8) for split, part in parts.items()},
+    )
+    of_splits = ({split: array[part] for split, part in parts.items()} for array in (images[..., None], labels))
+    write_tfds(tmp_path / 'tfds', *of_splits)
+    raw = {'image_folder': 'folder', 'idx': 'idx', 'csv': 'csv', 'parquet': 'parquet', 'npz': 'npy', 'tfds': 'tfds'}
+    sources = [prepare(name, tmp_path / 'prepared', tmp_path / path) for name, path in raw.items()]
+    sources.append(prepare('npz', tmp_path / 'prepared', tmp_path / 'mnist.npz'))
+    for source in sources:
+        assert (source.image_shape, list(source.class_names)) == ((6, 6, 1), ['0', '1', '2']), source.name
+        assert np.array_equal(source.split('train').image[..., 0], images[:8])
+        assert np.array_equal(source.split('test').label, labels[8:])
+        assert source.data.digests == sources[0].data.digests
+
+
+def test_data_is_prepared_once_for_its_contents_and_options(tmp_path):
+    raw_dir = write_folder(tmp_path / 'raw', COLOR, LABELS)
+    first = prepare('image_folder', tmp_path, raw_dir)
+    again = prepare('image_folder', tmp_path, raw_dir)
+    assert again.data._path == first.data._path and again.data.description == first.data.description
+    sized = prepare('image_folder', tmp_path, raw_dir, image_size=(4, 8), channels='gray')
+    assert sized.data._path != first.data._path and sized.image_shape == (4, 8, 1)
+    write_folder(raw_dir, COLOR[:1], [1], names='zzz{}')
+    changed = prepare('image_folder', tmp_path, raw_dir)
+    assert changed.data._path != first.data._path
+    assert changed.split('train').size + changed.split('test').size == len(COLOR) + 1
+
+
+def test_a_folder_without_splits_is_split_by_a_seed_with_the_same_share_of_each_class(tmp_path):
+    labels = np.repeat(['cat', 'dog 2', 'dog 10'], 10)
+    raw_dir = write_folder(
+        tmp_path / 'raw', np.arange(30 * 16, dtype=np.uint32).astype(np.uint8).reshape(30, 4, 4), labels
+    )
+    sources = [prepare('image_folder', tmp_path, raw_dir, test_fraction=0.3, split_seed=seed) for seed in (0, 0, 1)]
+    assert sources[0].class_names == ('cat', 'dog 2', 'dog 10')
+    assert np.bincount(sources[0].split('test').label).tolist() == [3, 3, 3]
+    digests = [source.data.digests['test'] for source in sources]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_images_of_a_folder_are_ordered_by_name_then_class(tmp_path):
+    for name, label, value in (('b', 'x', 1), ('a', 'y', 2), ('b', 'y', 3), ('a', 'x', 4)):
+        write_folder(tmp_path / 'raw' / 'train', np.full((1, 2, 2), value, np.uint8), [label], names=name)
+        write_folder(tmp_path / 'raw' / 'test', np.full((1, 2, 2), value, np.uint8), [label], names=name)
+    source = prepare('image_folder', tmp_path, tmp_path / 'raw')
+    assert source.split('train').image[:, 0, 0, 0].tolist() == [4, 2, 1, 3]
+    assert source.split('train').label.tolist() == [0, 1, 0, 1]
+
+
+def test_gray_images_become_colored_if_others_are(tmp_path):
+    raw_dir = write_folder(tmp_path / 'raw', [*COLOR[:5], *COLOR[5:, :, :, 0]], LABELS)
+    assert prepare('image_folder', tmp_path, raw_dir).image_shape == (6, 6, 3)
+    assert prepare('image_folder', tmp_path, raw_dir, channels='gray').image_shape == (6, 6, 1)
+
+
+def test_unreadable_files_are_listed_or_left_out(tmp_path, caplog):
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    (raw_dir / '1' / 'broken.png').write_bytes(b'\x89PNG\r\n')
+    (raw_dir / '2' / 'notes.txt').write_text('not an image')
+    (raw_dir / '2' / '.DS_Store').write_bytes(b'ignored')
+    message = refusal('image_folder', tmp_path, raw_dir)
+    assert 'got 2 that are not' in message and 'broken.png' in message and 'notes.txt' in message
+    source = prepare('image_folder', tmp_path, raw_dir, skip_unreadable=True)
+    assert source.split('train').size + source.split('test').size == len(GRAY)
+    assert 'broken.png' in caplog.text
+
+
+def test_images_of_other_sizes_are_fitted():
+    image = np.zeros((2, 6, 1), np.uint8)
+    image[:, 4:] = 255
+    cropped, padded, resized = (image_files.fit_pixels(image, (2, 4), fit) for fit in ('crop', 'pad', 'resize'))
+    assert cropped[..., 0].tolist() == [[0, 0, 0, 255]] * 2  # columns 1 to 4
+    assert sorted((padded[..., 0] > 0).sum(1)) == [0, 2]  # scaled to 1 x 4 pixels, on black
+    assert resized[..., 0].tolist() == [[0, 0, resized[0, 2, 0], 255]] * 2 and 0 < resized[0, 2, 0] < 255
+    assert image_files.fit_pixels(image, (2, 6), 'crop') is image
+
+
+def test_images_are_read_as_they_are_shown(tmp_path):
+    picture = Image.fromarray(COLOR[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned by 90 degrees.
+    picture.save(tmp_path / 'turned.png', exif=exif)
+    assert np.array_equal(image_files.read_pixels(tmp_path / 'turned.png'), np.rot90(COLOR[0], -1))
+    transparent = np.zeros((2, 2, 4), np.uint8)
+    transparent[0, 0] = (200, 0, 0, 255)
+    Image.fromarray(transparent).save(tmp_path / 'transparent.png')
+    pixels = image_files.read_pixels(tmp_path / 'transparent.png')
+    assert pixels[0, 0].tolist() == [200, 0, 0] and (pixels[1] == 255).all()
+    deep = np.array([[0, 65535], [257, 32896]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    assert image_files.read_pixels(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [1, 128]]
+    Image.fromarray(COLOR[0]).quantize(8).save(tmp_path / 'palette.gif')
+    assert image_files.read_pixels(tmp_path / 'palette.gif').shape == (6, 6, 3)
+    Image.fromarray(GRAY[0]).convert('P').save(tmp_path / 'gray.gif')
+    assert np.array_equal(image_files.read_pixels(tmp_path / 'gray.gif')[..., 0], GRAY[0])
+
+
+@pytest.mark.parametrize(
+    ('labels', 'names', 'numbers'),
+    [
+        ([0, 2, 1], ['0', '1', '2'], [0, 2, 1]),
+        ([1, 3, 3], ['1', '2', '3'], [0, 2, 2]),  # EMNIST's letters start with 1.
+        ([5, 9, 7], ['5', '7', '9'], [0, 2, 1]),
+        ([-1, 1, 1], ['-1', '1'], [0, 1, 1]),
+        (['b', 'a 10', 'a 9'], ['a 9', 'a 10', 'b'], [2, 1, 0]),
+    ],
+)
+def test_classes_are_numbered(labels, names, numbers):
+    class_names, numbered = number_classes({'train': to_labels('labels', np.array(labels))})
+    assert class_names == names and numbered['train'].tolist() == numbers
+
+
+def test_labels_may_be_one_hot_or_floats():
+    assert to_labels('labels', np.eye(4)[[2, 0, 3]]).tolist() == [2, 0, 3]
+    assert to_labels('labels', np.array([[1.0], [0.0]])).tolist() == [1, 0]
+    with pytest.raises(UserError, match='fractions'):
+        to_labels('labels', np.array([0.5, 1]))
+
+
+def test_up_to_a_thousand_classes_are_read_fast(tmp_path, monkeypatch):
+    count = 400
+    labels = np.repeat(np.arange(count), 2)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 5, 5), np.uint8)
+    np.savez(tmp_path / 'many.npz', x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    source = prepare('npz', tmp_path, tmp_path / 'many.npz')
+    monkeypatch.setattr('mnist_jax.data.records.RecordFiles._decode', lambda *_: pytest.fail('decoded by TFDS'))
+    split = source.split('train')
+    assert np.array_equal(split.label, labels) and np.array_equal(split.image[..., 0], images)
+    streamed = make_source('npz', tmp_path, tmp_path / 'many.npz', in_memory=False).split('train')
+    some = streamed.take(np.array([799, 3, 256, 255, 0]))
+    assert some.label.tolist() == labels[[799, 3, 256, 255, 0]].tolist()
+    assert streamed.sha256 == split.sha256 == source.data.digests['train']
+
+
+def test_labels_of_many_classes_have_different_digests(tmp_path):
+    images = np.zeros((600, 2, 2), np.uint8)
+    images[0] = 255
+    digests = []
+    for shift in (0, 256):
+        labels = np.arange(600)
+        labels[7] += shift
+        np.savez(tmp_path / f'{shift}.npz', x_train=images, y_train=labels, x_test=images, y_test=np.arange(600))
+        digests.append(prepare('npz', tmp_path, tmp_path / f'{shift}.npz').data.digests['train'])
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ('text', 'shape'),
+    [
+        ('label,1x1,1x2,2x1,2x2\n1,10,20,30,40\n0,1,2,3,4\n', (2, 2, 1)),
+        ('1,10,20,30,40\n0,1,2,3,4\n', (2, 2, 1)),  # no header
+        ('pixel3,pixel1,class,pixel2,pixel4\n30,10,1,20,40\n3,1,0,2,4\n', (2, 2, 1)),
+        (',pixel0,pixel1,pixel2,pixel3,target\n0,10,20,30,40,1\n1,1,2,3,4,0\n', (2, 2, 1)),
+        ('r,g,b,label\n10,20,30,1\n1,2,3,0\n', (1, 1, 3)),
+    ],
+)
+def test_csv_files_as_they_are_handed_out(tmp_path, text, shape):
+    path = tmp_path / 'images.csv'
+    path.write_text(text)
+    images, labels = csv_tables.read_open(path)
+    size = int(np.prod(shape))
+    assert images.shape == (2, *shape) and labels.tolist() == [1, 0]
+    assert images.reshape(2, -1).tolist() == [[10, 20, 30, 40][:size], [1, 2, 3, 4][:size]]
+
+
+def test_hugging_face_names_the_classes(tmp_path):
+    features = {'label': {'names': ['zebra', 'ant', 'cat'], '_type': 'ClassLabel'}}
+    metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+    write_parquet(tmp_path / 'raw' / 'train.parquet', GRAY, LABELS, column='img', nested=False, metadata=metadata)
+    source = prepare('parquet', tmp_path, tmp_path / 'raw')
+    assert source.class_names == ('zebra', 'ant', 'cat')
+    assert sorted(np.concatenate([source.split(name).label for name in ('train', 'test')])) == sorted(LABELS)
+
+
+def test_tfds_keeps_the_names_and_the_order_of_the_classes(tmp_path):
+    write_tfds(
+        tmp_path / 'raw',
+        {'train': COLOR, 'test': COLOR[:4]},
+        {'train': LABELS, 'test': LABELS[:4]},
+        names=('c', 'a', 'b'),
+    )
+    source = prepare('tfds', tmp_path, tmp_path / 'raw')
+    assert source.class_names == ('c', 'a', 'b') and source.image_shape == (6, 6, 3)
+    assert np.array_equal(source.split('train').image, COLOR) and np.array_equal(source.split('train').label, LABELS)
+
+
+def test_a_description_survives_json():
+    for framing in (None, Framing(20, True)):
+        description = Description((6, 5, 3), ('a', 'b'), 16, framing, 'crop')
+        assert Description.from_json(json.loads(json.dumps(description.to_json()))) == description
+    with pytest.raises(ValueError, match='description of a dataset'):
+        Description.from_json({'image_shape': [1, 2, 3]})
+
+
+def folder_errors(raw):
+    write_folder(raw / 'empty', GRAY[:3], LABELS[:3])
+    (raw / 'empty' / '3').mkdir()
+    write_folder(raw / 'sizes', [*GRAY[:3], GRAY[3].T], LABELS[:4])
+    write_folder(raw / 'one', GRAY, [0] * 10)
+    (raw / 'files').mkdir()
+    Image.fromarray(GRAY[0]).save(raw / 'files' / 'a.png')
+    write_folder(raw / 'no-train' / 'test', GRAY, LABELS)
+    write_folder(raw / 'few', GRAY[:3], LABELS[:3])
+    return {
+        'empty': ({}, 'must have at least one image, got none in 3'),
+        'sizes': ({}, 'config.dataset.image_size must be set'),
+        'one': ({}, 'must have from 2 to 1,000 classes, got 1'),
+        'files': ({}, 'without directories'),
+        'files/a.png': ({}, 'must be a directory with one directory per class'),
+        'no-train': ({}, "must have a directory 'train'"),
+        'missing': ({}, 'must exist'),
+        'few': ({'test_fraction': 0.1}, 'config.dataset.test_fraction must select at least one image'),
+    }
+
+
+def npz_errors(raw):
+    raw.mkdir()
+    x, y = GRAY, LABELS
+    np.savez(raw / 'no-labels.npz', x_train=x)
+    np.savez(raw / 'no-images.npz', y_train=y)
+    np.savez(raw / 'other.npz', a=x, b=y)
+    np.savez(raw / 'lengths.npz', x_train=x, y_train=y[:9])
+    np.savez(raw / 'scaled.npz', x_train=x / 255, y_train=y)
+    np.savez(raw / 'large.npz', x_train=x.astype(int) + 100, y_train=y)
+    np.savez(raw / 'shape.npz', x_train=COLOR.transpose(0, 3, 1, 2), y_train=y)
+    np.savez(raw / 'texts.npz', x_train=x.astype(str), y_train=y)
+    np.savez(raw / 'twice.npz', x_train=x, train_images=x, y_train=y)
+    np.savez(raw / 'shapes.npz', x_train=x, y_train=y, x_test=x[:, :5], y_test=y)
+    np.savez(raw / 'fractions.npz', x_train=x, y_train=y + 0.5)
+    np.savez(raw / 'test-only.npz', x_test=x, y_test=y)
+    (raw / 'damaged.npz').write_bytes((raw / 'twice.npz').read_bytes()[:200])
+    (raw / 'text.npz').write_text('x_train')
+    (raw / 'nothing').mkdir()
+    np.save(raw / 'objects.npy', np.array([{}]), allow_pickle=True)
+    return {
+        'no-labels.npz': ({}, 'labels to match'),
+        'no-images.npz': ({}, 'images to match'),
+        'other.npz': ({}, 'arrays such as x_train'),
+        'lengths.npz': ({}, 'one label per image, got 10 images and 9 labels'),
+        'scaled.npz': ({}, 'multiply them by 255'),
+        'large.npz': ({}, 'must be integers from 0 to 255'),
+        'shape.npz': ({}, 'move the channels to the last axis'),
+        'texts.npz': ({}, 'must hold numbers'),
+        'twice.npz': ({}, 'one array of images per split'),
+        'shapes.npz': ({}, 'images of one shape'),
+        'fractions.npz': ({}, 'integers or texts'),
+        'test-only.npz': ({}, 'arrays such as x_train'),
+        'damaged.npz': ({}, 'must be a .npy or .npz file'),
+        'text.npz': ({}, 'must be a .npy or .npz file'),
+        'objects.npy': ({}, 'must be a .npy or .npz file'),
+        'nothing': ({}, 'must contain .npy or .npz files'),
+    }
+
+
+def csv_errors(raw):
+    texts = {
+        'text-labels.csv': ('label,p0,p1,p2,p3\ncat,1,2,3,4\n', 'line 2, column label must be an integer'),
+        'no-label.csv': ('a,b,c,d,e\n0,1,2,3,4\n', 'one column is called'),
+        'two-labels.csv': ('label,class,p0,p1,p2,p3\n0,0,1,2,3,4\n', 'got 2 such columns'),
+        'not-square.csv': ('label,p0,p1,p2,p3,p4\n0,1,2,3,4,5\n', 'square images, gray or colored'),
+        'only-label.csv': ('label\n0\n', 'square images'),
+        'repeated.csv': ('label,p0,p1,p1,p3\n0,1,2,3,4\n', "got 'p1' twice"),
+        'pixel.csv': ('label,p0,p1,p2,p3\n0,1,2,3,256\n', 'line 2, column p3 must be an integer from 0 to 255'),
+        'short.csv': ('label,p0,p1,p2,p3\n0,1,2,3,4\n1,2\n', 'line 3 must have 5 columns'),
+        'header.csv': ('label,p0,p1,p2,p3\n', 'one line per image after its header, got none'),
+        'empty.csv': ('', 'one column is called'),
+    }
+    raw.mkdir()
+    for name, (text, _) in texts.items():
+        (raw / name).write_text(text)
+    (raw / 'cut.csv.gz').write_bytes(gzip.compress(b'label,p0\n0,1\n' * 99)[:-20])
+    (raw / 'nothing').mkdir()
+    for split, size in (('train', 4), ('test', 9)):
+        (raw / 'sizes').mkdir(exist_ok=True)
+        row = ','.join(['0'] * (size + 1))
+        (raw / 'sizes' / f'{split}.csv').write_text(f'{row}\n{row.replace("0", "1", 1)}\n')
+    return {name: ({}, message) for name, (_, message) in texts.items()} | {
+        'cut.csv.gz': ({}, 'truncated or damaged'),
+        'nothing': ({}, 'must contain CSV files'),
+        'sizes': ({}, 'images of one shape'),
+    }
+
+
+def idx_errors(raw):
+    def write(name, images, labels, split='train'):
+        (raw / name).mkdir(parents=True, exist_ok=True)
+        (raw / name / f'{split}-images-idx3-ubyte').write_bytes(images)
+        if labels is not None:
+            (raw / name / f'{split}-labels-idx1-ubyte').write_bytes(labels)
+
+    images, labels = idx_bytes(GRAY), idx_bytes(LABELS.astype(np.uint8))
+    write('cut', images[:-1], labels)
+    write('no-labels', images, None)
+    write('lengths', images, idx_bytes(LABELS[:9].astype(np.uint8)))
+    write('swapped', labels, images)
+    write('shapes', images, labels)
+    write('shapes', idx_bytes(GRAY[:, :5]), labels, 't10k')
+    write('test-only', images, labels, 't10k')
+    write('file', images, labels)
+    (raw / 'nothing').mkdir()
+    return {
+        'cut': ({}, 'uncompressed'),
+        'no-labels': ({}, 'is missing'),
+        'lengths': ({}, 'got 10 images and 9 labels'),
+        'swapped': ({}, 'must be an IDX file'),
+        'shapes': ({}, 'images of one shape'),
+        'test-only': ({}, 'is missing'),
+        'nothing': ({}, 'is missing'),
+        'file/train-images-idx3-ubyte': ({}, 'must be a directory of IDX files'),
+    }
+
+
+def parquet_errors(raw):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+
+    write_parquet(raw / 'column.parquet', GRAY, LABELS, column='picture')
+    write_parquet(raw / 'sizes.parquet', [*GRAY[:9], GRAY[9].T], LABELS)
+    parquet.write_table(pyarrow.table({'image': [1, 2], 'label': [0, 1]}), raw / 'numbers.parquet')
+    parquet.write_table(pyarrow.table({'image': [b'no image'], 'label': [0]}), raw / 'bytes.parquet')
+    parquet.write_table(pyarrow.table({'image': [None, None], 'label': [0, 1]}), raw / 'null.parquet')
+    (raw / 'cut.parquet').write_bytes((raw / 'sizes.parquet').read_bytes()[:-50])
+    (raw / 'nothing').mkdir()
+    return {
+        'column.parquet': ({}, 'config.dataset.image_column must be a column of'),
+        'sizes.parquet': ({}, 'config.dataset.image_size must be set'),
+        'numbers.parquet': ({}, 'must be the bytes of an image file, got int'),
+        'bytes.parquet': ({}, 'the image in row 0'),
+        'null.parquet': ({}, 'must be the bytes of an image file, got NoneType'),
+        'cut.parquet': ({}, 'must be a Parquet file'),
+        'nothing': ({}, 'must contain .parquet files'),
+    }
+
+
+def tfds_errors(raw):
+    write_tfds(raw / 'good', {'train': COLOR}, {'train': LABELS})
+    write_tfds(raw / 'riegeli', {'train': COLOR}, {'train': LABELS})
+    for info in (raw / 'riegeli').rglob('dataset_info.json'):
+        info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+    (raw / 'nothing').mkdir()
+    write_tfds(raw / 'damaged', {'train': COLOR}, {'train': LABELS})
+    for path in (raw / 'damaged').rglob('*.array_record*'):
+        path.write_bytes(path.read_bytes()[:100])
+    return {
+        'nothing': ({}, 'must be the directory of a prepared TFDS dataset'),
+        'good': ({'image': 'picture'}, 'config.dataset.image must be one of the features'),
+        'riegeli': ({}, 'must be prepared as array_record, got tfrecord; convert it with: tfds convert_format'),
+        'damaged': ({}, 'cannot be read'),
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'write'),
+    [
+        ('image_folder', folder_errors),
+        ('npz', npz_errors),
+        ('csv', csv_errors),
+        ('idx', idx_errors),
+        ('parquet', parquet_errors),
+        ('tfds', tfds_errors),
+    ],
+)
+def test_wrong_raw_data_is_refused_in_one_line(tmp_path, name, write):
+    for path, (options, expected) in write(tmp_path / 'raw').items():
+        message = refusal(name, tmp_path, tmp_path / 'raw' / path, **options)
+        assert expected in message and '\n' not in message, f'{path}: {message}'
+
+
+def test_a_raw_dir_is_needed(tmp_path):
+    with pytest.raises(UserError, match=r"config.dataset.raw_dir must be a directory of images: .* got ''"):
+        prepare('image_folder', tmp_path, '')
+
+
+def test_wrong_options_are_refused(tmp_path):
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    for options, message in (
+        ({'image_size': (4,)}, r'config.dataset.image_size must be \(\), or height and width'),
+        ({'image_size': (0, 4)}, 'config.dataset.image_size'),
+        ({'fit': 'stretch'}, 'config.dataset.fit must be one of'),
+        ({'channels': 'rgb'}, 'config.dataset.channels must be one of'),
+        ({'test_fraction': 1.0}, 'config.dataset.test_fraction'),
+        ({'transpose': 'yes'}, 'config.dataset.transpose is not a field'),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare('image_folder', tmp_path, raw_dir, **options)
+
+
+def test_killed_while_preparing_leaves_nothing(tmp_path, monkeypatch):
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    monkeypatch.setattr(image_files, 'read_pixels', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare('image_folder', tmp_path / 'prepared', raw_dir)
+    monkeypatch.undo()
+    assert not any(path.name.endswith('.json') for path in (tmp_path / 'prepared').rglob('*'))
+    assert prepare('image_folder', tmp_path / 'prepared', raw_dir).image_shape == (6, 5, 1)
+
+
+def test_a_missing_training_class_is_a_warning(tmp_path, caplog):
+    np.savez(tmp_path / 'a.npz', x_train=GRAY, y_train=np.where(LABELS == 1, 0, LABELS), x_test=GRAY, y_test=LABELS)
+    assert prepare('npz', tmp_path, tmp_path / 'a.npz').class_names == ('0', '1', '2')
+    assert 'no training images of the classes 1' in caplog.text
+
+
+def test_flat_images_are_square():
+    assert to_images('images', np.zeros((2, 9))).shape == (2, 3, 3, 1)
+    with pytest.raises(UserError, match='must have the shape'):
+        to_images('images', np.zeros((2, 8)))
+    with pytest.raises(UserError, match="must have a split 'train'"):
+        make_contents('raw', {'test': GRAY}, {'test': LABELS}, 0.2, 0)

@@ -1,0 +1,102 @@
+"""Whole runs on a user's own images."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mnist_jax.config import load_config
+from mnist_jax.data.source import SOURCES
+from mnist_jax.errors import UserError
+from mnist_jax.inference.export import export
+from mnist_jax.inference.predict import predict
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.train import train
+
+
+def own_config(raw_dir, data_dir, **fields):
+    config = load_config(str(ROOT / 'configs' / 'image_folder.py'))
+    config.dataset.raw_dir, config.dataset.data_dir = str(raw_dir), str(data_dir)
+    config.batch_size, config.chunks, config.epochs = 16, 2, 2
+    config.model.stages, config.model.hidden = ((8,), (8,)), (16,)
+    with config.dataset.unlocked():
+        config.dataset.update(fields)
+    return config
+
+
+def write_images(directory, per_class=30):
+    """Writes colored images of 12 x 10 pixels whose classes are their colors."""
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(('red', 'green', 'blue')):
+        (directory / name).mkdir(parents=True)
+        for index in range(per_class):
+            image = rng.integers(0, 100, (12, 10, 3), np.uint8)
+            image[..., channel] += 120
+            Image.fromarray(image).save(directory / name / f'{index:03}.png')
+    return directory
+
+
+def test_colored_images_are_trained_reported_predicted_and_exported(tmp_path, capsys):
+    raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
+    result = train(own_config(raw_dir, tmp_path / 'data'), workdir, report=True)
+    assert result['count'] == 18 and result['accuracy'] == 1.0
+    assert list(result['statistics']['by_class']) == ['blue', 'green', 'red']
+    assert 'blue' in (workdir / 'report' / 'index.html').read_text()
+    green = tmp_path / 'green.jpg'
+    Image.new('RGB', (40, 30), (20, 200, 20)).save(green)
+    shutil.rmtree(raw_dir)
+    shutil.rmtree(tmp_path / 'data')
+    # What follows needs neither the raw files nor the prepared data.
+    capsys.readouterr()
+    assert predict(workdir, [str(green)]) == 0
+    assert 'green' in capsys.readouterr().out.splitlines()[2].split()[1]
+    export(workdir, step=None, onnx=False)
+    model = RestoredModel.load(workdir)
+    image, description = model.read_image(green)
+    assert image.shape == (12, 10, 3) and description == 'from 30 x 40 (resize)'
+    assert model.class_names[int(model.predict(image[None]).argmax())] == 'green'
+    assert model.frame(np.full((12, 10), 7.0)).image.tolist() == np.full((12, 10, 3), 7).tolist()
+    with pytest.raises(UserError, match=r'config.dataset.raw_dir must exist'):
+        train(own_config(raw_dir, tmp_path / 'data'), workdir)
+
+
+def test_a_run_resumes_only_with_the_same_images(tmp_path):
+    raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
+    config = own_config(raw_dir, tmp_path / 'data')
+    train(config, workdir)
+    Image.new('RGB', (10, 12), 'red').save(raw_dir / 'red' / 'another.png')
+    with pytest.raises(UserError, match='the dataset must be the one that the run'):
+        train(config, workdir)
+
+
+def test_a_folder_and_idx_files_of_the_same_images_give_the_same_parameters(tmp_path, data_dir):
+    split = SOURCES['mnist'](data_dir, '', 'train[:200]', '', 'test[:50]')
+    for name in ('train', 'test'):
+        examples = split.split(name)
+        for index, (image, label) in enumerate(zip(examples.image, examples.label, strict=True)):
+            path = tmp_path / 'raw' / name / str(label) / f'{index:05}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+    config = own_config(tmp_path / 'raw', tmp_path / 'data')
+    digests = [train(config, tmp_path / 'folder')['params_sha256']]
+    mnist = load_config(str(ROOT / 'configs' / 'cnn.py'))
+    mnist.update({name: config[name] for name in ('batch_size', 'chunks', 'epochs')})
+    mnist.model, mnist.early_stopping = config.model, config.early_stopping
+    mnist.dataset.data_dir, mnist.dataset.validation_fraction = data_dir, 0.1
+    mnist.dataset.train, mnist.dataset.test = 'train[:200]', 'test[:50]'
+    digests.append(train(mnist, tmp_path / 'mnist')['params_sha256'])
+    assert digests[0] == digests[1]
+
+
+def test_a_damaged_description_is_one_line(tmp_path):
+    raw_dir, workdir = write_images(tmp_path / 'raw', per_class=8), tmp_path / 'run'
+    config = own_config(raw_dir, tmp_path / 'data')
+    config.epochs = 1
+    train(config, workdir)
+    (workdir / 'dataset.json').write_text('{"image_shape": [1]}')
+    with pytest.raises(UserError, match=r"dataset.json' is damaged: it must be the description of a dataset"):
+        RestoredModel.load(workdir)
+    train(config, workdir)  # rewrites it
+    assert RestoredModel.load(workdir).class_names == ('blue', 'green', 'red')
