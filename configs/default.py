@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.schedule = schedule
 
     config.dataset = _dataset()
+    config.init = _init()
     config.early_stopping = _early_stopping()
     config.reduce_lr = _reduce_lr()
 
@@ -77,6 +78,16 @@ def _dataset() -> ConfigDict:
     dataset.on_device = 'auto'
     dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, Kaggle's splits
     return dataset
+
+
+def _init() -> ConfigDict:
+    """Returns the fields that make a run start from another one; --mode=summary lists paths such as 'Conv_0'."""
+    init = ConfigDict()
+    init.workdir = ''  # the run to start from: what fits its parameters and batch statistics is taken; '': none
+    init.step = ''  # its checkpoint: 'best', 'latest' or a step; '': the one that it ended with
+    init.freeze = ()  # patterns of paths that keep their values, such as ('Conv_*',)
+    init.rates = ()  # pairs of a pattern and a factor of the learning rate, such as (('Conv_*', 0.1),)
+    return init
 
 
 def _early_stopping() -> ConfigDict:

@@ -36,6 +36,10 @@ ADDED_FIELDS = {
     'dataset.in_memory': True,
     'dataset.on_device': 'auto',
     'deterministic': True,
+    'init.workdir': '',
+    'init.step': '',
+    'init.freeze': (),
+    'init.rates': (),
 }
 NEVER_ADDED = ('dataset', 'model')  # Sections that runs of every version have: a config without them is not a run's.
 # Fields that a resumed run may change: they set where it runs, where its data is, when it saves and how long it trains,

@@ -45,10 +45,29 @@ def check_config(config: ConfigDict) -> None:
     for name, (minimum, maximum) in INTEGER_RANGES.items():
         check_integer(f'config.{name}', config[name], minimum, maximum)
     check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
+    check_init(config.init)
     if config.folds == 1:
         raise UserError('config.folds must be 0 or at least 2, got 1')
     if config.fold > config.folds:
         raise UserError(f'config.fold must be at most config.folds={config.folds}, got {config.fold}')
+
+
+def check_init(init: Mapping[str, Any]) -> None:
+    """Raises a UserError unless `init.freeze` and `init.rates` have the form that configs/default.py describes."""
+    for field in ('workdir', 'step'):
+        if not isinstance(init[field], str):
+            raise UserError(f'config.init.{field} must be of type str, got {init[field]!r}')
+    if init['step'] and not init['workdir']:
+        raise UserError(f"config.init.workdir must be set if config.init.step={init['step']!r} is, got ''")
+    if not isinstance(init['freeze'], tuple) or not all(isinstance(pattern, str) for pattern in init['freeze']):
+        raise UserError(f"config.init.freeze must be a tuple of patterns, such as ('Conv_*',), got {init['freeze']!r}")
+    for pair in init['rates'] if isinstance(init['rates'], tuple) else [init['rates']]:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError(
+                "config.init.rates must be a tuple of pairs of a pattern and a factor, such as (('Conv_*', 0.1),), got "
+                f'{init["rates"]!r}'
+            )
+        check_range('each factor of config.init.rates', pair[1], 0.0, 1e6)
 
 
 def check_layer_counts(attributes: Mapping[str, Any]) -> None:

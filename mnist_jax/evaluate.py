@@ -15,7 +15,7 @@ from mnist_jax.inference.restored import open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
-from mnist_jax.workdir.provenance import read_epochs, read_provenance
+from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
@@ -62,6 +62,7 @@ def evaluate_snapshot(
         'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
+        'origin': read_origin(workdir),
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, source.class_names),
     }

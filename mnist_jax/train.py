@@ -4,6 +4,7 @@ The loop over epochs and steps is `training.loop.Loop.run`; the step that it cal
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from mnist_jax import files
+from mnist_jax import files, text_tables
 from mnist_jax.config import ConfigDict, config_sha256
 from mnist_jax.distributed import processes
 from mnist_jax.distributed.devices import preserves_bits
@@ -20,15 +21,16 @@ from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
-from mnist_jax.inference.restored import RestoredModel, result_step
+from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.models.layer_table import format_table
-from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.training.experiment import Experiment, make_experiment, make_plan
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, record_start
 from mnist_jax.workdir.results import describe_overlaps
-from mnist_jax.workdir.snapshot import Snapshot
+from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 
 def train(
@@ -95,6 +97,7 @@ def train(
             }
         )
         processes.check_shared_directory(workdir)
+        origin = None
         if steps:
             history = recorded or [(0, saved.epochs)]
             snapshot, epochs = _restore_newest(experiment, checkpoints, steps, history, reschedule)
@@ -105,12 +108,19 @@ def train(
                     saved.epochs,
                 )
         else:
-            snapshot, epochs = experiment.first_snapshot(), [(0, config.epochs)]
+            snapshot, origin = _first_snapshot(experiment, workdir)
+            epochs = [(0, config.epochs)]
+            processes.check_identical({'config.init.workdir': str(origin)})
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests, experiment.source.data.description)
             record_start(
-                workdir, int(snapshot.state.step), str(experiment.replicas), epochs, experiment.replicas.deterministic
+                workdir,
+                int(snapshot.state.step),
+                str(experiment.replicas),
+                epochs,
+                experiment.replicas.deterministic,
+                origin,
             )
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
@@ -134,6 +144,38 @@ def train(
 def _check_no_folds(workdir: Path) -> None:
     if any(workdir.glob('fold-*')):
         raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; use another --workdir')
+
+
+def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, JsonObject | None]:
+    """Returns the snapshot before the first step; and what the run starts from, if that is another run.
+
+    Raises:
+      UserError: there is no such run, or none of its parameters fits.
+    """
+    snapshot, init = experiment.first_snapshot(), experiment.config.init
+    if not init.workdir:
+        return snapshot, None
+    path = files.user_path(init.workdir, 'config.init.workdir')
+    if path.exists() and path.resolve() == workdir.resolve():
+        raise UserError(f'config.init.workdir must be another run than --workdir, got {str(path)!r} for both')
+    checkpoints, config = open_workdir(path, 'config.init.workdir')
+    plan = make_plan(config, checkpoints.read_description())
+    start = restore_snapshot(checkpoints, plan, init.step or None, 'config.init.step')
+    variables, transfers = take_variables(snapshot.state.variables, start.state.variables)
+    state = dataclasses.replace(snapshot.state, params=variables.params, batch_stats=variables.batch_stats)
+    state = dataclasses.replace(state, opt_state=experiment.optimizer.init(variables.params))
+    origin = {
+        'workdir': str(path.resolve()),
+        'step': int(start.state.step),
+        'params_sha256': params_sha256(start.state.variables),
+        'taken': sum(transfer.taken for transfer in transfers),
+        'arrays': len(transfers),
+    }
+    logging.info('origin    step %s of %s', f'{origin["step"]:,}', path)
+    rows = [['array', 'shape', 'start'], *map(transfer_row, transfers)]
+    for line in text_tables.titled(rows, left=3):
+        logging.info('%s', line)
+    return snapshot._replace(state=state), origin
 
 
 def _restore_newest(

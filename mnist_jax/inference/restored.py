@@ -30,28 +30,38 @@ from mnist_jax.workdir.snapshot import Snapshot
 MAX_BATCH = 256  # images per call of the compiled model
 
 
-def open_workdir(workdir: Path) -> tuple[Checkpoints, ConfigDict]:
+def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, ConfigDict]:
     """Returns the checkpoints and the config of the run in `workdir`.
+
+    Args:
+      workdir: The directory.
+      field: What error messages call it.
 
     Raises:
       UserError: `workdir` is not a directory, or it lacks a config or a checkpoint.
     """
     if not workdir.is_dir():
         problem = 'is a file' if workdir.exists() else 'does not exist'
-        raise UserError(f'--workdir must be the directory of a run, got {str(workdir)!r}, which {problem}')
+        raise UserError(f'{field} must be the directory of a run, got {str(workdir)!r}, which {problem}')
     checkpoints = Checkpoints(workdir)
     config = checkpoints.read_config()
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(
-            f'--workdir must be the directory of a trained run, got {str(workdir)!r}, which contains no {missing}; '
+            f'{field} must be the directory of a trained run, got {str(workdir)!r}, which contains no {missing}; '
             'train first, with --config and this --workdir'
         )
     return checkpoints, config
 
 
-def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = None) -> Snapshot:
-    """Restores the checkpoint at `step`: a number, 'latest' or 'best'; None for the one that the run ended with.
+def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = None, field: str = '--step') -> Snapshot:
+    """Restores a checkpoint.
+
+    Args:
+      checkpoints: The checkpoints of the run.
+      plan: The parts of the run.
+      step: A number, 'latest' or 'best'; None for the checkpoint that the run ended with.
+      field: What error messages call `step`.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
@@ -64,7 +74,7 @@ def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = No
             latest.epoch.number,
             plan.config.epochs,
         )
-    number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step)
+    number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step, field)
     return latest if number == latest.state.step else checkpoints.restore(number, plan.abstract_snapshot)
 
 
@@ -74,7 +84,7 @@ def result_step(plan: Plan, latest: Snapshot) -> int:
     return best if plan.callbacks.early_stopping.restore_best and best >= 0 else int(latest.state.step)
 
 
-def _find_step(steps: Sequence[int], latest: Snapshot, step: str) -> int:
+def _find_step(steps: Sequence[int], latest: Snapshot, step: str, field: str) -> int:
     """Returns the number of `step`, which must be one of `steps`, those with a checkpoint."""
     choices = {'latest': steps[-1], **{str(number): number for number in steps}}
     best = latest.callbacks.early_stopping.best_step
@@ -82,7 +92,7 @@ def _find_step(steps: Sequence[int], latest: Snapshot, step: str) -> int:
         choices['best'] = best
     if step not in choices:
         reason = ': no epoch of this run was validated' if step == 'best' else ''
-        raise UserError(f'--step must be one of {", ".join(choices)}, got {step!r}{reason}')
+        raise UserError(f'{field} must be one of {", ".join(choices)}, got {step!r}{reason}')
     return choices[step]
 
 

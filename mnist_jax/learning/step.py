@@ -9,7 +9,7 @@ every layer, are taken over the same chunks in the same order; see `lockstep.py`
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -20,7 +20,7 @@ import optax
 
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
-from mnist_jax.learning import lockstep
+from mnist_jax.learning import lockstep, transfer
 from mnist_jax.learning.losses import Loss, cross_entropy
 from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.models import linen
@@ -75,6 +75,7 @@ class StepParts:
       dtype: The compute dtype of the model; parameters, losses and sums are float32.
       skip_nonfinite: If true, a non-finite update or loss only increments the step.
       chunk_size: Examples per chunk; divides the number of examples on a device.
+      frozen: Patterns of parameters and batch statistics that do not change; see `transfer.py`.
     """
 
     model: nn.Module
@@ -85,6 +86,7 @@ class StepParts:
     dtype: jnp.dtype
     skip_nonfinite: bool
     chunk_size: int
+    frozen: Sequence[str] = ()
 
 
 def create_state(
@@ -130,6 +132,7 @@ def train_step(
     dropout_key = jax.random.fold_in(_random_stream(seed, DROPOUT_STREAM), state.step)
 
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
+        params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
         image = _scale(chunk['image'], parts.max_pixel, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
@@ -141,6 +144,7 @@ def train_step(
         chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
     else:
         chunk_results, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
+    batch_stats = transfer.keep_frozen(parts.frozen, batch_stats, state.batch_stats)
     # Without the barriers, the compiler may fuse gradient, sum and update differently on different device counts.
     chunk_results = jax.lax.optimization_barrier(chunk_results)
     grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))

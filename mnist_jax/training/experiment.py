@@ -24,7 +24,7 @@ from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import UserError, check_range
 from mnist_jax.factory import build, choose, construct
 from mnist_jax.kernels.sums import PyTree
-from mnist_jax.learning import model_checks, step
+from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
@@ -150,16 +150,23 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
             f'got {config.schedule.name!r}: only one of them may change the learning rate'
         )
-    return Plan(
+    plan = Plan(
         config=config,
         source=source,
         model=model,
         loss=build('config.loss', LOSSES, config.loss),
-        optimizer=build('config.optimizer', OPTIMIZERS, options),
+        optimizer=transfer.with_rates(
+            build('config.optimizer', OPTIMIZERS, options), config.init.freeze, config.init.rates
+        ),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
     )
+    if config.init.freeze or config.init.rates:
+        variables = plan.abstract_snapshot.state.variables
+        transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
+        transfer.check_patterns('config.init.rates', [pattern for pattern, _ in config.init.rates], variables)
+    return plan
 
 
 def _source_and_model(config: ConfigDict, description: Description | None = None) -> tuple[Source, nn.Module]:
@@ -368,6 +375,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         dtype=plan.dtype,
         skip_nonfinite=skip_nonfinite,
         chunk_size=chunk_size,
+        frozen=config.init.freeze,
     )
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

@@ -40,8 +40,24 @@ FIELDS = {
 }
 
 
-def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = (), deterministic: bool = True) -> None:
-    """Appends this start, at `step` on `devices`, to `provenance.json`, with its history of `epochs`."""
+def record_start(
+    workdir: Path,
+    step: int,
+    devices: str,
+    epochs: EpochHistory = (),
+    deterministic: bool = True,
+    origin: JsonObject | None = None,
+) -> None:
+    """Appends this start, at `step` on `devices`, to `provenance.json`.
+
+    Args:
+      workdir: The directory of the run.
+      step: The step at which it starts.
+      devices: The devices in words.
+      epochs: The history of its number of epochs.
+      deterministic: Whether accelerators compute with deterministic kernels.
+      origin: What the run started from, if it starts now from another run; later starts repeat it.
+    """
     start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
         'step': step,
@@ -50,6 +66,7 @@ def record_start(workdir: Path, step: int, devices: str, epochs: EpochHistory = 
         'commit': _commit(),
         'devices': devices,
         'deterministic': deterministic,
+        'origin': read_origin(workdir) if origin is None else origin,
         'processor': processor(),
         'system': platform.platform(),
         'versions': {
@@ -81,6 +98,15 @@ def read_provenance(workdir: Path) -> list[JsonObject]:
         for start in starts
         if isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in FIELDS.items())
     ]
+
+
+def read_origin(workdir: Path) -> JsonObject | None:
+    """Returns what the run started from, as its last start recorded it; None if it did not start from another run."""
+    starts = read_provenance(workdir)
+    origin = starts[-1].get('origin') if starts else None
+    fields = {'workdir': str, 'step': int, 'params_sha256': str, 'taken': int, 'arrays': int}
+    valid = isinstance(origin, dict) and all(isinstance(origin.get(name), kind) for name, kind in fields.items())
+    return origin if valid else None
 
 
 def read_epochs(workdir: Path) -> EpochHistory:

@@ -176,7 +176,14 @@ def caveats(result: JsonObject) -> dict[str, str]:
         if result.get('deterministic', True)
         else 'may not be reproducible: kernels were selected by their measured time'
     )
-    texts = {'overlap': overlaps, 'schedule': '; '.join(changes), 'bits': bits}
+    origin = result.get('origin')
+    start = ''
+    if origin:
+        start = (
+            f'from step {origin["step"]:,} of {origin["workdir"]} (parameters {origin["params_sha256"][:12]}), '
+            f'{origin["taken"]} of {origin["arrays"]} arrays'
+        )
+    texts = {'overlap': overlaps, 'schedule': '; '.join(changes), 'bits': bits, 'origin': start}
     return {name: text for name, text in texts.items() if text}
 
 

@@ -1,0 +1,131 @@
+"""Whole runs that start from another run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import fail_after, make_small
+
+from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.train import train
+
+
+def leaves(workdir, step=None):
+    model = RestoredModel.load(workdir, step)
+    variables = model.snapshot.state.variables
+    paths = jax.tree_util.tree_leaves_with_path((variables.params, variables.batch_stats))
+    return {jax.tree_util.keystr(path, simple=True, separator='/').partition('/')[2]: leaf for path, leaf in paths}
+
+
+@pytest.fixture(scope='module')
+def origin(data_dir, tmp_path_factory):
+    """The workdir of a small CNN with batch normalization."""
+    workdir = tmp_path_factory.mktemp('origin') / 'run'
+    train(make_small(data_dir, 'cnn', model__batch_norm=True, epochs=1), workdir)
+    return workdir
+
+
+@pytest.fixture
+def start(small, origin):
+    """A function that returns the config of a run that starts from `origin`."""
+
+    def make(**fields):
+        fields = {'init__workdir': str(origin), 'model__batch_norm': True, 'seed': 1, 'epochs': 1, **fields}
+        return small('cnn', **fields)
+
+    return make
+
+
+def test_a_run_starts_from_the_parameters_of_another(start, origin, tmp_path):
+    result = train(start(epochs=0), tmp_path)
+    expected = evaluate_workdir(origin)
+    assert result['params_sha256'] == expected['params_sha256'] and result['accuracy'] == expected['accuracy']
+    assert result['origin'] == {
+        'workdir': str(origin.resolve()),
+        'step': 5,
+        'params_sha256': expected['params_sha256'],
+        'taken': result['origin']['arrays'],
+        'arrays': len(leaves(origin)),
+    }
+
+
+def test_another_head_is_new(start, origin, tmp_path, caplog):
+    caplog.set_level('INFO')
+    train(start(epochs=0, model__hidden=(24,)), tmp_path)
+    new, old = leaves(tmp_path), leaves(origin)
+    same = {path for path in new if path in old and np.array_equal(new[path], old[path])}
+    assert {'Conv_0/kernel', 'Conv_1/kernel', 'BatchNorm_0/mean'} <= same
+    assert new['Dense_0/kernel'].shape[1] == 24 and 'Dense_0/kernel' not in same
+    assert '16 in the origin' in caplog.text
+
+
+def test_frozen_parameters_keep_their_bits(start, origin, tmp_path):
+    train(start(init__freeze=('Conv_*', 'BatchNorm_0'), optimizer__name='rmsprop'), tmp_path)
+    new, old = leaves(tmp_path), leaves(origin)
+    same = {path for path in new if np.array_equal(new[path], old[path])}
+    assert same == {path for path in new if path.startswith(('Conv_', 'BatchNorm_0/'))}
+
+
+def test_rates_change_what_they_match_only(start, tmp_path):
+    for name, rates in {'one': (), 'less': (('Dense_1', 0.25),), 'none': (('Dense_1', 0.0),)}.items():
+        train(start(init__rates=rates, dataset__train='train[:64]'), tmp_path / name)
+    first = leaves(tmp_path / 'one', '0')
+    change = {name: leaves(tmp_path / name)['Dense_1/bias'] - first['Dense_1/bias'] for name in ('one', 'less', 'none')}
+    assert np.allclose(change['less'], change['one'] / 4, rtol=1e-3) and np.all(change['none'] == 0)
+    kernels = [leaves(tmp_path / name)['Conv_0/kernel'] for name in ('one', 'less')]
+    assert np.array_equal(*kernels)  # one update, whose gradient does not depend on the rates
+
+
+def test_a_run_that_was_stopped_equals_one_that_was_not(start, tmp_path):
+    config = start(epochs=2, init__freeze=('Conv_0',), init__rates=(('Dense_*', 0.5),), checkpoint_every_steps=2)
+    whole = train(config, tmp_path / 'whole')
+    with pytest.raises(RuntimeError):
+        train(config, tmp_path / 'stopped', on_step=fail_after(7))
+    resumed = train(config, tmp_path / 'stopped')
+    assert resumed['params_sha256'] == whole['params_sha256'] and resumed['origin'] == whole['origin']
+    starts = json.loads((tmp_path / 'stopped' / 'provenance.json').read_text())
+    assert [start['origin'] for start in starts] == [whole['origin']] * 2
+
+
+def test_the_number_of_devices_does_not_matter(start, tmp_path):
+    digests = {
+        train(start(devices=devices, init__freeze=('Conv_0',)), tmp_path / str(devices))['params_sha256']
+        for devices in (1, 2)
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        (
+            {'init__workdir': 'missing'},
+            r"config.init.workdir must be the directory of a run, got 'missing', which does",
+        ),
+        ({'init__step': '7'}, r"config.init.step must be one of latest, 0, 5, got '7'"),
+        ({'init__freeze': ('Konv_0',)}, 'config.init.freeze must match paths of the model'),
+        ({'init__freeze': (1,)}, 'config.init.freeze must be a tuple of patterns'),
+        ({'init__rates': (('Konv_0', 1.0),)}, 'config.init.rates must match paths of the model'),
+        ({'init__rates': (('Conv_0',),)}, 'config.init.rates must be a tuple of pairs'),
+        ({'init__rates': (('Conv_0', -1.0),)}, 'each factor of config.init.rates must be'),
+        ({'init__workdir': '', 'init__step': 'best'}, 'config.init.workdir must be set'),
+    ],
+)
+def test_wrong_fields_are_refused_before_anything_is_written(start, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        train(start(**fields), tmp_path / 'run')
+    assert not list((tmp_path / 'run').glob('**/*.json'))
+
+
+def test_a_run_cannot_start_from_itself(start, tmp_path):
+    with pytest.raises(UserError, match='must be another run than --workdir'):
+        train(start(init__workdir=str(tmp_path)), tmp_path)
+
+
+def test_a_model_that_shares_nothing_is_refused(small, origin, tmp_path):
+    config = small('mlp', init__workdir=str(origin), model__hidden=())
+    with pytest.raises(UserError, match='must be a run with parameters that fit this model'):
+        train(config, tmp_path)
