@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch, Rectangle
@@ -14,15 +15,84 @@ from mnist_jax.report.figures import ReportFigure
 ERROR_SCALES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # how many times wider the flow may draw errors
 MIN_ERROR_FRACTION = 0.2  # minimum fraction of the height of the flow for errors, if `ERROR_SCALES` allow it
 GAP = 0.02  # gap between two classes, as a fraction of the height of the flow
+MANY_CLASSES = 20  # With more classes, figures show those with the most errors, and the others as one.
+SHOWN_CLASSES = 12  # how many of them
+MAX_ROWS = 30  # classes in the figure of precision and recall
+MAX_TICKS = 70  # names along a side of the whole matrix
 BAR_WIDTH = 0.04  # width of the bar of a class, as a fraction of the distance between the bars
+
+
+def most_confused(matrix: np.ndarray) -> np.ndarray:
+    """Returns the labels of the `SHOWN_CLASSES` classes with the most errors, as truth or as prediction, in order."""
+    errors = matrix - np.diag(np.diag(matrix))
+    return np.sort(np.argsort(-(errors.sum(0) + errors.sum(1)), kind='stable')[:SHOWN_CLASSES])
+
+
+def aggregate(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str], str]:
+    """Combines most of many classes into one.
+
+    Args:
+      matrix: The confusion matrix KxK; rows are true classes.
+      names: The names of the classes.
+
+    Returns:
+      The matrix, the names, and a sentence that describes what was combined; '' if there are at most `MANY_CLASSES`,
+      which remain as they are.
+    """
+    if len(names) <= MANY_CLASSES:
+        return matrix, list(names), ''
+    kept = most_confused(matrix)
+    group = np.full(len(names), len(kept))
+    group[kept] = np.arange(len(kept))
+    combined = np.zeros((len(kept) + 1,) * 2, matrix.dtype)
+    np.add.at(combined, (group[:, None], group[None, :]), matrix)
+    others = len(names) - len(kept)
+    about = (
+        f' Shown are the {len(kept)} of {len(names)} classes with the most errors; the other {others} are combined, '
+        'and the errors among them count as correct.'
+    )
+    return combined, [*(names[label] for label in kept), f'{others} others'], about
+
+
+@figures.styled
+def overview(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure | None:
+    """Draws the whole confusion matrix of many classes as one picture; returns None for few classes."""
+    count = len(names)
+    if count <= MANY_CLASSES:
+        return None
+    figure, ((axis,),) = figures.new_figure(8.6, 8)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    correct = np.eye(count, dtype=bool)
+    max_error = max(float(fractions[~correct].max()), 1e-9)
+    strength = np.where(correct, fractions, fractions / max_error)
+    colors = np.empty((count, count, 4))
+    colors[..., :3] = matplotlib.colors.to_rgb(figures.ORANGE)
+    colors[correct, :3] = matplotlib.colors.to_rgb(figures.BLUE)
+    colors[..., 3] = np.where(matrix > 0, 0.15 + 0.8 * strength**0.7, 0.0)
+    axis.imshow(colors, interpolation='none', gid='matrix')
+    every = -(-count // MAX_TICKS)
+    ticks = range(0, count, every)
+    labels = [figures.shorten(names[label]) for label in ticks]
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=7)
+    axis.set_yticks(ticks, labels, fontsize=7)
+    axis.tick_params(length=0)
+    axis.set(xlabel='predicted class', ylabel='true class')
+    about = (
+        'Rows are true classes, columns are predicted classes. Correct predictions are blue and errors are orange, as '
+        f'fractions of the true class, on separate color scales: the darkest orange is {max_error:.1%}.'
+    )
+    if every > 1:
+        about += f' One of {every} classes is named.'
+    return ReportFigure('All classes', about, figure, {})
 
 
 @figures.styled
 def heat_maps(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
     """Draws the confusion matrix twice: as counts, and as fractions of each true class.
 
-    Errors have a color scale separate from that of correct predictions.
+    Errors have a color scale separate from that of correct predictions. Many classes are combined; see `aggregate`.
     """
+    matrix, names, combined = aggregate(matrix, [figures.shorten(name) for name in names])
     size = max(4.6, 0.5 * len(names))
     figure, ((left, right),) = figures.new_figure(2 * size + 1.4, size + 0.3, ncols=2)
     tooltips: dict[str, str] = {}
@@ -57,7 +127,7 @@ def heat_maps(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
         f'on separate color scales: the darkest orange is {max_errors:,} errors on the left, and {max_fraction:.2%} of '
         'a true class on the right.'
     )
-    return ReportFigure('Confusion matrix', about, figure, tooltips)
+    return ReportFigure('Confusion matrix', about + combined, figure, tooltips)
 
 
 def _draw_cell(axis: Axes, row: int, column: int, color: str, strength: float, text: str, gid: str) -> None:
@@ -72,8 +142,10 @@ def _draw_cell(axis: Axes, row: int, column: int, color: str, strength: float, t
 def flow(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
     """Draws an alluvial diagram from true to predicted classes.
 
-    Errors have the color of their true class, and are drawn wider than correct predictions if they are rare.
+    Errors have the color of their true class, and are drawn wider than correct predictions if they are rare. Many
+    classes are combined; see `aggregate`.
     """
+    matrix, names, combined = aggregate(matrix, [figures.shorten(name) for name in names])
     figure, ((axis,),) = figures.new_figure(11, 6.5)
     tooltips: dict[str, str] = {}
     scale = _error_scale(matrix)
@@ -108,7 +180,7 @@ def flow(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
     about = 'Correct predictions are gray; errors have the color of their true class.'
     if scale > 1:
         about += f' Errors are drawn {scale} times as wide as correct predictions.'
-    return ReportFigure('From true to predicted classes', about, figure, tooltips)
+    return ReportFigure('From true to predicted classes', about + combined, figure, tooltips)
 
 
 def _error_scale(matrix: np.ndarray) -> int:
@@ -137,6 +209,10 @@ def _draw_ribbon(axis: Axes, left: float, right: float, width: float, color: str
 def by_class(statistics: JsonObject) -> ReportFigure:
     """Draws the precision and recall of each class; `statistics` are those of `metrics.statistics`."""
     classes = statistics['by_class']
+    count = len(classes)
+    if count > MAX_ROWS:
+        worst = sorted(classes, key=lambda name: min(classes[name][key] or 0.0 for key in ('precision', 'recall')))
+        classes = {name: classes[name] for name in worst[:MAX_ROWS]}
     figure, ((axis,),) = figures.new_figure(11, 1.2 + 0.3 * len(classes))
     tooltips: dict[str, str] = {}
     for index, (name, row) in enumerate(classes.items()):
@@ -157,4 +233,6 @@ def by_class(statistics: JsonObject) -> ReportFigure:
         'Precision is the fraction of the predictions of a class that are correct; recall is the fraction of the '
         'examples of a class that are predicted as that class.'
     )
+    if count > MAX_ROWS:
+        about += f' Shown are the {MAX_ROWS} of {count} classes with the lowest precision or recall.'
     return ReportFigure('Precision and recall', about, figure, tooltips)

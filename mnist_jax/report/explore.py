@@ -16,6 +16,9 @@ from mnist_jax.errors import UserError
 from mnist_jax.training.experiment import Experiment, make_experiment
 
 EXAMPLES_PER_CLASS = 12
+MAX_CLASSES = 30  # classes in the figures that show images of each
+MAX_TICKS = 70  # names of classes along an axis
+MAX_SIDE = 40  # pixels along a side of an image that is drawn as numbers
 STATISTICS: dict[str, Callable[..., np.ndarray]] = {'mean': np.mean, 'median': np.median, 'standard deviation': np.std}
 
 
@@ -57,7 +60,8 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
 
 
 def draw_examples(split: Split, names: Sequence[str], max_pixel: int) -> Figure:
-    """Draws the first examples of each class, one row per class."""
+    """Draws the first examples of the first `MAX_CLASSES` classes, one row per class."""
+    names = names[:MAX_CLASSES]
     figure = Figure(figsize=(EXAMPLES_PER_CLASS, len(names)))
     axes = figure.subplots(len(names), EXAMPLES_PER_CLASS, squeeze=False)
     for label, row in enumerate(axes):
@@ -68,7 +72,8 @@ def draw_examples(split: Split, names: Sequence[str], max_pixel: int) -> Figure:
 
 
 def draw_pixel_values(image_HxWxC: np.ndarray, title: str) -> Figure:
-    """Draws one image as a grid of its pixel values."""
+    """Draws one image as a grid of its pixel values, of a large image the top left corner."""
+    image_HxWxC = image_HxWxC[:MAX_SIDE, :MAX_SIDE]
     height, width, _ = image_HxWxC.shape
     figure = Figure(figsize=(0.36 * width, 0.36 * height))
     axis = figure.subplots()
@@ -92,7 +97,9 @@ def draw_class_fractions(splits: Mapping[str, Split], names: Sequence[str]) -> F
         fractions = np.bincount(split.label, minlength=len(names)) / len(split.label)
         x = np.arange(len(names)) + (index - (len(splits) - 1) / 2) * width
         axis.bar(x, 100 * fractions, width, label=f'{name} ({len(split.label):,})')
-    axis.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 3 else 30)
+    every = -(-len(names) // MAX_TICKS)
+    rotation = 90 if len(names) > MAX_CLASSES else 0 if max(map(len, names)) < 3 else 30
+    axis.set_xticks(range(0, len(names), every), names[::every], rotation=rotation)
     axis.set_xlabel('class')
     axis.set_ylabel('percentage of the split')
     axis.set_title('Class distribution')
@@ -101,7 +108,8 @@ def draw_class_fractions(splits: Mapping[str, Split], names: Sequence[str]) -> F
 
 
 def draw_class_statistics(split: Split, names: Sequence[str], max_pixel: int) -> Figure:
-    """Draws the mean, median and standard deviation of each pixel within each class, as images."""
+    """Draws the mean, median and standard deviation of each pixel within the first `MAX_CLASSES` classes, as images."""
+    names = names[:MAX_CLASSES]
     figure = Figure(figsize=(len(names) * 1.1, 1.2 * len(STATISTICS)))
     axes = figure.subplots(len(STATISTICS), len(names), squeeze=False)
     for row, (title, statistic) in zip(axes, STATISTICS.items(), strict=True):

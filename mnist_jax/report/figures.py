@@ -65,6 +65,17 @@ class ReportFigure(NamedTuple):
     tooltips: Mapping[str, str]  # by the gid of an artist
 
 
+MAX_NAME = 22  # characters of the name of a class in a figure
+
+
+def shorten(name: str) -> str:
+    """Returns the name of a class, without its middle if it would take too much of a figure."""
+    if len(name) <= MAX_NAME:
+        return name
+    end = MAX_NAME // 2 - 1  # Names often differ at their ends.
+    return f'{name[: MAX_NAME - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}'
+
+
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function that draws or saves figures, so that it uses the style of this module."""
 

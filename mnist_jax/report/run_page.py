@@ -43,6 +43,7 @@ def make_figures(run: FinishedRun, model: RestoredModel) -> dict[str, ReportFigu
     optional = {
         'learning_curves': curves.learning_curves(run) if run.epochs else None,
         'confusion_matrix': confusion.heat_maps(matrix, names),
+        'all_classes': confusion.overview(matrix, names),
         'flow': confusion.flow(matrix, names),
         'by_class': confusion.by_class(run.result['statistics']),
         'mistakes': image_grids.mistakes(examples),

@@ -15,6 +15,7 @@ from mnist_jax.files import JsonObject
 from mnist_jax.learning import metrics
 
 LINE_WIDTH = 118  # maximum length of a line of JSON, in characters
+MAX_PRINTED_CLASSES = 30  # in a confusion matrix as text
 HEADER_BYTES = 4096  # upper bound on the header of an array in an .npz file
 # The fields of eval.json that other modules read, and their types.
 FIELDS = {
@@ -216,9 +217,12 @@ def format_result(result: JsonObject) -> str:
         '',
     ]
     lines += text_tables.titled([*class_rows(statistics), *mean_rows(statistics)])
-    lines += ['', 'confusion matrix (rows: truth, columns: prediction)', '']
-    matrix = [[name, *map(str, row)] for name, row in zip(class_names, result['confusion_matrix'], strict=True)]
-    lines += text_tables.titled([['', *class_names], *matrix])
+    if len(class_names) <= MAX_PRINTED_CLASSES:
+        lines += ['', 'confusion matrix (rows: truth, columns: prediction)', '']
+        matrix = [[name, *map(str, row)] for name, row in zip(class_names, result['confusion_matrix'], strict=True)]
+        lines += text_tables.titled([['', *class_names], *matrix])
+    else:
+        lines += ['', f'confusion matrix: {len(class_names)} x {len(class_names)}, in eval.json and in the report']
     errors = error_rows(statistics)
     if errors[1:]:
         lines += ['', 'most frequent errors', '', *text_tables.titled(errors, left=2)]
