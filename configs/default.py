@@ -73,6 +73,9 @@ def _dataset() -> ConfigDict:
     dataset.validation = ''  # the validation split in the same notation; '': none
     dataset.test = 'test'  # the test split in the same notation
     dataset.validation_fraction = 0.0  # fraction of `train` to draw at random for validation; 0: none
+    # Pixels: 'unit': divided by the largest value; 'standard': also minus the mean of each channel of the training
+    # split, and divided by its standard deviation; 'none': as they are.
+    dataset.normalize = 'unit'
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
     # Keep the examples in device memory: 'on', 'off', or 'auto': on accelerators, if they fit.
     dataset.on_device = 'auto'

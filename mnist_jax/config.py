@@ -35,6 +35,7 @@ ADDED_FIELDS = {
     'on_nonfinite': 'stop',
     'dataset.in_memory': True,
     'dataset.on_device': 'auto',
+    'dataset.normalize': 'unit',
     'deterministic': True,
     'init.workdir': '',
     'init.step': '',

@@ -113,7 +113,7 @@ def train(
             processes.check_identical({'config.init.workdir': str(origin)})
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
-            checkpoints.write_config(config, digests, experiment.source.data.description)
+            checkpoints.write_config(config, digests, experiment.source.description)
             record_start(
                 workdir,
                 int(snapshot.state.step),

@@ -20,6 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mnist_jax.config import load_config
+from mnist_jax.data.normalization import Normalization
 from mnist_jax.data.source import SOURCES
 from mnist_jax.distributed.devices import start_backend
 from mnist_jax.distributed.signals import StopRequest
@@ -96,7 +97,7 @@ def make_parts(model: nn.Module, chunk_size: int, learning_rate: float) -> StepP
         loss=losses.cross_entropy(),
         optimizer=sgd(),
         learning_rate=lambda updates: learning_rate,
-        max_pixel=255,
+        normalization=Normalization(255),
         dtype=jnp.dtype('float32'),
         skip_nonfinite=False,
         chunk_size=chunk_size,

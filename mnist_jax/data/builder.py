@@ -35,6 +35,7 @@ class Description(NamedTuple):
       max_pixel: The pixel value that maps to 1.0.
       framing: How the objects in the images are framed; None if the images are not of single objects on a plain ground.
       fit: How a user's own images of another size are fitted if `framing` is None; see `image_files.FITS`.
+      mean, deviation: Those of a `Normalization` that was measured; () for none.
     """
 
     image_shape: tuple[int, ...]
@@ -42,6 +43,8 @@ class Description(NamedTuple):
     max_pixel: int = 255
     framing: Framing | None = None
     fit: str = 'resize'
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the description as a JSON object."""
@@ -53,7 +56,8 @@ class Description(NamedTuple):
         try:
             framing = value['framing'] and Framing(**value['framing'])
             shape, names = tuple(map(int, value['image_shape'])), tuple(map(str, value['class_names']))
-            return cls(shape, names, int(value['max_pixel']), framing, str(value['fit']))
+            moments = (tuple(map(float, value.get(name, ()))) for name in ('mean', 'deviation'))
+            return cls(shape, names, int(value['max_pixel']), framing, str(value['fit']), *moments)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f'it must be the description of a dataset ({type(error).__name__}: {error})') from None
 

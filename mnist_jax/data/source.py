@@ -21,6 +21,7 @@ from mnist_jax.data import (
     tfds_folder,
 )
 from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
+from mnist_jax.data.normalization import Normalization, measure
 from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_fraction, check_integer
@@ -48,6 +49,8 @@ class Source:
       validation_fraction: The fraction of `train` to draw at random for validation; 0 for none.
       split_seed: Seed of all random splits.
       in_memory: Whether to read the examples into memory; otherwise they stay on disk and are read on demand.
+      normalize: 'unit' divides pixels by the largest pixel value; 'standard' also subtracts the mean of each channel of
+        the training split, and divides by its standard deviation; 'none' leaves pixels as they are.
       on_device: Whether to keep the examples in the memory of the devices; 'auto': on accelerators, if they fit.
       fold: (N, count): validate on fold N, from 1, of `count` stratified folds of `train`, and train on the others.
       options, description: See `PreparedDataset`.
@@ -66,6 +69,7 @@ class Source:
         split_seed: int = 0,
         in_memory: bool = True,
         on_device: Literal['auto', 'on', 'off'] = 'auto',
+        normalize: Literal['unit', 'standard', 'none'] = 'unit',
         fold: tuple[int, int] | None = None,
         options: Mapping[str, Any] | None = None,
         description: Description | None = None,
@@ -87,6 +91,7 @@ class Source:
             raise UserError("config.dataset.in_memory must be True if config.dataset.on_device is 'on', got False")
         self.name = name
         self.on_device = on_device if in_memory else 'off'
+        self._normalize = normalize
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(selected)
         self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed, options, description)
@@ -110,6 +115,24 @@ class Source:
     def max_pixel(self) -> int:
         """The pixel value that maps to 1.0."""
         return self.data.description.max_pixel
+
+    @functools.cached_property
+    def normalization(self) -> Normalization:
+        """How pixels become inputs; 'standard' reads the training split, unless the description is given."""
+        description = self.data.description
+        if self._normalize == 'none':
+            return Normalization(1)
+        if self._normalize == 'unit':
+            return Normalization(description.max_pixel)
+        if description.mean:
+            return Normalization(description.max_pixel, description.mean, description.deviation)
+        return measure(self.split('train'), description.max_pixel)
+
+    @property
+    def description(self) -> Description:
+        """What a model has to know of the dataset, with the measured normalization."""
+        _, mean, deviation = self.normalization
+        return self.data.description._replace(mean=mean, deviation=deviation)
 
     @property
     def split_names(self) -> tuple[str, ...]:

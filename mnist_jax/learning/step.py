@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mnist_jax.data.normalization import Normalization
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 from mnist_jax.learning import lockstep, transfer
@@ -71,7 +72,7 @@ class StepParts:
       loss: Maps logits BxK and labels B to one loss per example.
       optimizer: Its `update` takes the learning rate as a keyword argument.
       learning_rate: Maps the number of updates so far to the learning rate of the next one.
-      max_pixel: The pixel value that maps to 1.0.
+      normalization: How pixels become inputs.
       dtype: The compute dtype of the model; parameters, losses and sums are float32.
       skip_nonfinite: If true, a non-finite update or loss only increments the step.
       chunk_size: Examples per chunk; divides the number of examples on a device.
@@ -82,7 +83,7 @@ class StepParts:
     loss: Loss
     optimizer: Optimizer
     learning_rate: Callable[[jax.Array], jax.Array]
-    max_pixel: int
+    normalization: Normalization
     dtype: jnp.dtype
     skip_nonfinite: bool
     chunk_size: int
@@ -134,7 +135,7 @@ def train_step(
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
-        image = _scale(chunk['image'], parts.max_pixel, parts.dtype)
+        image = _normalize(chunk['image'], parts.normalization, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
@@ -248,7 +249,7 @@ def eval_step(
     """
 
     def evaluate(variables: PyTree, chunk: Batch) -> tuple[Sums, jax.Array]:
-        logits_BxK = infer(variables, chunk['image'], parts.model, parts.max_pixel, parts.dtype)
+        logits_BxK = infer(variables, chunk['image'], parts.model, parts.normalization, parts.dtype)
         classes = logits_BxK.shape[-1]
         label_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
@@ -291,9 +292,11 @@ def inference_variables(variables: Variables, dtype: jnp.dtype) -> PyTree:
     return {'params': _cast(variables.params, dtype), 'batch_stats': variables.batch_stats}
 
 
-def infer(variables: PyTree, image_BxHxWxC: jax.Array, model: nn.Module, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
-    """Returns the logits BxK, float32, of images with pixels from 0 to `max_pixel`."""
-    logits_BxK = model.apply(variables, _scale(image_BxHxWxC, max_pixel, dtype))
+def infer(
+    variables: PyTree, image_BxHxWxC: jax.Array, model: nn.Module, normalization: Normalization, dtype: jnp.dtype
+) -> jax.Array:
+    """Returns the logits BxK, float32, of images with the pixels of the dataset, not normalized."""
+    logits_BxK = model.apply(variables, _normalize(image_BxHxWxC, normalization, dtype))
     return jnp.asarray(logits_BxK, jnp.float32)
 
 
@@ -317,8 +320,17 @@ def _split(batch: Batch, chunk_size: int) -> list[Batch]:
     return [{name: rows[start : start + chunk_size] for name, rows in batch.items()} for start in starts]
 
 
-def _scale(image_BxHxWxC: jax.Array, max_pixel: int, dtype: jnp.dtype) -> jax.Array:
-    return (image_BxHxWxC.astype(jnp.float32) / max_pixel).astype(dtype)
+def _normalize(image_BxHxWxC: jax.Array, normalization: Normalization, dtype: jnp.dtype) -> jax.Array:
+    max_pixel, mean, deviation = normalization
+    x_BxHxWxC = image_BxHxWxC.astype(jnp.float32)
+    if max_pixel != 1:
+        x_BxHxWxC = x_BxHxWxC / max_pixel
+    if mean:
+        mean_1x1x1xC, deviation_1x1x1xC = (
+            np.array(values, np.float32).reshape(1, 1, 1, -1) for values in (mean, deviation)
+        )
+        x_BxHxWxC = (x_BxHxWxC - mean_1x1x1xC) / deviation_1x1x1xC
+    return x_BxHxWxC.astype(dtype)
 
 
 def _cast(params: PyTree, dtype: jnp.dtype) -> PyTree:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax import files, text_tables
 from mnist_jax.config import ConfigDict
+from mnist_jax.data.normalization import Normalization
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.training.experiment import Experiment, make_experiment
@@ -179,9 +180,14 @@ def _pipeline_table(experiment: Experiment, split: Split) -> list[list[str]]:
     rows += [[title, _format_shape(array.shape), str(array.dtype)] for title, array in stages]
     chunk_size = experiment.parts.chunk_size
     chunk_shape = _format_shape((chunk_size, *split.image.shape[1:]))
-    rows.append([f'chunk on a device, divided by {experiment.source.max_pixel}', chunk_shape, 'float32'])
+    rows.append([f'chunk on a device, {_describe(experiment.source.normalization)}', chunk_shape, 'float32'])
     rows.append(['logits of a chunk', _format_shape((chunk_size, logits.shape[-1])), str(logits.dtype)])
     return rows
+
+
+def _describe(normalization: Normalization) -> str:
+    divided = f'divided by {normalization.max_pixel}' if normalization.max_pixel != 1 else 'not scaled'
+    return f'{divided}, standardized' if normalization.mean else divided
 
 
 def _format_shape(shape: Sequence[int]) -> str:

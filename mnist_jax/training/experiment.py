@@ -63,7 +63,7 @@ class Plan:
 
     def infer(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
         """Returns the logits BxK; see `step.infer`."""
-        return step.infer(variables, image_BxHxWxC, self.model, self.source.max_pixel, self.dtype)
+        return step.infer(variables, image_BxHxWxC, self.model, self.source.normalization, self.dtype)
 
     def create_state(self) -> TrainState:
         """Returns the state before the first step."""
@@ -91,7 +91,7 @@ class Plan:
             if not table[self.config[field].name].__module__.startswith('mnist_jax.'):
                 return None
         fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
-        data = (self.source.image_shape, len(self.source.class_names), self.source.max_pixel)
+        data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
         return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
 
     def first_snapshot(self) -> Snapshot:
@@ -371,7 +371,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         loss=plan.loss,
         optimizer=plan.optimizer,
         learning_rate=learning_rate,
-        max_pixel=source.max_pixel,
+        normalization=source.normalization,
         dtype=plan.dtype,
         skip_nonfinite=skip_nonfinite,
         chunk_size=chunk_size,
