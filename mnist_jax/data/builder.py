@@ -1,9 +1,13 @@
 """The base classes of the TFDS builders: prepare arrays in memory and record their digests, without TensorFlow."""
 
+import contextlib
 import hashlib
 import inspect
 import json
 import os
+import re
+import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,14 +16,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mnist_jax import files
 from mnist_jax.data.framing import Framing
 from mnist_jax.data.records import Split
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, WriteError
 
 # How to resume or evaluate a run whose raw files are elsewhere now; the end of error messages.
 MOVED = '; if the raw files were moved after training, run the training command again with the new raw_dir'
 
 MIN_CLASSES, MAX_CLASSES = 2, 1000
+MANY_FILES = 1000  # Reading as many takes longer than a tenth of a second.
+SETTLED_SECONDS = 10.0
 MAX_SPLIT_BYTES = 2**30  # limit on the pixels of a split; TFDS needs TensorFlow to prepare a larger one
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -283,16 +290,57 @@ def seems_scaled(images: np.ndarray, max_pixel: int) -> bool:
 
 
 def _sha256(raw_dir: Path) -> str:
-    """Returns the digest of a file, or of the names and contents of all files in a directory."""
-    digest = hashlib.sha256()
+    """Returns the digest of a file, or of the names and contents of all files in a directory.
+
+    Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept in the cache
+    directory, under that of the names, sizes, times of change and inodes of its files.
+    """
     try:
-        for path in sorted(filter(Path.is_file, raw_dir.rglob('*'))) if raw_dir.is_dir() else [raw_dir]:
+        found = _walk(raw_dir) if raw_dir.is_dir() else [('.', str(raw_dir), raw_dir.stat())]
+        listing = hashlib.sha256()
+        for name, _, status in found:
+            listing.update(
+                os.fsencode(f'{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0')
+            )
+        # A file that changed a moment ago may change again without another time of change.
+        settled = time.time() - max((status.st_ctime for *_, status in found), default=0.0) > SETTLED_SECONDS
+        directory = files.cache_directory() if len(found) > MANY_FILES and settled else None
+        cached = directory and directory / f'raw-{listing.hexdigest()[:32]}'
+        if cached and cached.is_file() and re.fullmatch('[0-9a-f]{64}', text := cached.read_text(errors='replace')):
+            return text
+        digest = hashlib.sha256()
+        for name, path, _ in found:
             with open(path, 'rb') as file:
                 contents = hashlib.file_digest(file, 'sha256').hexdigest()
-            digest.update(os.fsencode(f'{path.relative_to(raw_dir)}\0{contents}\0'))
+            digest.update(os.fsencode(f'{name}\0{contents}\0'))
     except OSError as error:
         raise UserError(
             f'config.dataset.raw_dir must be readable, got {str(raw_dir)!r} '
             f'({error.strerror}: {error.filename!r}){MOVED}'
         ) from None
+    if cached:
+        with contextlib.suppress(WriteError):  # The next start only takes longer.
+            files.write_text(cached, digest.hexdigest())
     return digest.hexdigest()
+
+
+def _walk(directory: Path) -> list[tuple[str, str, os.stat_result]]:
+    """Returns all regular files in a directory, recursively, in the order of `Path`.
+
+    Returns:
+      The relative path, the path and the status of each file.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, _, names in os.walk(directory, onerror=fail):
+        relative = os.path.relpath(parent, directory)
+        for name in names:
+            path = os.path.join(parent, name)
+            with contextlib.suppress(FileNotFoundError):  # a broken link
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    found.append((name if relative == '.' else f'{relative}/{name}', path, status))
+    return sorted(found, key=lambda item: item[0].split('/'))

@@ -1,15 +1,19 @@
 """Datasets whose image shape and classes depend on their raw files: image folders, IDX, CSV, NumPy, Parquet, TFDS."""
 
 import gzip
+import hashlib
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mnist_jax.data import csv_tables, image_files
+from mnist_jax import files
+from mnist_jax.data import builder, csv_tables, image_files
 from mnist_jax.data.arrays import make_contents, number_classes, to_images, to_labels
 from mnist_jax.data.builder import Description
 from mnist_jax.data.framing import Framing
@@ -530,3 +534,42 @@ def test_flat_images_are_square():
         to_images('images', np.zeros((2, 8)))
     with pytest.raises(UserError, match="must have a split 'train'"):
         make_contents('raw', {'test': GRAY}, {'test': LABELS}, 0.2, 0)
+
+
+def test_many_files_are_read_once_and_again_if_one_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, 'MANY_FILES', 5)
+    monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
+    monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    expected = builder._sha256(raw_dir)
+    (cached,) = tmp_path.glob('raw-*')
+    assert cached.read_text() == expected
+    monkeypatch.setattr(builder.hashlib, 'file_digest', lambda *_: pytest.fail('read again'))
+    assert builder._sha256(raw_dir) == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(builder, 'MANY_FILES', 5)
+    monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
+    monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
+    cached.write_text('damaged')
+    assert builder._sha256(raw_dir) == expected and cached.read_text() == expected
+    changed = raw_dir / '0' / '000.png'
+    changed.write_bytes(encode(GRAY[1]))
+    assert builder._sha256(raw_dir) != expected
+    monkeypatch.setattr(builder, 'SETTLED_SECONDS', 1000.0)
+    write_folder(raw_dir, GRAY[:1], [0], names='new')
+    count = len(list(tmp_path.glob('raw-*')))
+    builder._sha256(raw_dir)  # It changed a moment ago, so its digest is not kept.
+    assert len(list(tmp_path.glob('raw-*'))) == count
+
+
+def test_the_digest_of_raw_files_is_that_of_earlier_versions(tmp_path):
+    for name in ('b', 'a/c', 'a.x', 'a/b/d'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    digest = hashlib.sha256()
+    for path in sorted(filter(Path.is_file, tmp_path.rglob('*'))):
+        contents = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(os.fsencode(f'{path.relative_to(tmp_path)}\0{contents}\0'))
+    assert builder._sha256(tmp_path) == digest.hexdigest()
+    single = hashlib.sha256(f'.\0{hashlib.sha256(b"b").hexdigest()}\0'.encode()).hexdigest()
+    assert builder._sha256(tmp_path / 'b') == single
