@@ -69,7 +69,8 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string(
     'input',
     [],
-    "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated",
+    "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated. "
+    'eval: a directory of images, in directories called like the classes',
 )
 flags.DEFINE_string('output', None, 'predict: the .csv or .jsonl file to write; by default, prints a table')
 flags.DEFINE_bool(
@@ -213,9 +214,14 @@ def train() -> None:
 
 def evaluate() -> None:
     """Evaluates a checkpoint of --workdir."""
-    from mnist_jax.evaluate import evaluate_workdir
+    from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
 
     workdir = _run_directory()
+    if FLAGS.input:
+        if FLAGS.split is not None or len(FLAGS.input) > 1:
+            raise UserError('--mode=eval takes one --input, a directory of images by class, and no --split with it')
+        evaluate_folder(workdir, FLAGS.input[0], FLAGS.step)
+        return
     with _connected():
         evaluate_workdir(workdir, FLAGS.step, FLAGS.split)
 
@@ -296,7 +302,7 @@ class Mode(NamedTuple):
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
     'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', *PROCESS_FLAGS)),
-    'eval': Mode(evaluate, ('workdir', 'step', 'split', *PROCESS_FLAGS)),
+    'eval': Mode(evaluate, ('workdir', 'step', 'split', 'input', *PROCESS_FLAGS)),
     'report': Mode(report, ('workdir', 'run')),
     'predict': Mode(predict, ('workdir', 'input', 'output', 'step', 'strict')),
     'export': Mode(export, ('workdir', 'step', 'onnx')),

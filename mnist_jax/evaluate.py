@@ -1,17 +1,20 @@
 """Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split."""
 
+import hashlib
 import itertools
 import math
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from mnist_jax.data import image_folder
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import JsonObject, user_path
-from mnist_jax.inference.restored import open_workdir, restore_snapshot
+from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
@@ -57,6 +60,7 @@ def evaluate_snapshot(
         **means,
         'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
+        'top_k': metrics.top_k_accuracies(probabilities_NxK, examples.label),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
         'params_sha256': params_sha256(variables),
         'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
@@ -113,3 +117,63 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
     snapshot = restore_snapshot(checkpoints, experiment, step)
     suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
     return evaluate_snapshot(experiment, snapshot, workdir, split, suffix)
+
+
+def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None = None) -> JsonObject:
+    """Evaluates a checkpoint on image files in directories that are called like the classes of the run.
+
+    The images are prepared as for prediction. Needs only the workdir and these files; writes `eval-NAME.json` and
+    `predictions-NAME.npz` in the workdir, where NAME is the name of `directory`.
+
+    Args:
+      workdir: The workdir of the run.
+      directory: The directory.
+      step: See `evaluate_workdir`.
+
+    Raises:
+      UserError: a directory is not called like a class, or a file cannot be read.
+    """
+    directory = user_path(directory, '--input')
+    if not directory.is_dir():
+        raise UserError(f'--input must be a directory with one directory per class, got {str(directory)!r}')
+    model = RestoredModel.load(workdir, step)
+    paths, label_N = image_folder.labeled_files(directory, model.class_names)
+    parts, digest = [], hashlib.sha256()
+    for start in range(0, len(paths), MAX_BATCH):
+        images = [_prepare(model, path) for path in paths[start : start + MAX_BATCH]]
+        digest.update(np.ascontiguousarray(images).data)
+        parts.append(model.predict(np.stack(images)))
+    probabilities_NxK = np.concatenate(parts)
+    classes = len(model.class_names)
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (label_N, probabilities_NxK.argmax(-1)), 1)
+    own = np.take_along_axis(probabilities_NxK, label_N[:, None], axis=1)
+    cross_entropy = float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean(dtype=np.float64))
+    variables = model.snapshot.state.variables
+    result = {
+        'dataset': str(directory),
+        'split': directory.name,
+        'split_sha256': digest.hexdigest(),
+        'step': int(model.snapshot.state.step),
+        'count': len(paths),
+        'loss': cross_entropy,
+        'accuracy': int(np.trace(matrix)) / len(paths),
+        'cross_entropy': cross_entropy,
+        'correct': int(np.trace(matrix)),
+        'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
+        'params_sha256': params_sha256(variables),
+        'confusion_matrix': matrix.tolist(),
+        'statistics': metrics.statistics(matrix, model.class_names),
+    }
+    suffix = '-'.join(name for name in (step and f'step{result["step"]}', directory.name) if name)
+    write_result(model.workdir, suffix, result, label_N, probabilities_NxK)
+    print(format_result(result), flush=True)
+    return result
+
+
+def _prepare(model: RestoredModel, path: Path) -> np.ndarray:
+    try:
+        return model.read_image(path).image
+    except ValueError as error:  # It is blank.
+        raise UserError(f'image {str(path)!r}: {error}') from None

@@ -10,6 +10,7 @@ from PIL import Image
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
 from mnist_jax.inference.export import export
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restored import RestoredModel
@@ -60,6 +61,33 @@ def test_colored_images_are_trained_reported_predicted_and_exported(tmp_path, ca
     assert model.frame(np.full((12, 10), 7.0)).image.tolist() == np.full((12, 10, 3), 7).tolist()
     with pytest.raises(UserError, match=r'config.dataset.raw_dir must exist'):
         train(own_config(raw_dir, tmp_path / 'data'), workdir)
+
+
+def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys):
+    """Without the dataset; the same images as a split have the same predictions."""
+    raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
+    config = own_config(raw_dir, tmp_path / 'data')
+    train(config, workdir)
+    expected = evaluate_workdir(workdir, split='train+test')
+    result = evaluate_folder(workdir, raw_dir)
+    assert result['confusion_matrix'] == expected['confusion_matrix'] and result['count'] == 90
+    assert result['cross_entropy'] == pytest.approx(expected['cross_entropy'], rel=1e-5)
+    assert result['params_sha256'] == expected['params_sha256']
+    assert (workdir / 'eval-raw.json').exists() and 'top 3' not in capsys.readouterr().out
+    (raw_dir / 'purple').mkdir()
+    with pytest.raises(UserError, match=r"must be called like the classes blue, green, red, got 'purple'"):
+        evaluate_folder(workdir, raw_dir)
+    with pytest.raises(UserError, match=r'--input must be a directory'):
+        evaluate_folder(workdir, raw_dir / 'red' / '000.png')
+    (raw_dir / 'purple').rmdir()
+    (raw_dir / 'red' / '000.png').write_bytes(b'broken')
+    with pytest.raises(UserError, match=r'000.png'):
+        evaluate_folder(workdir, raw_dir)
+    digits = tmp_path / 'digits'
+    (digits / '7').mkdir(parents=True)
+    Image.new('L', (28, 28)).save(digits / '7' / 'blank.png')
+    with pytest.raises(UserError, match=r'blank'):
+        evaluate_folder(shutil.copytree(trained, tmp_path / 'mnist'), digits)
 
 
 def test_a_run_resumes_only_with_the_same_images(tmp_path):

@@ -114,7 +114,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         Raises:
           UserError: `raw_dir` cannot be read.
         """
-        digest = [_sha256(raw_dir)[:16]] if raw_dir is not None else []
+        digest = [raw_sha256(raw_dir)[:16]] if raw_dir is not None else []
         return '-'.join([*digest, *([f'seed{split_seed}'] if split_seed else [])])
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -289,7 +289,7 @@ def seems_scaled(images: np.ndarray, max_pixel: int) -> bool:
     return 0 < images.max(initial=0) <= 1 < max_pixel
 
 
-def _sha256(raw_dir: Path) -> str:
+def raw_sha256(raw_dir: Path) -> str:
     """Returns the digest of a file, or of the names and contents of all files in a directory.
 
     Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept in the cache

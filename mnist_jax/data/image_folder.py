@@ -88,8 +88,8 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
     splits = splits or {'train': raw_dir}
     if 'train' not in splits:
         raise UserError(
-            f"config.dataset.raw_dir must have a directory 'train' beside {comma_separated(splits)}, got "
-            f'{str(raw_dir)!r} without one'
+            f"config.dataset.raw_dir must have a directory 'train', got only {comma_separated(splits)} in "
+            f'{str(raw_dir)!r}'
         )
     by_class = {split: {path.name: path for path in _directories(directory)} for split, directory in splits.items()}
     class_names = sorted(set().union(*by_class.values()), key=natural_order)
@@ -113,8 +113,35 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
             f'{comma_separated(empty[:10])}; directories of splits must be called train, validation and test'
         )
     for images in found.values():
-        images.sort(key=lambda image: (image.path.name, image.label))
+        images.sort(key=lambda image: (image.path.name, image.label, str(image.path)))
     return class_names, {split: images for split, images in found.items() if images}
+
+
+def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
+    """Returns the files in directories that are called like classes, and the labels of their images.
+
+    Args:
+      directory: A directory with at most one directory per class.
+      class_names: The names of the classes, in the order of the labels.
+
+    Raises:
+      UserError: there is no file, or a directory has another name.
+    """
+    directories = {path.name: path for path in _directories(directory)}
+    unknown = [name for name in sorted(directories) if name not in class_names]
+    if unknown:
+        raise UserError(
+            f'the directories in {str(directory)!r} must be called like the classes {comma_separated(class_names[:10])}'
+            f'{", ..." if len(class_names) > 10 else ""}, got {unknown[0]!r}'
+        )
+    images = [
+        _Image(path, label)
+        for label, name in enumerate(class_names)
+        for path in (sorted(_files(directories[name])) if name in directories else [])
+    ]
+    if not images:
+        raise UserError(f'{str(directory)!r} must have images in directories called like classes, got none')
+    return [image.path for image in images], np.array([image.label for image in images])
 
 
 def _find_split(raw_dir: Path, names: Sequence[str]) -> Path | None:

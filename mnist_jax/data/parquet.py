@@ -71,12 +71,8 @@ class _Columns(NamedTuple):
 
 
 def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
-    try:
-        import pyarrow.parquet  # An optional dependency.
-    except ImportError:
-        raise UserError(
-            "config.dataset.name='parquet' needs the package pyarrow, which is not installed: pip install pyarrow"
-        ) from None
+    import pyarrow.parquet  # Importing it takes time, and only preparing the data needs it.
+
     try:
         file = pyarrow.parquet.ParquetFile(path)
         columns = file.schema_arrow.names

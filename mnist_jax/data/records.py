@@ -183,7 +183,7 @@ class RecordFiles:
         """Reads the examples at `indices`, in this order."""
         try:
             split = self._extract(self._read_records(indices))
-            return self._decode(indices) if split is None else split
+            return self.decode(indices) if split is None else split
         except Exception as error:
             raise self._damaged(error) from None
 
@@ -192,7 +192,7 @@ class RecordFiles:
         try:
             readers = [array_record_module.ArrayRecordReader(path, options=SEQUENTIAL) for path in self._paths]
             split = self._extract([record for reader in readers for record in reader.read_all()])
-            return self._decode(np.arange(len(self))) if split is None else split
+            return self.decode(np.arange(len(self))) if split is None else split
         except Exception as error:
             raise self._damaged(error) from None
 
@@ -214,7 +214,8 @@ class RecordFiles:
         }
         return {length: layout for length, layout in layouts.items() if layout is not None}
 
-    def _decode(self, indices: np.ndarray) -> Split:
+    def decode(self, indices: np.ndarray) -> Split:
+        """Reads the examples at `indices`, decoded by TFDS."""
         examples = self._source.__getitems__(indices.tolist())
         images, labels = zip(*((example['image'], example['label']) for example in examples), strict=True)
         return Split(np.stack(images), np.array(labels, np.int32))

@@ -65,7 +65,9 @@ def stored(function: Callable, key: str | None, devices: Sequence[jax.Device]) -
         leaves, structure = jax.tree.flatten(arguments)
         shapes = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in programs:
-            name = hashlib.sha256('\n'.join((key, repr(shapes), str(devices), _environment())).encode()).hexdigest()
+            name = hashlib.sha256(
+                '\n'.join((key, repr(shapes), str(devices), describe_environment())).encode()
+            ).hexdigest()
             programs[shapes] = _load_or_compile(directory / name, function, arguments, devices)
         return programs[shapes](*arguments)
 
@@ -81,36 +83,39 @@ def _directory() -> Path | None:
     if any(settings[name] for name in DEBUGGING):
         return None
     # A program of several processes, or of an accelerator, is not stored.
-    if jax.process_count() > 1 or jax.default_backend() != 'cpu' or _is_being_edited():
+    if jax.process_count() > 1 or jax.default_backend() != 'cpu' or is_being_edited():
         return None
     return Path(cache) / 'programs'
 
 
 @functools.cache
-def _sources() -> list[Path]:
+def source_files() -> list[Path]:
+    """Returns the files with the code of `CODE`, in order."""
     files_of_code = itertools.chain.from_iterable((PACKAGE / name).iterdir() for name in CODE)
     return sorted(path for path in files_of_code if path.suffix in ('.py', '.c', '.h'))
 
 
 @functools.cache
-def _is_being_edited() -> bool:
-    return time.time() - max(path.stat().st_mtime for path in _sources()) < EDITING_SECONDS
+def is_being_edited() -> bool:
+    """Returns whether this code may be younger than what this process has imported; then nothing is stored."""
+    return time.time() - max(path.stat().st_mtime for path in source_files()) < EDITING_SECONDS
 
 
 @functools.cache
-def _code_digest() -> str:
+def code_digest() -> str:
+    """Returns the digest of this code."""
     digest = hashlib.sha256()
-    for path in _sources():
+    for path in source_files():
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _environment() -> str:
+def describe_environment() -> str:
     """Returns what every program depends on besides its own key and the shapes of its arguments."""
     settings = {name: value for name, value in jax.config.values.items() if not re.search('cache|preemption', name)}
     return repr(
         (
-            _code_digest(),
+            code_digest(),
             [importlib.metadata.version(name) for name in LIBRARIES],
             [os.environ.get(name) for name in VARIABLES],
             sorted(settings.items()),

@@ -16,6 +16,7 @@ Number = float | None
 Statistics = dict[str, Any]
 """Statistics by name, as written to JSON."""
 
+TOP_K = (3, 5)
 COLUMNS = {
     'precision': 'precision',
     'recall': 'recall',
@@ -174,6 +175,19 @@ def top_confusions(matrix: np.ndarray, names: Sequence[str], limit: int = 10) ->
 
 def _ratio(numerator: float, denominator: float) -> Number:
     return float(numerator / denominator) if denominator else None
+
+
+def top_k_accuracies(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
+    """Returns the fractions of the examples whose true class is among the k most probable ones, by k as text.
+
+    k is each of `TOP_K` that is less than the number of classes. Of classes with the same probability, the first counts
+    as more probable, as for the prediction.
+    """
+    count, classes = probabilities_NxK.shape
+    own_Nx1 = np.take_along_axis(probabilities_NxK, label_N[:, None], axis=1)
+    before_NxK = np.arange(classes) < label_N[:, None]
+    rank_N = ((probabilities_NxK > own_Nx1) | ((probabilities_NxK == own_Nx1) & before_NxK)).sum(1)
+    return {str(k): int((rank_N < k).sum()) / count for k in TOP_K if k < classes}
 
 
 def calibration(probabilities_NxK: np.ndarray, label_N: np.ndarray, bins: int = 15) -> Statistics:

@@ -87,6 +87,8 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
         'training': f'{run.epochs_text} epochs, seed {run.config.seed}; evaluated at step {result["step"]:,}',
         'training time': run.seconds_text + (f', {np.median(speeds):,.0f} images/s' if speeds else ''),
     }
+    if top_k := result.get('top_k', {}):  # Results of older versions lack it.
+        facts['among the most probable'] = ', '.join(f'{k} classes: {value:.4f}' for k, value in top_k.items())
     facts |= run.caveats
     starts = read_provenance(run.workdir)
     if starts:

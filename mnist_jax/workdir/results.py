@@ -208,6 +208,7 @@ def format_result(result: JsonObject) -> str:
         f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
         '',
         f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
+        *(f'{f"top {k}":<10} {accuracy:.4f}' for k, accuracy in result.get('top_k', {}).items()),
         f'loss       {result["loss"]:.4f}; cross-entropy {text_tables.number(result.get("cross_entropy"))}',
         f'kappa      {text_tables.number(overall["kappa"])}',
         f'baseline   {overall["no_information_rate"]:.4f} (always predicting the largest class); p-value of '

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -66,15 +67,13 @@ def encode(image):
 
 
 def write_parquet(path, images, labels, column='image', nested=True, metadata=None):
-    pyarrow = pytest.importorskip('pyarrow')
-    parquet = pytest.importorskip('pyarrow.parquet')
 
     cells = [{'bytes': encode(image), 'path': None} if nested else encode(image) for image in images]
     table = pyarrow.table({column: cells, 'label': list(labels)})
     if metadata:
         table = table.replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, path)
+    pyarrow.parquet.write_table(table, path)
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -250,7 +249,7 @@ def test_up_to_a_thousand_classes_are_read_fast(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 5, 5), np.uint8)
     np.savez(tmp_path / 'many.npz', x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
     source = prepare('npz', tmp_path, tmp_path / 'many.npz')
-    monkeypatch.setattr('mnist_jax.data.records.RecordFiles._decode', lambda *_: pytest.fail('decoded by TFDS'))
+    monkeypatch.setattr('mnist_jax.data.records.RecordFiles.decode', lambda *_: pytest.fail('decoded by TFDS'))
     split = source.split('train')
     assert np.array_equal(split.label, labels) and np.array_equal(split.image[..., 0], images)
     streamed = make_source('npz', tmp_path, tmp_path / 'many.npz', in_memory=False).split('train')
@@ -438,14 +437,12 @@ def idx_errors(raw):
 
 
 def parquet_errors(raw):
-    pyarrow = pytest.importorskip('pyarrow')
-    parquet = pytest.importorskip('pyarrow.parquet')
 
     write_parquet(raw / 'column.parquet', GRAY, LABELS, column='picture')
     write_parquet(raw / 'sizes.parquet', [*GRAY[:9], GRAY[9].T], LABELS)
-    parquet.write_table(pyarrow.table({'image': [1, 2], 'label': [0, 1]}), raw / 'numbers.parquet')
-    parquet.write_table(pyarrow.table({'image': [b'no image'], 'label': [0]}), raw / 'bytes.parquet')
-    parquet.write_table(pyarrow.table({'image': [None, None], 'label': [0, 1]}), raw / 'null.parquet')
+    pyarrow.parquet.write_table(pyarrow.table({'image': [1, 2], 'label': [0, 1]}), raw / 'numbers.parquet')
+    pyarrow.parquet.write_table(pyarrow.table({'image': [b'no image'], 'label': [0]}), raw / 'bytes.parquet')
+    pyarrow.parquet.write_table(pyarrow.table({'image': [None, None], 'label': [0, 1]}), raw / 'null.parquet')
     (raw / 'cut.parquet').write_bytes((raw / 'sizes.parquet').read_bytes()[:-50])
     (raw / 'nothing').mkdir()
     return {
@@ -541,24 +538,24 @@ def test_many_files_are_read_once_and_again_if_one_changes(tmp_path, monkeypatch
     monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
     raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
-    expected = builder._sha256(raw_dir)
+    expected = builder.raw_sha256(raw_dir)
     (cached,) = tmp_path.glob('raw-*')
     assert cached.read_text() == expected
     monkeypatch.setattr(builder.hashlib, 'file_digest', lambda *_: pytest.fail('read again'))
-    assert builder._sha256(raw_dir) == expected
+    assert builder.raw_sha256(raw_dir) == expected
     monkeypatch.undo()
     monkeypatch.setattr(builder, 'MANY_FILES', 5)
     monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
     cached.write_text('damaged')
-    assert builder._sha256(raw_dir) == expected and cached.read_text() == expected
+    assert builder.raw_sha256(raw_dir) == expected and cached.read_text() == expected
     changed = raw_dir / '0' / '000.png'
     changed.write_bytes(encode(GRAY[1]))
-    assert builder._sha256(raw_dir) != expected
+    assert builder.raw_sha256(raw_dir) != expected
     monkeypatch.setattr(builder, 'SETTLED_SECONDS', 1000.0)
     write_folder(raw_dir, GRAY[:1], [0], names='new')
     count = len(list(tmp_path.glob('raw-*')))
-    builder._sha256(raw_dir)  # It changed a moment ago, so its digest is not kept.
+    builder.raw_sha256(raw_dir)  # It changed a moment ago, so its digest is not kept.
     assert len(list(tmp_path.glob('raw-*'))) == count
 
 
@@ -570,6 +567,6 @@ def test_the_digest_of_raw_files_is_that_of_earlier_versions(tmp_path):
     for path in sorted(filter(Path.is_file, tmp_path.rglob('*'))):
         contents = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(os.fsencode(f'{path.relative_to(tmp_path)}\0{contents}\0'))
-    assert builder._sha256(tmp_path) == digest.hexdigest()
+    assert builder.raw_sha256(tmp_path) == digest.hexdigest()
     single = hashlib.sha256(f'.\0{hashlib.sha256(b"b").hexdigest()}\0'.encode()).hexdigest()
-    assert builder._sha256(tmp_path / 'b') == single
+    assert builder.raw_sha256(tmp_path / 'b') == single

@@ -26,7 +26,7 @@ def programs(monkeypatch, tmp_path):
     """The directory of stored programs, which is empty."""
     before = jax.config.values['jax_compilation_cache_dir']
     monkeypatch.setattr(stored_programs, 'enabled', True)
-    monkeypatch.setattr(stored_programs, '_is_being_edited', lambda: False)
+    monkeypatch.setattr(stored_programs, 'is_being_edited', lambda: False)
     jax.config.update('jax_compilation_cache_dir', str(tmp_path))
     yield tmp_path / 'programs'
     jax.config.update('jax_compilation_cache_dir', before)
@@ -83,14 +83,14 @@ def test_another_key_shape_or_setting_is_another_program(programs, monkeypatch):
 
 def test_other_code_is_another_program(programs, monkeypatch):
     check(start()[0])
-    contents = {path: path.read_bytes() for path in stored_programs._sources()}
-    monkeypatch.setattr(stored_programs, '_code_digest', stored_programs._code_digest.__wrapped__)
+    contents = {path: path.read_bytes() for path in stored_programs.source_files()}
+    monkeypatch.setattr(stored_programs, 'code_digest', stored_programs.code_digest.__wrapped__)
     check(start()[0])
     assert len(list(programs.iterdir())) == 1
     monkeypatch.setattr(Path, 'read_bytes', lambda path: contents[path] + b' ' * (path.name == 'layers.py'))
-    changed = stored_programs._environment()
+    changed = stored_programs.describe_environment()
     monkeypatch.undo()
-    assert changed != stored_programs._environment()
+    assert changed != stored_programs.describe_environment()
     names = {path.name for path in contents}
     assert {'layers.py', 'step.py', 'gemm.c', 'simd.h', 'devices.py', 'experiment.py', 'restored.py'} <= names
 
@@ -121,9 +121,9 @@ def test_a_damaged_program_is_compiled_again(programs, damage):
 
 
 def test_nothing_is_stored_outside_the_command_or_without_a_cache(programs, monkeypatch):
-    monkeypatch.setattr(stored_programs, '_is_being_edited', lambda: True)
+    monkeypatch.setattr(stored_programs, 'is_being_edited', lambda: True)
     check(start()[0])
-    monkeypatch.setattr(stored_programs, '_is_being_edited', lambda: False)
+    monkeypatch.setattr(stored_programs, 'is_being_edited', lambda: False)
     check(start(None)[0])
     monkeypatch.setattr(stored_programs, 'enabled', False)
     check(start()[0])
@@ -170,7 +170,7 @@ def test_programs_with_parts_of_the_user_are_not_stored(small, monkeypatch):
 def test_the_command_stores_its_programs(data_dir, tmp_path):
     """A second start loads every program of the first, and ends with the same parameters."""
     variables = environment(data_dir) | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache')}
-    while stored_programs._is_being_edited.__wrapped__():
+    while stored_programs.is_being_edited.__wrapped__():
         time.sleep(1)
     fields = [
         'dataset.train=train[:300]',

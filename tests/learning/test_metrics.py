@@ -153,3 +153,13 @@ def test_bowker_by_hand():
 def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(first, second):
     expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     assert metrics.mcnemar_exact(first, second) == pytest.approx(expected)
+
+
+def test_top_k_accuracies():
+    probabilities = np.array(
+        [[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.0, 0.1, 0.2, 0.7]]
+    )
+    # The ranks of the true classes are 3 (the last), 2, 2 (two classes with the same probability come first) and 0.
+    assert metrics.top_k_accuracies(probabilities, np.array([3, 1, 2, 3])) == {'3': 0.75}
+    assert metrics.top_k_accuracies(np.eye(6)[[0, 5]], np.array([0, 5])) == {'3': 1.0, '5': 1.0}
+    assert metrics.top_k_accuracies(np.eye(2), np.array([0, 1])) == {}
