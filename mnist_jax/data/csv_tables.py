@@ -32,7 +32,8 @@ LABEL_NAMES = ('label', 'labels', 'class', 'target', 'y')
 INDEX_NAMES = ('', 'unnamed: 0', 'index')  # row numbers, as pandas writes them; they are ignored
 BLOCK_BYTES = 2**20  # bytes that are hashed at once
 BLOCK_ROWS = 4096  # rows that are parsed at once
-MAX_LINE = 2**18  # characters; a line of 784 quoted pixels has 4,700
+MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
+MAX_OPEN_LINE = 2**18  # characters in a table of larger images
 MAX_LINES = 1_000_000
 MAX_BYTES = 2**33  # limit on the uncompressed size
 
@@ -81,7 +82,7 @@ def read(path: Path, member: str, labeled: bool) -> np.ndarray:
     """
     with _opened(path, member) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
         columns = _find_columns(path, file.readline(MAX_LINE), labeled)
-        tables = list(_read_tables(path, _read_lines(path, file), 2, columns))
+        tables = list(_read_tables(path, _read_lines(path, file, MAX_LINE), 2, columns))
     if not tables:
         raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
     return np.concatenate(tables).astype(np.uint8)
@@ -100,9 +101,9 @@ def read_open(path: Path) -> tuple[np.ndarray, np.ndarray]:
       UserError: the file is anything else; the message names the file and the line or the column.
     """
     with _opened(path, path.name) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
-        line = file.readline(MAX_LINE)
+        line = file.readline(MAX_OPEN_LINE)
         columns, has_header = _find_open_columns(path, line)
-        lines = itertools.chain([] if has_header else [line], _read_lines(path, file))
+        lines = itertools.chain([] if has_header else [line], _read_lines(path, file, MAX_OPEN_LINE))
         tables = list(_read_tables(path, lines, 1 + has_header, columns))
     if not tables:
         raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
@@ -233,15 +234,15 @@ def _read_tables(path: Path, lines: Iterator[str], first: int, columns: _Columns
         first += len(block)
 
 
-def _read_lines(path: Path, file: TextIO) -> Iterator[str]:
-    """Yields the lines after the header, except for blank lines at the end."""
+def _read_lines(path: Path, file: TextIO, limit: int) -> Iterator[str]:
+    """Yields the lines after the first one, of fewer characters than `limit`, except for blank lines at the end."""
     blank = 0
     for number in itertools.count(2):
-        line = file.readline(MAX_LINE)
+        line = file.readline(limit)
         if not line:
             return
-        if len(line) == MAX_LINE:
-            raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {MAX_LINE:,} characters')
+        if len(line) == limit:
+            raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {limit:,} characters')
         if line.strip():
             yield from itertools.repeat('\n', blank)
             yield line
