@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +54,9 @@ CHANGEABLE_FIELDS = (
     'dataset.on_device',
     'epochs',
 )
+
+
+TUPLES_OF_TEXTS = ('init.freeze',)  # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
 
 
 def find_config(path: str | Path) -> Path:
@@ -198,6 +201,8 @@ def _override_argument(
 
 def _type_of(config: ConfigDict, name: str) -> Any:
     """Returns the type of the field with this dotted name; object for one that is None."""
+    if name in TUPLES_OF_TEXTS:
+        return Sequence[str]
     parent, field = _locate(config, name)
     kind = parent.get_type(field)
     return object if kind is type(None) else kind

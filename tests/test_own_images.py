@@ -90,6 +90,25 @@ def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys):
         evaluate_folder(shutil.copytree(trained, tmp_path / 'mnist'), digits)
 
 
+def test_two_classes_are_predicted_and_patterns_need_no_quotes(tmp_path, forked):
+    raw_dir = write_images(tmp_path / 'raw', per_class=8)
+    shutil.rmtree(raw_dir / 'blue')
+    command = ('--config=configs/image_folder.py', f'--config.dataset.raw_dir={raw_dir}', '--config.batch_size=4')
+    command += (f'--config.dataset.data_dir={tmp_path / "data"}', '--config.epochs=1', '--noreport')
+    assert forked(*command, f'--workdir={tmp_path / "first"}').returncode == 0
+    second = forked(
+        *command,
+        f'--workdir={tmp_path / "second"}',
+        f'--config.init.workdir={tmp_path / "first"}',
+        '--config.init.freeze=Conv_0,Dense_*',
+    )
+    assert second.returncode == 0, second.stderr
+    prediction = forked('--mode=predict', f'--workdir={tmp_path / "second"}', f'--input={raw_dir}')
+    assert prediction.returncode == 0, prediction.stderr
+    header, _, *rows = prediction.stdout.splitlines()
+    assert header.split() == ['image', 'class', 'probability', 'next', 'prepared'] and len(rows) == 16
+
+
 def test_a_run_resumes_only_with_the_same_images(tmp_path):
     raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
     config = own_config(raw_dir, tmp_path / 'data')

@@ -94,8 +94,9 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
     by_class = {split: {path.name: path for path in _directories(directory)} for split, directory in splits.items()}
     class_names = sorted(set().union(*by_class.values()), key=natural_order)
     if not class_names:
+        hint = f'; a directory called {splits["train"].name!r} is that of a split' if splits['train'] != raw_dir else ''
         raise UserError(
-            f'config.dataset.raw_dir must have one directory per class, got {str(raw_dir)!r} without directories'
+            f'{str(splits["train"])!r} must have one directory per class, got none (config.dataset.raw_dir){hint}'
         )
     found = {
         split: [

@@ -283,12 +283,13 @@ def _groups(inputs: Sequence[InputImages]) -> Iterator[list[tuple[InputImages, s
 
 
 def _format_table(predictions: Sequence[Prediction]) -> str:
-    rows = [['image', 'class', 'probability', 'next', '', 'prepared']]
+    shown = min(TOP_CLASSES, len(predictions[0].probabilities))
+    rows = [['image', 'class', 'probability', 'next', *[''] * (shown - 2), 'prepared']]
     for name, label, probabilities, preprocessing in predictions:
         ranking = sorted(probabilities, key=lambda class_name: probabilities[class_name], reverse=True)
         others = [f'{class_name} {probabilities[class_name]:.4f}' for class_name in ranking[1:TOP_CLASSES]]
         rows.append([name, label, f'{probabilities[label]:.4f}', *others, preprocessing])
-    return '\n'.join(text_tables.titled(rows, left=6))
+    return '\n'.join(text_tables.titled(rows, left=len(rows[0])))
 
 
 def _format_submission(predictions: Sequence[Prediction]) -> str:

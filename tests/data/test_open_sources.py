@@ -331,7 +331,7 @@ def folder_errors(raw):
         'empty': ({}, 'must have at least one image, got none in 3'),
         'sizes': ({}, 'config.dataset.image_size must be set'),
         'one': ({}, 'must have from 2 to 1,000 classes, got 1'),
-        'files': ({}, 'without directories'),
+        'files': ({}, 'must have one directory per class, got none'),
         'files/a.png': ({}, 'must be a directory with one directory per class'),
         'no-train': ({}, "must have a directory 'train'"),
         'missing': ({}, 'must exist'),
