@@ -68,7 +68,7 @@ def _dataset() -> ConfigDict:
     dataset = ConfigDict()
     dataset.name = 'mnist'  # one of data.source.SOURCES
     dataset.data_dir = ''  # directory of the prepared data; '': the TFDS default, ~/tensorflow_datasets
-    dataset.raw_dir = ''  # the raw files: a directory, or Kaggle's CSV; '': bundled with the package, or downloaded
+    dataset.raw_dir = ''  # the raw files: a directory or a file; see docs/data.md; '': bundled, or downloaded
     dataset.train = 'train'  # a split in TFDS's slicing notation, such as 'train[:90%]'
     dataset.validation = ''  # the validation split in the same notation; '': none
     dataset.test = 'test'  # the test split in the same notation
@@ -79,7 +79,7 @@ def _dataset() -> ConfigDict:
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
     # Keep the examples in device memory: 'on', 'off', or 'auto': on accelerators, if they fit.
     dataset.on_device = 'auto'
-    dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, Kaggle's splits
+    dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, drawn test splits
     return dataset
 
 

@@ -70,7 +70,7 @@ flags.DEFINE_multi_string(
     'input',
     [],
     "predict: an image, a directory of images, an IDX file, Kaggle's test.csv, or a pattern; may be repeated. "
-    'eval: a directory of images, in directories called like the classes',
+    'eval: a directory of images, in directories named after the classes',
 )
 flags.DEFINE_string('output', None, 'predict: the .csv or .jsonl file to write; by default, prints a table')
 flags.DEFINE_bool(

@@ -120,7 +120,7 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
 
 
 def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None = None) -> JsonObject:
-    """Evaluates a checkpoint on image files in directories that are called like the classes of the run.
+    """Evaluates a checkpoint on image files in directories named after the classes of the run.
 
     The images are prepared as for prediction. Needs only the workdir and these files; writes `eval-NAME.json` and
     `predictions-NAME.npz` in the workdir, where NAME is the name of `directory`.
@@ -131,11 +131,14 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
       step: See `evaluate_workdir`.
 
     Raises:
-      UserError: a directory is not called like a class, or a file cannot be read.
+      UserError: a directory is not named after a class, or a file cannot be read.
     """
     directory = user_path(directory, '--input')
     if not directory.is_dir():
-        raise UserError(f'--input must be a directory with one directory per class, got {str(directory)!r}')
+        problem = 'is a file' if directory.exists() else 'does not exist'
+        raise UserError(
+            f'--input must be a directory with one directory per class, got {str(directory)!r}, which {problem}'
+        )
     model = RestoredModel.load(workdir, step)
     paths, label_N = image_folder.labeled_files(directory, model.class_names)
     parts, digest = [], hashlib.sha256()

@@ -75,7 +75,7 @@ def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys):
     assert result['params_sha256'] == expected['params_sha256']
     assert (workdir / 'eval-raw.json').exists() and 'top 3' not in capsys.readouterr().out
     (raw_dir / 'purple').mkdir()
-    with pytest.raises(UserError, match=r"must be called like the classes blue, green, red, got 'purple'"):
+    with pytest.raises(UserError, match=r"must be named after the classes blue, green, red, got 'purple'"):
         evaluate_folder(workdir, raw_dir)
     with pytest.raises(UserError, match=r'--input must be a directory'):
         evaluate_folder(workdir, raw_dir / 'red' / '000.png')

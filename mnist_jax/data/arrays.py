@@ -1,4 +1,4 @@
-"""Turns arrays as people store them into images, labels and splits."""
+"""Converts arrays in common layouts to images, labels and splits."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from mnist_jax.data.builder import MAX_CLASSES, Arrays, Contents
 from mnist_jax.errors import UserError, comma_separated
 
 CHANNELS = (1, 3)
+MAX_LABEL = 10**9  # the largest number of a class
 # The words that name a split, in the names of files, directories and arrays.
 SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
 
@@ -22,11 +23,20 @@ def split_of(name: str) -> str | None:
 
 
 def group_by_split(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Returns the files of each split, in order; if no file names a split, they are all training files."""
+    """Returns the files of each split, in order; if no file names a split, they are all training files.
+
+    Raises:
+      UserError: only some of the files name a split.
+    """
     groups: dict[str, list[Path]] = {}
     for path in sorted(paths):
         groups.setdefault(split_of(path.name) or '', []).append(path)
     unnamed = groups.pop('', [])
+    if groups and unnamed:
+        raise UserError(
+            f'the names of all files in {str(unnamed[0].parent)!r} must contain that of a split (train, validation or '
+            f'test), or none of them, got {unnamed[0].name!r}'
+        )
     return groups or {'train': unnamed}
 
 
@@ -38,7 +48,7 @@ def to_images(label: str, array: np.ndarray) -> np.ndarray:
       array: NxHxW, NxHxWxC with 1 or 3 channels, or NxP with the P pixels of square gray images, from 0 to 255.
 
     Raises:
-      UserError: the array has another shape, or a pixel that is not an integer from 0 to 255.
+      UserError: the array has another shape, or a pixel with a value that is not an integer from 0 to 255.
     """
     if array.dtype.kind not in 'uif' and array.dtype != bool:
         raise UserError(f'{label} must hold numbers, got the type {array.dtype}')
@@ -47,6 +57,8 @@ def to_images(label: str, array: np.ndarray) -> np.ndarray:
         array = array.reshape(len(array), math.isqrt(shape[1]), -1)
     if array.ndim == 3:
         array = array[..., None]
+    if array.ndim == 4 and not len(array):
+        raise UserError(f'{label} must have at least one image, got the shape {shape}')
     if array.ndim != 4 or array.shape[-1] not in CHANNELS or 0 in array.shape:
         hint = '; move the channels to the last axis' if array.ndim == 4 and array.shape[1] in CHANNELS else ''
         raise UserError(
@@ -111,7 +123,7 @@ def to_labels(label: str, array: np.ndarray) -> np.ndarray:
         and (array.sum(1) == 1).all()
     ):
         return array.argmax(1)
-    if array.dtype.kind == 'O':
+    if array.dtype.kind == 'O' and all(isinstance(value, str) for value in array.ravel().tolist()):
         array = array.astype(str)
     if array.ndim != 1 or array.dtype.kind not in 'biufSU':
         raise UserError(
@@ -119,10 +131,15 @@ def to_labels(label: str, array: np.ndarray) -> np.ndarray:
             f'{array.dtype}'
         )
     if array.dtype.kind == 'S':
-        return np.char.decode(array, 'utf-8', 'replace')
+        try:
+            return np.char.decode(array, 'utf-8')
+        except UnicodeDecodeError:
+            raise UserError(f'{label} must be texts in UTF-8, got other bytes') from None
     if array.dtype.kind == 'U':
         return array
-    if not np.isfinite(array).all() or (array != np.rint(array)).any():
+    if array.size and not -MAX_LABEL <= array.min() <= array.max() <= MAX_LABEL:  # also true for NaN
+        raise UserError(f'{label} must have integers up to {MAX_LABEL:,} as labels, got {array.min()} to {array.max()}')
+    if (array != np.rint(array)).any():
         raise UserError(f'{label} must have integers or texts as labels, got fractions or NaN')
     return array.astype(np.int64)
 

@@ -34,13 +34,13 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class Description(NamedTuple):
-    """What a model has to know of a dataset; part of every workdir, so that prediction needs no data.
+    """What a model has to know about a dataset; part of every workdir, so that prediction needs no data.
 
     Attributes:
       image_shape: Height, width and channels.
       class_names: The names of the classes, in the order of the labels.
       max_pixel: The pixel value that maps to 1.0.
-      framing: How the objects in the images are framed; None if the images are not of single objects on a plain ground.
+      framing: How the objects in the images are framed; None if they are not single objects on a plain background.
       fit: How a user's own images of another size are fitted if `framing` is None; see `image_files.FITS`.
       mean, deviation: Those of a `Normalization` that was measured; () for none.
     """
@@ -222,6 +222,8 @@ class OpenBuilder(ArrayBuilder):
             raise UserError(f"config.dataset.raw_dir must be {what[0].lower()}{what[1:]}, got ''")
         if not raw_dir.exists():
             raise UserError(f'config.dataset.raw_dir must exist, got {str(raw_dir)!r}, which does not{MOVED}')
+        if not raw_dir.is_dir() and not raw_dir.is_file():  # Reading it could block.
+            raise UserError(f'config.dataset.raw_dir must be a directory or a regular file, got {str(raw_dir)!r}')
         return raw_dir
 
     @classmethod

@@ -131,8 +131,8 @@ def _find_open_columns(path: Path, line: str) -> tuple[_Columns, bool]:
     if len(labels) != 1:
         raise UserError(
             f'raw file {str(path)!r}, line 1 must be a header in which one column is called '
-            f'{" or ".join(LABEL_NAMES)}, or a row of integers that starts with the label, got {len(labels)} such '
-            f'columns in a line that starts with {line[:20].strip()!r}'
+            f'{", ".join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}, or a row of integers that starts with the label, got '
+            f'{len(labels)} such columns in a line that starts with {line[:20].strip()!r}'
         )
     pixels = [i for i, name in enumerate(names) if i != labels[0] and name not in INDEX_NAMES]
     if not all(_image_size(len(pixels))):

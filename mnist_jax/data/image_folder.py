@@ -16,7 +16,7 @@ from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.factory import Rate, Width
 
-IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # what operating systems add; hidden files are ignored too
+IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # files of operating systems; hidden ones are ignored too
 SHOWN = 5  # unreadable files that an error or a warning names
 THREADS = 4  # Pillow decodes without Python's lock.
 
@@ -91,6 +91,12 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
             f"config.dataset.raw_dir must have a directory 'train', got only {comma_separated(splits)} in "
             f'{str(raw_dir)!r}'
         )
+    others = sorted(set(_directories(raw_dir)) - {raw_dir, *splits.values()}) if raw_dir not in splits.values() else []
+    if others:
+        raise UserError(
+            f'{str(raw_dir)!r} must have only the directories of splits (train, validation, test) or only those of '
+            f'classes, got {splits["train"].name!r} and {others[0].name!r}'
+        )
     by_class = {split: {path.name: path for path in _directories(directory)} for split, directory in splits.items()}
     class_names = sorted(set().union(*by_class.values()), key=natural_order)
     if not class_names:
@@ -119,7 +125,7 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
 
 
 def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
-    """Returns the files in directories that are called like classes, and the labels of their images.
+    """Returns the files in directories that are named after classes, and the labels of their images.
 
     Args:
       directory: A directory with at most one directory per class.
@@ -132,7 +138,7 @@ def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Pat
     unknown = [name for name in sorted(directories) if name not in class_names]
     if unknown:
         raise UserError(
-            f'the directories in {str(directory)!r} must be called like the classes {comma_separated(class_names[:10])}'
+            f'the directories in {str(directory)!r} must be named after the classes {comma_separated(class_names[:10])}'
             f'{", ..." if len(class_names) > 10 else ""}, got {unknown[0]!r}'
         )
     images = [
@@ -141,12 +147,12 @@ def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Pat
         for path in (sorted(_files(directories[name])) if name in directories else [])
     ]
     if not images:
-        raise UserError(f'{str(directory)!r} must have images in directories called like classes, got none')
+        raise UserError(f'{str(directory)!r} must have images in directories named after classes, got none')
     return [image.path for image in images], np.array([image.label for image in images])
 
 
 def _find_split(raw_dir: Path, names: Sequence[str]) -> Path | None:
-    return next((raw_dir / name for name in names if (raw_dir / name).is_dir()), None)
+    return next((path for path in sorted(_directories(raw_dir)) if path.name.lower() in names), None)
 
 
 def _directories(directory: Path) -> list[Path]:
@@ -169,6 +175,8 @@ def _is_ignored(name: str) -> bool:
 def _read(image: _Image, prepare: image_files.Preparation) -> np.ndarray | UserError:
     """Returns the pixels HxWxC of an image; or what is wrong with it."""
     try:
+        if not image.path.is_file():  # Reading it could block.
+            return UserError(f'image {str(image.path)!r} must be a regular file')
         return prepare(image.path)
     except UserError as error:
         return error

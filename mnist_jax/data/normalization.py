@@ -28,7 +28,7 @@ def measure(examples: Examples, max_pixel: int) -> Normalization:
     """Returns the normalization with the means and standard deviations of the channels of all pixels.
 
     The sums are sums of integers, so the result depends neither on the order of the examples nor on the machine. A
-    channel without variation has the deviation 1.
+    channel without variation is given a deviation of 1.
     """
     values = np.arange(256)
     counts = functools.reduce(np.add, map(_count_values, _blocks(examples)))  # Cx256

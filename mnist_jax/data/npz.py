@@ -71,7 +71,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield (path.stem if name == ONLY_ARRAY else name), contents[name]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise UserError(
-            f'raw file {str(path)!r} must be a .npy or .npz file of numbers or texts: {first_line(error)}'
+            f'raw file {str(path)!r} must be a .npy or .npz file of numbers or texts, not of Python objects'
+            f'{"" if "pickle" in str(error) else f" ({first_line(error)})"}'
         ) from None
 
 

@@ -82,7 +82,11 @@ def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
         metadata = file.schema_arrow.metadata or {}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f'raw file {str(path)!r} must be a Parquet file: {first_line(error)}') from None
-    labels = to_labels(f'the column {label!r} of {str(path)!r}', np.array(table.column(label).to_pylist()))
+    values = table.column(label).to_pylist()
+    wrong = next((value for value in values if not isinstance(value, int | float | str | bytes)), 0)
+    if wrong != 0:
+        raise UserError(f'the column {label!r} of {str(path)!r} must have integers or texts, got {str(wrong)[:40]}')
+    labels = to_labels(f'the column {label!r} of {str(path)!r}', np.array(values))
     names = _class_names(metadata, label) if labels.dtype.kind == 'i' else []
     return _Columns(table.column(image).to_pylist(), labels, names)
 

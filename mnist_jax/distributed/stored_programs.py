@@ -37,7 +37,7 @@ enabled = _is_command()
 functions of the package may have been replaced, which nothing here would notice."""
 
 PACKAGE = Path(__file__).parents[1]
-# The packages whose code programs are made of. What else a program depends on are values, which are in its key.
+# The packages whose code programs are made of. Everything else that a program depends on is a value in its key.
 CODE = ('kernels', 'models', 'learning', 'distributed', 'training', 'inference')
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ziglang')
 VARIABLES = ('XLA_FLAGS', 'PJRT_NPROC')  # PJRT_NPROC: XLA divides some loops among its threads when it compiles
@@ -48,7 +48,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def stored(function: Callable, key: str | None, devices: Sequence[jax.Device]) -> Callable:
-    """Returns `function`, except that its compiled programs are loaded from the disk if they are stored there.
+    """Returns `function`, except that its compiled programs are loaded from disk if they are stored there.
 
     Args:
       function: The result of `jax.jit` or `jax.pmap`; its arguments are positional.
@@ -130,7 +130,7 @@ def _load_or_compile(path: Path, function: Callable, arguments: Sequence, device
         contents = path.read_bytes()
         digest, program = contents[:DIGEST_BYTES], contents[DIGEST_BYTES:]
         if hashlib.sha256(program).digest() != digest:
-            raise ValueError('it does not have its SHA-256 digest')
+            raise ValueError('its SHA-256 digest does not match')
         executable, in_tree, out_tree = pickle.loads(program)
         loaded = serialize_executable.deserialize_and_load(executable, in_tree, out_tree, execution_devices=devices)
         os.utime(path)

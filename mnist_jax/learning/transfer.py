@@ -1,4 +1,4 @@
-"""Starting from the variables of another run: what is taken from it, what is frozen, and what learns at another rate.
+"""Starting from the variables of another run: what is taken from it, and what is frozen or trained at another rate.
 
 Patterns name parameters and batch statistics by their paths, such as 'Conv_0/kernel'; '*' stands for any characters. A
 pattern that matches the path of a module, such as 'Conv_*' or 'ResidualBlock_0', stands for everything in it.
@@ -19,7 +19,7 @@ from mnist_jax.learning.optimizers import Optimizer
 
 
 class Transfer(NamedTuple):
-    """What became of one array of a new run that starts from another one."""
+    """The outcome for one array of a new run that starts from another one."""
 
     path: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]:
-    """Returns `new` with the arrays of `origin` whose path and shape fit, and what became of each array.
+    """Returns `new` with the arrays of `origin` whose path and shape fit, and the outcome for each array.
 
     Both are `step.Variables`.
 
@@ -69,7 +69,7 @@ def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]
 
 
 def check_patterns(field: str, patterns: Sequence[str], variables: PyTree) -> None:
-    """Raises a UserError that calls the patterns `field` if one of them matches nothing in `variables`."""
+    """Raises a UserError that names the patterns `field` if one of them matches nothing in `variables`."""
     paths = [path.partition('/')[2] for path in _by_path(variables)]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
@@ -86,7 +86,7 @@ def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tupl
 
     Args:
       optimizer: The optimizer of the run.
-      frozen: Patterns of parameters that keep their bits.
+      frozen: Patterns of parameters that stay bit-identical.
       rates: Patterns, and the factors of the learning rates of what they match; the last one that matches counts.
     """
     if not frozen and not rates:
@@ -124,4 +124,4 @@ def _by_path(variables: PyTree) -> dict[str, np.ndarray | jax.Array]:
 
 
 def _format(shape: tuple[int, ...]) -> str:
-    return ' x '.join(map(str, shape)) or 'a number'
+    return ' x '.join(map(str, shape)) or 'scalar'

@@ -327,6 +327,11 @@ def folder_errors(raw):
     Image.fromarray(GRAY[0]).save(raw / 'files' / 'a.png')
     write_folder(raw / 'no-train' / 'test', GRAY, LABELS)
     write_folder(raw / 'few', GRAY[:3], LABELS[:3])
+    write_folder(raw / 'class-train' / 'Train', GRAY, LABELS)
+    write_folder(raw / 'class-train', GRAY, ['bus'] * 10)
+    write_folder(raw / 'pipe', GRAY, LABELS)
+    os.mkfifo(raw / 'pipe' / '0' / 'pipe.png')
+    os.mkfifo(raw / 'fifo')
     return {
         'empty': ({}, 'must have at least one image, got none in 3'),
         'sizes': ({}, 'config.dataset.image_size must be set'),
@@ -335,6 +340,9 @@ def folder_errors(raw):
         'files/a.png': ({}, 'must be a directory with one directory per class'),
         'no-train': ({}, "must have a directory 'train'"),
         'missing': ({}, 'must exist'),
+        'class-train': ({}, "or only those of classes, got 'Train' and 'bus'"),
+        'pipe': ({}, 'must be a regular file'),
+        'fifo': ({}, 'must be a directory or a regular file'),
         'few': ({'test_fraction': 0.1}, 'config.dataset.test_fraction must select at least one image'),
     }
 
@@ -354,6 +362,9 @@ def npz_errors(raw):
     np.savez(raw / 'shapes.npz', x_train=x, y_train=y, x_test=x[:, :5], y_test=y)
     np.savez(raw / 'fractions.npz', x_train=x, y_train=y + 0.5)
     np.savez(raw / 'test-only.npz', x_test=x, y_test=y)
+    np.savez(raw / 'bytes.npz', x_train=x, y_train=np.array([b'\xff', b'\xfe'] * 5))
+    np.savez(raw / 'huge.npz', x_train=x, y_train=np.array([1, 2**64 - 1] * 5, np.uint64))
+    np.savez(raw / 'none.npz', x_train=x[:0], y_train=y[:0])
     (raw / 'damaged.npz').write_bytes((raw / 'twice.npz').read_bytes()[:200])
     (raw / 'text.npz').write_text('x_train')
     (raw / 'nothing').mkdir()
@@ -371,6 +382,9 @@ def npz_errors(raw):
         'shapes.npz': ({}, 'images of one shape'),
         'fractions.npz': ({}, 'integers or texts'),
         'test-only.npz': ({}, 'arrays such as x_train'),
+        'bytes.npz': ({}, 'must be texts in UTF-8'),
+        'huge.npz': ({}, 'integers up to 1,000,000,000'),
+        'none.npz': ({}, 'must have at least one image'),
         'damaged.npz': ({}, 'must be a .npy or .npz file'),
         'text.npz': ({}, 'must be a .npy or .npz file'),
         'objects.npy': ({}, 'must be a .npy or .npz file'),
@@ -394,6 +408,9 @@ def csv_errors(raw):
     raw.mkdir()
     for name, (text, _) in texts.items():
         (raw / name).write_text(text)
+    (raw / 'names').mkdir()
+    for name in ('a_train.csv', 'b.csv'):
+        (raw / 'names' / name).write_text('0,1\n1,2\n')
     (raw / 'cut.csv.gz').write_bytes(gzip.compress(b'label,p0\n0,1\n' * 99)[:-20])
     (raw / 'nothing').mkdir()
     for split, size in (('train', 4), ('test', 9)):
@@ -402,6 +419,7 @@ def csv_errors(raw):
         (raw / 'sizes' / f'{split}.csv').write_text(f'{row}\n{row.replace("0", "1", 1)}\n')
     return {name: ({}, message) for name, (_, message) in texts.items()} | {
         'cut.csv.gz': ({}, 'truncated or damaged'),
+        'names': ({}, "or none of them, got 'b.csv'"),
         'nothing': ({}, 'must contain CSV files'),
         'sizes': ({}, 'images of one shape'),
     }
@@ -443,6 +461,9 @@ def parquet_errors(raw):
     pyarrow.parquet.write_table(pyarrow.table({'image': [1, 2], 'label': [0, 1]}), raw / 'numbers.parquet')
     pyarrow.parquet.write_table(pyarrow.table({'image': [b'no image'], 'label': [0]}), raw / 'bytes.parquet')
     pyarrow.parquet.write_table(pyarrow.table({'image': [None, None], 'label': [0, 1]}), raw / 'null.parquet')
+    for name, labels in {'lists': [[1, 2], [1]], 'missing': [1, None]}.items():
+        cells = [encode(image) for image in GRAY[:2]]
+        pyarrow.parquet.write_table(pyarrow.table({'image': cells, 'label': labels}), raw / f'{name}.parquet')
     (raw / 'cut.parquet').write_bytes((raw / 'sizes.parquet').read_bytes()[:-50])
     (raw / 'nothing').mkdir()
     return {
@@ -452,6 +473,8 @@ def parquet_errors(raw):
         'bytes.parquet': ({}, 'the image in row 0'),
         'null.parquet': ({}, 'must be the bytes of an image file, got NoneType'),
         'cut.parquet': ({}, 'must be a Parquet file'),
+        'lists.parquet': ({}, 'must have integers or texts, got [1, 2]'),
+        'missing.parquet': ({}, 'must have integers or texts, got None'),
         'nothing': ({}, 'must contain .parquet files'),
     }
 
