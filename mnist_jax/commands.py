@@ -263,7 +263,7 @@ def serve() -> None:
 
 def summary() -> None:
     """Prints the layer table of --config."""
-    from mnist_jax.training.experiment import model_summary
+    from mnist_jax.training.plan import model_summary
 
     print(model_summary(_config()))
 

@@ -54,8 +54,6 @@ CHANGEABLE_FIELDS = (
     'dataset.on_device',
     'epochs',
 )
-
-
 TUPLES_OF_TEXTS = ('init.freeze',)  # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
 
 

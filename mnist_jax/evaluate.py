@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.learning import metrics
+from mnist_jax.learning.step import Variables
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
@@ -60,15 +62,11 @@ def evaluate_snapshot(
         **means,
         'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
-        'top_k': metrics.top_k_accuracies(probabilities_NxK, examples.label),
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
-        'params_sha256': params_sha256(variables),
+        **_about(variables, matrix, examples.label, probabilities_NxK, source.class_names),
         'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'origin': read_origin(workdir),
-        'confusion_matrix': matrix.tolist(),
-        'statistics': metrics.statistics(matrix, source.class_names),
     }
     if processes.is_main():
         try:
@@ -76,6 +74,23 @@ def evaluate_snapshot(
         finally:  # The disk may be full: print the result either way.
             print(format_result(result), flush=True)
     return result
+
+
+def _about(
+    variables: Variables,
+    matrix: np.ndarray,
+    label_N: np.ndarray,
+    probabilities_NxK: np.ndarray,
+    class_names: Sequence[str],
+) -> JsonObject:
+    """Returns the part of a result that follows from the variables and their predictions."""
+    return {
+        'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
+        'params_sha256': params_sha256(variables),
+        'confusion_matrix': matrix.tolist(),
+        'statistics': metrics.statistics(matrix, class_names),
+    }
 
 
 def _reschedules(workdir: Path, step: int) -> list[JsonObject]:
@@ -152,7 +167,6 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
     np.add.at(matrix, (label_N, probabilities_NxK.argmax(-1)), 1)
     own = np.take_along_axis(probabilities_NxK, label_N[:, None], axis=1)
     cross_entropy = float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean(dtype=np.float64))
-    variables = model.snapshot.state.variables
     result = {
         'dataset': str(directory),
         'split': directory.name,
@@ -163,11 +177,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         'accuracy': int(np.trace(matrix)) / len(paths),
         'cross_entropy': cross_entropy,
         'correct': int(np.trace(matrix)),
-        'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
-        'params_sha256': params_sha256(variables),
-        'confusion_matrix': matrix.tolist(),
-        'statistics': metrics.statistics(matrix, model.class_names),
+        **_about(model.snapshot.state.variables, matrix, label_N, probabilities_NxK, model.class_names),
     }
     suffix = '-'.join(name for name in (step and f'step{result["step"]}', directory.name) if name)
     write_result(model.workdir, suffix, result, label_N, probabilities_NxK)

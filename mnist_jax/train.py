@@ -24,11 +24,12 @@ from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
 from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.models.layer_table import format_table
-from mnist_jax.training.experiment import Experiment, make_experiment, make_plan
+from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
+from mnist_jax.training.plan import make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
-from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, record_start
+from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
 from mnist_jax.workdir.results import describe_overlaps
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
@@ -74,6 +75,7 @@ def train(
     checkpoints.check_data(digests)
     for name in experiment.source.split_names:
         experiment.source.split(name)
+    first = None if steps else _first_snapshot(experiment, workdir)
     files.make_directory(workdir, '--workdir')
     with contextlib.ExitStack() as stack:
         lock = (
@@ -97,9 +99,8 @@ def train(
             }
         )
         processes.check_shared_directory(workdir)
-        origin = None
-        if steps:
-            history = recorded or [(0, saved.epochs)]
+        if first is None:
+            origin, history = read_origin(workdir), recorded or [(0, saved.epochs)]
             snapshot, epochs = _restore_newest(experiment, checkpoints, steps, history, reschedule)
             if not recorded:
                 logging.warning(
@@ -108,7 +109,7 @@ def train(
                     saved.epochs,
                 )
         else:
-            snapshot, origin = _first_snapshot(experiment, workdir)
+            snapshot, origin = first
             epochs = [(0, config.epochs)]
             processes.check_identical({'config.init.workdir': str(origin)})
         if lock is not None:
@@ -127,7 +128,7 @@ def train(
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
         with stop_on_signals() as request:
             with checkpoints.open(lock.renew if lock else lambda: None) as writer:
-                if not steps:
+                if first is not None:
                     writer.save(snapshot)
                 snapshot = Loop(experiment, writer, metrics_log, request, on_step).run(snapshot)
             request.unsaved = False
@@ -162,8 +163,12 @@ def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, Js
     plan = make_plan(config, checkpoints.read_description())
     start = restore_snapshot(checkpoints, plan, init.step or None, 'config.init.step')
     variables, transfers = take_variables(snapshot.state.variables, start.state.variables)
-    state = dataclasses.replace(snapshot.state, params=variables.params, batch_stats=variables.batch_stats)
-    state = dataclasses.replace(state, opt_state=experiment.optimizer.init(variables.params))
+    state = dataclasses.replace(
+        snapshot.state,
+        params=variables.params,
+        batch_stats=variables.batch_stats,
+        opt_state=experiment.optimizer.init(variables.params),
+    )
     origin = {
         'workdir': str(path.resolve()),
         'step': int(start.state.step),

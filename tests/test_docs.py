@@ -26,7 +26,7 @@ from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.models.layers import Dense, Flatten
-from mnist_jax.training.experiment import make_model
+from mnist_jax.training.plan import make_model
 from mnist_jax.workdir.config_sections import SECTIONS
 
 KERNELS = ROOT / 'mnist_jax' / 'kernels' / 'README.md'  # part of docs/kernels.md

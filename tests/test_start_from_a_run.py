@@ -117,7 +117,7 @@ def test_the_number_of_devices_does_not_matter(start, tmp_path):
 def test_wrong_fields_are_refused_before_anything_is_written(start, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         train(start(**fields), tmp_path / 'run')
-    assert not list((tmp_path / 'run').glob('**/*.json'))
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_cannot_start_from_itself(start, tmp_path):

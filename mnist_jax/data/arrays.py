@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnist_jax.data import partition
 from mnist_jax.data.builder import MAX_CLASSES, Arrays, Contents
 from mnist_jax.errors import UserError, comma_separated
 
@@ -16,9 +17,14 @@ MAX_LABEL = 10**9  # the largest number of a class
 SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val'), 'test': ('test', 'testing')}
 
 
+def words_of(name: str) -> set[str]:
+    """Returns the words in the name of a file or an array, such as 'x_train', in lower case."""
+    return set(re.split('[^a-z]+', name.lower()))
+
+
 def split_of(name: str) -> str | None:
     """Returns the split that a name such as 'x_train' or 'train-00000-of-00001' contains; None if it contains none."""
-    words = set(re.split('[^a-z]+', name.lower()))
+    words = words_of(name)
     return next((split for split, names in SPLITS.items() if words & set(names)), None)
 
 
@@ -156,12 +162,12 @@ def number_classes(labels: Mapping[str, np.ndarray]) -> tuple[list[str], dict[st
     Returns:
       The names of the classes, and the numbers of the labels of each split.
     """
-    distinct = np.unique(np.concatenate([array.astype(str) for array in labels.values()]))
     if all(array.dtype.kind == 'i' for array in labels.values()):
         values = np.unique(np.concatenate(list(labels.values())))
         if values[0] in (0, 1) and values[-1] <= MAX_CLASSES:
             values = np.arange(values[0], values[-1] + 1)
         return list(map(str, values)), {split: np.searchsorted(values, array) for split, array in labels.items()}
+    distinct = np.unique(np.concatenate([array.astype(str) for array in labels.values()]))
     names = sorted(map(str, distinct), key=natural_order)
     numbers = {name: number for number, name in enumerate(names)}
     return names, {
@@ -223,17 +229,13 @@ def draw_test_split(arrays: dict[str, Arrays], test_fraction: float, seed: int) 
     if 'test' in arrays:
         return arrays
     images, labels = arrays['train']
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        indices = rng.permutation(np.flatnonzero(labels == label))
-        drawn[indices[: min(math.ceil(round(test_fraction * len(indices), 6)), len(indices) - 1)]] = True
-    if not drawn.any():
+    test, train = partition.stratified_split(labels, test_fraction, seed, spared=1)
+    if not len(test):
         raise UserError(
             f'config.dataset.test_fraction must select at least one image for testing, got {test_fraction} of '
             f'{len(labels):,} images'
         )
-    return {**arrays, 'train': (images[~drawn], labels[~drawn]), 'test': (images[drawn], labels[drawn])}
+    return {**arrays, 'train': (images[train], labels[train]), 'test': (images[test], labels[test])}
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

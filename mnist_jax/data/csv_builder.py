@@ -32,8 +32,9 @@ class Csv(OpenBuilder):
         images, labels = {}, {}
         for split, files_of_split in group_by_split(paths).items():
             tables = [csv_tables.read_open(path) for path in files_of_split]
-            shapes = {table[0].shape[1:]: path for table, path in zip(tables, files_of_split, strict=True)}
+            shapes = {table[0].shape[1:]: path.name for table, path in zip(tables, files_of_split, strict=True)}
             if len(shapes) > 1:
-                raise UserError(f'the CSV files of a split must have images of one size, got {sorted(shapes)}')
+                sizes = ', '.join(f'{shape} in {name}' for shape, name in shapes.items())
+                raise UserError(f'the CSV files of a split must have images of one size, got {sizes}')
             images[split], labels[split] = (np.concatenate(arrays) for arrays in zip(*tables, strict=True))
         return make_contents(raw_dir, images, labels, test_fraction, split_seed)

@@ -3,7 +3,7 @@
 import concurrent.futures
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -104,14 +104,7 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
         raise UserError(
             f'{str(splits["train"])!r} must have one directory per class, got none (config.dataset.raw_dir){hint}'
         )
-    found = {
-        split: [
-            _Image(path, label)
-            for label, name in enumerate(class_names)
-            for path in (_files(directories[name]) if name in directories else [])
-        ]
-        for split, directories in by_class.items()
-    }
+    found = {split: _images_of(directories, class_names) for split, directories in by_class.items()}
     counts = np.bincount([image.label for images in found.values() for image in images], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if empty:
@@ -119,8 +112,6 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
             f'each directory of a class in {str(raw_dir)!r} must have at least one image, got none in '
             f'{comma_separated(empty[:10])}; directories of splits must be called train, validation and test'
         )
-    for images in found.values():
-        images.sort(key=lambda image: (image.path.name, image.label, str(image.path)))
     return class_names, {split: images for split, images in found.items() if images}
 
 
@@ -141,14 +132,21 @@ def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Pat
             f'the directories in {str(directory)!r} must be named after the classes {comma_separated(class_names[:10])}'
             f'{", ..." if len(class_names) > 10 else ""}, got {unknown[0]!r}'
         )
-    images = [
-        _Image(path, label)
-        for label, name in enumerate(class_names)
-        for path in (sorted(_files(directories[name])) if name in directories else [])
-    ]
+    images = _images_of(directories, class_names)
     if not images:
         raise UserError(f'{str(directory)!r} must have images in directories named after classes, got none')
     return [image.path for image in images], np.array([image.label for image in images])
+
+
+def _images_of(directories: Mapping[str, Path], class_names: Sequence[str]) -> list[_Image]:
+    """Returns the files in the directories of classes, ordered by their names, then by their classes."""
+    images = [
+        _Image(path, label)
+        for label, name in enumerate(class_names)
+        if name in directories
+        for path in _files(directories[name])
+    ]
+    return sorted(images, key=lambda image: (image.path.name, image.label, str(image.path)))
 
 
 def _find_split(raw_dir: Path, names: Sequence[str]) -> Path | None:

@@ -35,9 +35,8 @@ def measure(examples: Examples, max_pixel: int) -> Normalization:
     means, deviations = [], []
     for count in counts:
         number, total, squares = (int((count * values**power).sum()) for power in (0, 1, 2))
-        variance = (
-            number * squares - total**2
-        ) / number**2  # exact up to the division: Python's integers do not overflow
+        # Exact up to the division: Python's integers do not overflow.
+        variance = (number * squares - total**2) / number**2
         means.append(total / number / max_pixel)
         deviations.append(math.sqrt(variance) / max_pixel or 1.0)
     return Normalization(max_pixel, tuple(means), tuple(deviations))

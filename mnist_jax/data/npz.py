@@ -1,6 +1,5 @@
 """Arrays in NumPy's files: one .npz file, or a directory of .npy or .npz files."""
 
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.data.arrays import SPLITS, make_contents, split_of, to_images, to_labels
+from mnist_jax.data.arrays import SPLITS, make_contents, split_of, to_images, to_labels, words_of
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate
@@ -100,4 +99,4 @@ def _find_pair(raw_dir: Path, arrays: Mapping[str, np.ndarray], split: str | Non
 
 def _is_kind(name: str, kind: Sequence[str], split: str | None) -> bool:
     """Returns whether an array holds the images or the labels, as `kind` calls them, of a split."""
-    return bool(set(re.split('[^a-z]+', name.lower())) & set(kind)) and split_of(name) == split
+    return bool(words_of(name) & set(kind)) and split_of(name) == split

@@ -16,8 +16,14 @@ def random_split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np
     return np.sort(order[drawn:]), np.sort(order[:drawn])
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float, seed: int, spared: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draws `fraction` of each class, rounded up, as R's caret::createDataPartition does.
+
+    Args:
+      labels: The label of each example.
+      fraction: The fraction to draw.
+      seed: Seed of the draw.
+      spared: How many examples of each class are not drawn, whatever the fraction is.
 
     Returns:
       The indices of the examples that were drawn, and of those that were not.
@@ -27,7 +33,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
         # In floating point, a product such as 0.8 * 935 can be slightly too large.
-        drawn[indices[: math.ceil(round(fraction * len(indices), 6))]] = True
+        count = math.ceil(round(fraction * len(indices), 6))
+        drawn[indices[: min(count, len(indices) - spared)]] = True
     return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
 

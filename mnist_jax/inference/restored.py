@@ -23,7 +23,7 @@ from mnist_jax.files import user_path
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
-from mnist_jax.training.experiment import Plan, make_plan
+from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.snapshot import Snapshot
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.optimizers import Optimizer
+from mnist_jax.models.layer_table import format_shape
 
 
 class Transfer(NamedTuple):
@@ -29,7 +29,7 @@ class Transfer(NamedTuple):
 
 def transfer_row(transfer: Transfer) -> list[str]:
     """Returns the path, the shape and the start of an array as cells of a table."""
-    return [transfer.path, _format(transfer.shape), 'taken' if transfer.taken else f'new ({transfer.reason})']
+    return [transfer.path, format_shape(transfer.shape), 'taken' if transfer.taken else f'new ({transfer.reason})']
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
@@ -47,17 +47,17 @@ def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]
     Raises:
       UserError: no parameter fits.
     """
-    available = _by_path(origin)
+    available = leaves_by_path(origin)
     transfers: list[Transfer] = []
     leaves: list[PyTree] = []
-    for path, leaf in _by_path(new).items():
+    for path, leaf in leaves_by_path(new).items():
         name = path.partition('/')[2]  # without params/ or batch_stats/
         found = available.get(path)
         if found is not None and found.shape == leaf.shape:
             transfers.append(Transfer(name, leaf.shape, True, ''))
             leaves.append(jnp.asarray(found, leaf.dtype))
         else:
-            reason = 'not in the origin' if found is None else f'{_format(found.shape)} in the origin'
+            reason = 'not in the origin' if found is None else f'{format_shape(found.shape)} in the origin'
             transfers.append(Transfer(name, leaf.shape, False, reason))
             leaves.append(leaf)
     if not any(transfer.taken for transfer in transfers):
@@ -70,7 +70,7 @@ def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]
 
 def check_patterns(field: str, patterns: Sequence[str], variables: PyTree) -> None:
     """Raises a UserError that names the patterns `field` if one of them matches nothing in `variables`."""
-    paths = [path.partition('/')[2] for path in _by_path(variables)]
+    paths = [path.partition('/')[2] for path in leaves_by_path(variables)]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
             raise UserError(
@@ -93,7 +93,7 @@ def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tupl
         return optimizer
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
-        name = _name(path)
+        name = path_name(path)
         if matches(name, frozen):
             return jnp.zeros_like(update)
         factors = [factor for pattern, factor in rates if matches(name, [pattern])]
@@ -111,17 +111,15 @@ def keep_frozen(frozen: Sequence[str], new: PyTree, old: PyTree) -> PyTree:
     if not frozen:
         return new
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, old_leaf: old_leaf if matches(_name(path), frozen) else leaf, new, old
+        lambda path, leaf, old_leaf: old_leaf if matches(path_name(path), frozen) else leaf, new, old
     )
 
 
-def _name(path: tuple) -> str:
+def leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
+    """Returns the leaves by paths such as 'params/Dense_0/kernel', the same for dicts and for dataclasses."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_name(path: tuple) -> str:
+    """Returns a path of JAX as text, such as 'Dense_0/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _by_path(variables: PyTree) -> dict[str, np.ndarray | jax.Array]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-
-
-def _format(shape: tuple[int, ...]) -> str:
-    return ' x '.join(map(str, shape)) or 'scalar'

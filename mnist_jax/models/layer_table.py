@@ -117,13 +117,13 @@ def table_row(layer: Layer) -> tuple[str, ...]:
     """Returns a layer as strings in the columns of `HEADER`."""
     total = layer.trainable + layer.non_trainable
     numbers = (f'{number:,}' for number in (total, layer.trainable, layer.multiply_adds))
-    return (layer.name, layer.kind, _format_shape(layer.output_shape), *numbers)
+    return (layer.name, layer.kind, format_shape(layer.output_shape), *numbers)
 
 
 def format_table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     """Returns the layer table with its totals as text."""
     layers = list_layers(model, image_shape)
-    rows = [HEADER, ('input', '', _format_shape(image_shape), '0', '0', '0'), *map(table_row, layers)]
+    rows = [HEADER, ('input', '', format_shape(image_shape), '0', '0', '0'), *map(table_row, layers)]
     trainable = sum(layer.trainable for layer in layers)
     non_trainable = sum(layer.non_trainable for layer in layers)
     lines = text_tables.titled(rows, left=3)
@@ -135,5 +135,6 @@ def format_table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     return '\n'.join(lines)
 
 
-def _format_shape(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
+    """Returns a shape as text, such as '28 x 28 x 1'."""
     return ' x '.join(map(str, shape))

@@ -56,7 +56,7 @@ def record_start(
       devices: The devices in words.
       epochs: The history of its number of epochs.
       deterministic: Whether accelerators compute with deterministic kernels.
-      origin: What the run started from, if it starts now from another run; later starts repeat it.
+      origin: What the run started from, if it started from another run.
     """
     start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
@@ -66,7 +66,7 @@ def record_start(
         'commit': _commit(),
         'devices': devices,
         'deterministic': deterministic,
-        'origin': read_origin(workdir) if origin is None else origin,
+        'origin': origin,
         'processor': processor(),
         'system': platform.platform(),
         'versions': {

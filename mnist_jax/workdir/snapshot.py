@@ -12,6 +12,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.callbacks import CallbackStates
 from mnist_jax.learning.step import TrainState, Variables
+from mnist_jax.learning.transfer import leaves_by_path
 
 INFERENCE_LEAVES = ('state/params/', 'state/batch_stats/')
 """The paths of what inference needs."""
@@ -66,13 +67,13 @@ class SavedSnapshot:
 
     def __init__(self, tree: PyTree):
         """`tree` consists of nested dicts and lists."""
-        self._tree, self._leaves = tree, _leaves_by_path(tree)
+        self._tree, self._leaves = tree, leaves_by_path(tree)
 
     def matches(self, digest: bytes, abstract: Snapshot) -> bool:
         """Returns whether `digest` is that of the leaves, in the order of their paths here or in `abstract`."""
         if digest == tree_sha256(self._tree):
             return True
-        expected = _leaves_by_path(abstract)
+        expected = leaves_by_path(abstract)
         if expected.keys() != self._leaves.keys():
             return False
         leaves = [self._leaves[path] for path in expected]
@@ -103,7 +104,7 @@ class SavedSnapshot:
           UserError: a leaf has another shape or dtype, a parameter, batch statistic or part of the optimizer's state is
             missing, or this version does not have one of the leaves.
         """
-        missing = [path for path in _leaves_by_path(abstract) if path not in self._leaves]
+        missing = [path for path in leaves_by_path(abstract) if path not in self._leaves]
         initial = make_first() if missing else abstract
         return self._assemble(abstract, initial, (*INFERENCE_LEAVES, OPTIMIZER_LEAVES), strict=True), missing
 
@@ -118,7 +119,7 @@ class SavedSnapshot:
           required: The prefixes of the paths that must match `abstract`; no other path may have one of them.
           strict: Whether every saved leaf must match `abstract`.
         """
-        expected = _leaves_by_path(abstract)
+        expected = leaves_by_path(abstract)
         for path in [path for path in self._leaves if path not in expected]:
             if strict or path.startswith(required):
                 raise UserError(f'it has {path}, which this version and config do not have')
@@ -133,12 +134,6 @@ class SavedSnapshot:
                 saved = None
             leaves.append(default if saved is None else saved)
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
-def _leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
-    """Returns the leaves by paths such as 'state/params/Dense_0/kernel', the same for dicts and for dataclasses."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def _describe(leaf: PyTree) -> str:

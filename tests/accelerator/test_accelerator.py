@@ -19,7 +19,7 @@ import pytest
 from mnist_jax.config import load_config
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import SHARED_STREAM, Training
-from mnist_jax.training.experiment import make_model
+from mnist_jax.training.plan import make_model
 
 ROOT = Path(__file__).parents[2]
 SELECTED = os.environ.get('ACCELERATOR_TESTS', '')

@@ -20,7 +20,8 @@ from mnist_jax.learning.losses import LOSSES
 from mnist_jax.models import layers
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.training.evaluation import evaluate_split
-from mnist_jax.training.experiment import make_experiment, make_plan
+from mnist_jax.training.experiment import make_experiment
+from mnist_jax.training.plan import make_plan
 from mnist_jax.workdir.snapshot import params_sha256
 
 

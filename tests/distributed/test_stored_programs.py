@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from mnist_jax.distributed import stored_programs
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.learning.losses import LOSSES, cross_entropy
-from mnist_jax.training.experiment import make_plan
+from mnist_jax.training.plan import make_plan
 
 X = np.arange(6, dtype=np.float32)
 

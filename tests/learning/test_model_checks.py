@@ -14,7 +14,8 @@ from mnist_jax.learning.model_checks import check_independence, check_model, has
 from mnist_jax.learning.optimizers import sgd
 from mnist_jax.learning.step import create_state
 from mnist_jax.models.architectures import MODELS
-from mnist_jax.training.experiment import make_experiment, make_plan
+from mnist_jax.training.experiment import make_experiment
+from mnist_jax.training.plan import make_plan
 
 
 class Standardized(nn.Module):

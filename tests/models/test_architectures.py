@@ -6,7 +6,7 @@ from conftest import ROOT
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.models.architectures import MODELS
-from mnist_jax.training.experiment import make_model, model_summary
+from mnist_jax.training.plan import make_model, model_summary
 
 # Parameters of the published models: the total, and how many of them are not trainable.
 PUBLISHED = {

@@ -8,7 +8,7 @@ from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.models.layers import Flatten
-from mnist_jax.training.experiment import make_model
+from mnist_jax.training.plan import make_model
 
 
 def test_layer_table_of_the_cnn():

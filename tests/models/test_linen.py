@@ -18,7 +18,7 @@ from mnist_jax.learning.optimizers import sgd
 from mnist_jax.learning.step import apply_to_chunk, create_state, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
-from mnist_jax.training.experiment import make_plan
+from mnist_jax.training.plan import make_plan
 from mnist_jax.workdir.snapshot import params_sha256
 
 BATCH, PADDING = 14, 2

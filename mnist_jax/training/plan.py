@@ -1,0 +1,172 @@
+"""Builds the parts of a run that need no data from its config; `experiment.py` adds the others."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax.config import ConfigDict
+from mnist_jax.config_checks import check_config, check_layer_counts
+from mnist_jax.data.builder import Description
+from mnist_jax.data.source import SOURCES, Source
+from mnist_jax.distributed.stored_programs import stored
+from mnist_jax.errors import UserError, check_range
+from mnist_jax.factory import build, choose, construct
+from mnist_jax.kernels.sums import PyTree
+from mnist_jax.learning import model_checks, step, transfer
+from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
+from mnist_jax.learning.losses import LOSSES, Loss
+from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
+from mnist_jax.learning.step import TrainState
+from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
+from mnist_jax.models.layer_table import format_table
+from mnist_jax.workdir.config_sections import SECTIONS
+from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
+
+DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The parts of a run that depend only on its config: enough to restore and apply a model without the dataset."""
+
+    config: ConfigDict
+    source: Source
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    base_learning_rate: float  # the schedule multiplies it
+    callbacks: Callbacks
+    dtype: jnp.dtype  # the compute dtype
+
+    def infer(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
+        """Returns the logits BxK; see `step.infer`."""
+        return step.infer(variables, image_BxHxWxC, self.model, self.source.normalization, self.dtype)
+
+    def create_state(self) -> TrainState:
+        """Returns the state before the first step."""
+        # On a CPU, optimizing a program that runs once and draws random numbers takes seconds.
+        options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+        compiled = jax.jit(self._create_state, compiler_options=options)
+        create_state = stored(compiled, self.program_key('create_state'), jax.local_devices()[:1])
+        # The seed is an argument, so that runs with different seeds share their compiled programs.
+        return create_state(np.array(self.config.seed, np.int32))
+
+    @functools.cached_property
+    def _create_state(self) -> Callable[[int | jax.Array], TrainState]:
+        return functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape)
+
+    def program_key(self, name: str) -> str | None:
+        """Returns what determines the compiled program `name` besides the code; None if it must not be stored.
+
+        A program with a part that is the user's own must not, because its code is not that of this package.
+        """
+        for field in ('model', 'loss', 'optimizer', 'schedule'):
+            constructor = SECTIONS[field].table[self.config[field].name]
+            if not constructor.__module__.startswith('mnist_jax.'):
+                return None
+        fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
+        data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
+        return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
+
+    def first_snapshot(self) -> Snapshot:
+        """Returns the snapshot before the first step."""
+        return Snapshot(self.create_state(), self.callbacks.init(), EpochProgress())
+
+    @functools.cached_property
+    def abstract_snapshot(self) -> Snapshot:
+        """The structure, shapes and dtypes of a snapshot."""
+        return Snapshot(jax.eval_shape(self._create_state, self.config.seed), self.callbacks.init(), EpochProgress())
+
+    def stopped_early(self, snapshot: Snapshot) -> bool:
+        """Returns whether early stopping has ended the run."""
+        return self.callbacks.early_stopping.stops(snapshot.callbacks.early_stopping)
+
+    def finished(self, snapshot: Snapshot) -> bool:
+        """Returns whether all epochs of the run are trained, or early stopping has ended it."""
+        return snapshot.epoch.number >= self.config.epochs or self.stopped_early(snapshot)
+
+    @functools.cached_property
+    def xla_products(self) -> bool:
+        """Whether XLA computes matrix products of the model, also on a CPU that has the kernels."""
+        if self.dtype != DTYPES['float32']:
+            return True
+        return self.own_model and model_checks.has_products(
+            self.model, self.abstract_snapshot.state, self.source.image_shape
+        )
+
+    @property
+    def own_model(self) -> bool:
+        """Whether the model is not one of this package."""
+        return is_own_model(self.model)
+
+
+def make_plan(config: ConfigDict, description: Description | None = None) -> Plan:
+    """Checks `config` and builds the parts that need no data.
+
+    Args:
+      config: The config of the run.
+      description: The description of its dataset, from its workdir. Without it, a dataset whose image shape and classes
+        depend on its raw files is prepared now.
+    """
+    source, model = _source_and_model(config, description)
+    options = config.optimizer.to_dict()
+    base_learning_rate = options.pop('learning_rate', None)
+    if not isinstance(base_learning_rate, float | int):
+        raise UserError(f'config.optimizer.learning_rate must be of type float, got {base_learning_rate!r}')
+    check_range('config.optimizer.learning_rate', base_learning_rate, 0.0, math.inf)
+    callbacks = Callbacks(
+        construct('config.early_stopping', EarlyStopping, config.early_stopping),
+        construct('config.reduce_lr', ReduceLROnPlateau, config.reduce_lr),
+    )
+    callbacks.check_monitors(source.validated)
+    if callbacks.reduce_lr.needed and config.schedule.name != 'constant':
+        raise UserError(
+            f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
+            f'got {config.schedule.name!r}: only one of them may change the learning rate'
+        )
+    plan = Plan(
+        config=config,
+        source=source,
+        model=model,
+        loss=build('config.loss', LOSSES, config.loss),
+        optimizer=transfer.with_rates(
+            build('config.optimizer', OPTIMIZERS, options), config.init.freeze, config.init.rates
+        ),
+        base_learning_rate=base_learning_rate,
+        callbacks=callbacks,
+        dtype=choose('config.dtype', config.dtype, DTYPES),
+    )
+    if config.init.freeze or config.init.rates:
+        variables = plan.abstract_snapshot.state.variables
+        transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
+        transfer.check_patterns('config.init.rates', [pattern for pattern, _ in config.init.rates], variables)
+    return plan
+
+
+def _source_and_model(config: ConfigDict, description: Description | None = None) -> tuple[Source, nn.Module]:
+    check_config(config)
+    fold = (config.fold, config.folds) if config.folds else None
+    source = build('config.dataset', SOURCES, config.dataset, fold=fold, description=description)
+    return source, make_model(config.model, len(source.class_names))
+
+
+def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
+    model = build('config.model', MODELS, config, num_classes=num_classes)
+    model_checks.check_interface(model)
+    if isinstance(model, MLP | CNN):
+        check_layer_counts(vars(model))
+    return model
+
+
+def model_summary(config: ConfigDict) -> str:
+    """Returns the layer table of the model that `config` describes; needs no data and runs nothing."""
+    source, model = _source_and_model(config)
+    return format_table(model, source.image_shape)
