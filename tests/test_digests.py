@@ -27,8 +27,15 @@ DIGESTS = {
 }
 
 
+# Configs of datasets that have to be downloaded; only their parameter counts are pinned.
+DOWNLOADED = {'emnist', 'kmnist', 'kuzushiji49', 'cifar10', 'cifar100', 'svhn_cropped'}
+
+
 def test_every_config_is_pinned():
-    assert DIGESTS.keys() == {path.stem for path in (ROOT / 'configs').glob('*.py')} - {'default', 'image_folder'}
+    assert (
+        DIGESTS.keys()
+        == {path.stem for path in (ROOT / 'configs').glob('*.py')} - {'default', 'image_folder'} - DOWNLOADED
+    )
 
 
 @pytest.mark.parametrize('name', DIGESTS)

@@ -166,7 +166,7 @@ class OpenBuilder(ArrayBuilder):
 
     SHAPE: tuple[int, ...] = ()
     CLASS_NAMES: Sequence[str] = ()
-    FRAMING = None
+    FRAMING: Framing | None = None
 
     def __init__(
         self,
@@ -186,6 +186,7 @@ class OpenBuilder(ArrayBuilder):
         self._contents: Contents | None = None
         if description is None:
             raw_dir = self.locate(raw_dir, **options)
+            assert raw_dir is not None  # A `Published` dataset was downloaded.
             self._contents = self.read(raw_dir, split_seed, **options)
             check_contents(raw_dir, self._contents)
             images = next(iter(self._contents.arrays.values()))[0]
@@ -203,11 +204,11 @@ class OpenBuilder(ArrayBuilder):
         changed = {name: value for name, value in options.items() if value != defaults[name]}
         text = json.dumps(changed, sort_keys=True)
         digest = [hashlib.sha256(text.encode()).hexdigest()[:8]] if changed else []
-        return '-'.join([super().variant(raw_dir, split_seed), *digest])
+        return '-'.join(filter(None, [super().variant(raw_dir, split_seed), *digest]))
 
     @classmethod
-    def locate(cls, raw_dir: Path | None, **options: Any) -> Path:
-        """Returns where the raw files are, which exist.
+    def locate(cls, raw_dir: Path | None, **options: Any) -> Path | None:
+        """Returns where the raw files are, which exist; None if they have yet to be downloaded.
 
         Args:
           raw_dir: The value of `config.dataset.raw_dir`; None if it is not set.

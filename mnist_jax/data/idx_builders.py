@@ -1,10 +1,6 @@
 """MNIST and Fashion-MNIST: datasets of four IDX files, from a local directory or downloaded."""
 
 import hashlib
-import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +10,9 @@ from absl import logging
 
 from mnist_jax.data import idx
 from mnist_jax.data.builder import MOVED, ArrayBuilder, Arrays
+from mnist_jax.data.downloads import download
 from mnist_jax.data.framing import Framing
-from mnist_jax.errors import UserError, first_line
+from mnist_jax.errors import UserError
 
 FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -23,7 +20,6 @@ FILES = {
 }
 NAMES = tuple(name for pair in FILES.values() for name in pair)
 EMNIST = 'emnist-'  # how the names of EMNIST's files start
-CONNECT_SECONDS = 8.0  # timeout of the request that precedes a download
 
 
 class IdxBuilder(ArrayBuilder):
@@ -68,12 +64,7 @@ class IdxBuilder(ArrayBuilder):
             f'set --config.dataset.raw_dir to a directory with its four IDX files{self.PACKAGE_HINT}, or '
             '--config.dataset.data_dir to prepared data'
         )
-        check_reachable(f'{self.URL}/{NAMES[0]}.gz', CONNECT_SECONDS, hint)
-        try:
-            paths = dl_manager.download({name: f'{self.URL}/{name}.gz' for name in NAMES})
-        except Exception as error:  # The download manager raises whatever its backend raises.
-            raise UserError(f'the download from {self.URL} failed ({first_line(error)}); {hint}') from None
-        return {name: Path(path) for name, path in paths.items()}, ''
+        return download(dl_manager, {name: f'{self.URL}/{name}.gz' for name in NAMES}, hint), ''
 
     def _read_split(self, paths: Mapping[str, Path], images_name: str, labels_name: str, transposed: bool) -> Arrays:
         # A variant is named by the digests of its files, so only the default one has files with known digests.
@@ -145,26 +136,3 @@ class FashionMnistIdx(IdxBuilder):
         't10k-images-idx3-ubyte': '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
         't10k-labels-idx1-ubyte': '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
     }
-
-
-def check_reachable(url: str, timeout: float, hint: str) -> None:
-    """Raises a UserError that ends with `hint` unless `url` answers within `timeout` seconds.
-
-    Without this check, TFDS would retry the download for minutes.
-    """
-    failure = [f'no answer within {timeout:g} s']
-
-    def send_request() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout):
-                failure.clear()
-        except (OSError, ValueError) as error:
-            failure[0] = str(getattr(error, 'reason', error))
-
-    # In a thread, because resolving the host name has no timeout.
-    thread = threading.Thread(target=send_request, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if failure:
-        host = urllib.parse.urlsplit(url).netloc
-        raise UserError(f'the dataset cannot be downloaded from {host} ({failure[0]}); {hint}')

@@ -50,16 +50,17 @@ def _label(raw_dir: Path, name: str) -> str:
 def _read_arrays(raw_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the names and the arrays of a file, or of all .npy and .npz files in a directory."""
     if not raw_dir.is_dir():
-        yield from _read_file(raw_dir)
+        yield from read_file(raw_dir)
         return
     paths = sorted(path for path in raw_dir.iterdir() if path.suffix in ('.npy', '.npz') and path.name[0] != '.')
     if not paths:
         raise UserError(f'config.dataset.raw_dir must contain .npy or .npz files, got {str(raw_dir)!r} without any')
     for path in paths:
-        yield from _read_file(path)
+        yield from read_file(path)
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the names and the arrays of a .npy or .npz file."""
     try:
         contents = np.load(path, allow_pickle=False)
         if isinstance(contents, np.ndarray):

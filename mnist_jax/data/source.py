@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mnist_jax.data import (
+    characters,
+    color_images,
     csv_builder,
     digits,
     idx_builders,
@@ -229,6 +231,12 @@ BUILDERS: dict[str, type[ArrayBuilder]] = {
     'fashion_mnist': idx_builders.FashionMnistIdx,
     'digits': digits.Digits,
     'kaggle_digits': kaggle.KaggleDigits,
+    'emnist': characters.EmnistIdx,
+    'kmnist': characters.KmnistIdx,
+    'kuzushiji49': characters.Kuzushiji49Npz,
+    'cifar10': color_images.Cifar10Binary,
+    'cifar100': color_images.Cifar100Binary,
+    'svhn_cropped': color_images.SvhnCroppedMat,
     'image_folder': image_folder.ImageFolder,
     'idx': idx_folder.IdxFolder,
     'csv': csv_builder.Csv,

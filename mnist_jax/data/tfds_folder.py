@@ -10,6 +10,7 @@ from absl import logging
 
 from mnist_jax.data.arrays import make_contents, to_images
 from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax.data.downloads import CONNECT_SECONDS, check_reachable
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate
 
@@ -18,7 +19,7 @@ class TfdsFolder(OpenBuilder):
     """The directory of a version of a TFDS dataset, such as cifar10/3.0.2, prepared as array_record files."""
 
     @classmethod
-    def locate(cls, raw_dir: Path | None, *, builder: str = '', **options: Any) -> Path:
+    def locate(cls, raw_dir: Path | None, *, builder: str = '', **options: Any) -> Path | None:
         """Returns the directory of the dataset; prepares the dataset `builder` if it is not prepared."""
         if raw_dir is not None or not builder:
             return super().locate(raw_dir)
@@ -31,14 +32,19 @@ class TfdsFolder(OpenBuilder):
             ) from None
         directory = Path(found.data_dir)
         if not directory.exists():
+            hint = (
+                f'on a machine with a network, run tfds build {builder} --file_format=array_record, and copy the '
+                f'result to {str(directory)!r}'
+            )
+            if urls := getattr(found, 'url_infos', None):  # the checksums of what it downloads, by address
+                check_reachable(next(iter(urls)), CONNECT_SECONDS, hint)
             logging.info('Preparing the TFDS dataset %s in %s; this happens once', builder, directory)
             try:
                 found.download_and_prepare()
             except Exception as error:  # TFDS raises whatever its downloads and its parsers raise.
                 raise UserError(
                     f'the TFDS dataset {builder!r} cannot be prepared ({first_line(error)}); many builders need '
-                    'TensorFlow: pip install tensorflow; or, on a machine with a network, tfds build '
-                    f'{builder} --file_format=array_record, and copy the result to {str(directory)!r}'
+                    f'TensorFlow: pip install tensorflow; or, {hint}'
                 ) from None
         return directory
 

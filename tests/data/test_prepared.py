@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mnist_jax.data import idx, idx_builders, source
+from mnist_jax.data import downloads, idx, idx_builders, source
 from mnist_jax.errors import UserError
 
 PACKAGED = idx_builders.MnistIdx.DIRECTORIES[0]
@@ -249,7 +249,7 @@ def test_a_host_that_does_not_answer_is_an_error_before_the_download_starts(tmp_
         url = f'http://127.0.0.1:{silent.getsockname()[1]}'
         monkeypatch.setattr(idx_builders.FashionMnistIdx, 'URL', url)
         monkeypatch.setattr(idx_builders.FashionMnistIdx, 'DIRECTORIES', ())
-        monkeypatch.setattr(idx_builders, 'CONNECT_SECONDS', 0.5)
+        monkeypatch.setattr(downloads, 'CONNECT_SECONDS', 0.5)
         fashion = source.SOURCES['fashion_mnist'](
             data_dir=str(tmp_path), raw_dir='', train='train', validation='', test='test'
         )
@@ -268,7 +268,7 @@ def test_downloaded_files_are_checked_and_prepared(tmp_path, monkeypatch):
         try:
             port = server.stdout.readline().split(' port ')[1].split()[0]
             monkeypatch.setattr(TinyIdx, 'URL', f'http://127.0.0.1:{port}')
-            monkeypatch.setattr(idx_builders, 'CONNECT_SECONDS', 60.0)
+            monkeypatch.setattr(downloads, 'CONNECT_SECONDS', 60.0)
             downloaded = source.Source('tiny', TinyIdx, str(tmp_path / 'data'), '', 'train', '', 'test')
             downloaded.data.prepare()
         finally:
