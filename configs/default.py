@@ -76,6 +76,10 @@ def _dataset() -> ConfigDict:
     # Pixels: 'unit': divided by the largest value; 'standard': also minus the mean of each channel of the training
     # split, and divided by its standard deviation; 'none': as they are.
     dataset.normalize = 'unit'
+    # How classes of unequal sizes are balanced: 'none'; 'loss': the loss of an example is divided by the size of its
+    # class, with a mean weight of 1; 'sampling': an epoch has equally many examples of each class.
+    dataset.balance = 'none'
+    dataset.class_weights = ()  # factors of the loss of each class; (): all 1
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
     # Keep the examples in device memory: 'on', 'off', or 'auto': on accelerators, if they fit.
     dataset.on_device = 'auto'
@@ -97,7 +101,7 @@ def _early_stopping() -> ConfigDict:
     """Returns the fields that decide which epoch is best and when to stop."""
     early_stopping = ConfigDict()
     early_stopping.monitor = 'validation_accuracy'  # the metric; the checkpoint of its best epoch is kept
-    early_stopping.mode = 'auto'  # which value is best, 'min' or 'max'; 'auto': 'max' for an accuracy, 'min' for a loss
+    early_stopping.mode = 'auto'  # which value is best, 'min' or 'max'; 'auto': 'min' for a loss, 'max' for all others
     early_stopping.min_delta = 0.0  # minimum change that counts as an improvement
     early_stopping.patience = 0  # epochs without an improvement before training stops; 0: never stops
     early_stopping.restore_best = False  # whether the run ends with the parameters of the best epoch

@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.epochs = 10
     config.dataset.name = 'kuzushiji49'
+    config.dataset.balance = 'loss'
     config.dataset.validation_fraction = 0.1
+    config.early_stopping.monitor = 'validation_balanced_accuracy'
     config.early_stopping.restore_best = True
     config.model.stages = ((32, 32), (64, 64))
     config.model.batch_norm = True

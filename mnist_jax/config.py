@@ -36,6 +36,8 @@ ADDED_FIELDS = {
     'dataset.in_memory': True,
     'dataset.on_device': 'auto',
     'dataset.normalize': 'unit',
+    'dataset.balance': 'none',
+    'dataset.class_weights': (),
     'deterministic': True,
     'init.workdir': '',
     'init.step': '',

@@ -127,7 +127,7 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
     """
     workdir = user_path(workdir, '--workdir')
     checkpoints, config = open_workdir(workdir)
-    experiment = make_experiment(config)
+    experiment = make_experiment(config, checkpoints.read_description())
     checkpoints.check_data(experiment.source.data.digests)
     snapshot = restore_snapshot(checkpoints, experiment, step)
     suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)

@@ -30,7 +30,7 @@ from mnist_jax.learning.step import StepParts
 from mnist_jax.train import train
 
 ROOT = Path(__file__).parent.parent
-REPRODUCIBLE_COLUMNS = slice(0, 7)  # the columns of metrics.csv that do not depend on the machine
+REPRODUCIBLE_COLUMNS = slice(0, 9)  # the columns of metrics.csv that do not depend on the machine
 
 # Tests compile the same small programs again and again, also in other processes; JAX caches only slow compilations.
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'

@@ -55,7 +55,7 @@ def test_an_extended_run_says_so_in_its_log_its_provenance_and_its_result(small,
     result = train(extended, tmp_path)
     assert result['reschedules'] == [{'step': 10, 'epochs_before': 2, 'epochs_after': 4}]
     assert read_epochs(tmp_path) == [(0, 2), (10, 4)] and evaluate_workdir(tmp_path) == result
-    rates = [float(row[6]) for row in metrics_rows(tmp_path)[1:]]
+    rates = [float(row[8]) for row in metrics_rows(tmp_path)[1:]]
     assert rates == pytest.approx(cosine_rates(2, [4, 9]) + cosine_rates(4, [14, 19]), rel=1e-5)
 
 

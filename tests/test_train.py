@@ -38,7 +38,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path, model):
     train(small(model, epochs=3, devices=1, **config), tmp_path / 'resumed')
     assert results(tmp_path / 'resumed') == results(tmp_path / 'uninterrupted')
     validated = [
-        (float(accuracy), -int(step)) for _, step, _, _, _, accuracy, _ in metrics_rows(tmp_path / 'resumed')[1:]
+        (float(accuracy), -int(step)) for _, step, _, _, _, accuracy, *_ in metrics_rows(tmp_path / 'resumed')[1:]
     ]
     kept = {path.name for path in (tmp_path / 'resumed' / 'checkpoints').iterdir()}
     assert kept == {'10', '15', str(-max(validated)[1])}
@@ -70,13 +70,16 @@ def test_metrics_csv_has_one_row_per_epoch(small, tmp_path):
     train(small(dataset__validation='train[300:400]'), tmp_path)
     header, *epochs = metrics_rows(tmp_path)
     assert header == list(
-        ('epoch', 'step', 'train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy', 'learning_rate')
-    )
+        ('epoch', 'step', 'train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy',
+         'validation_balanced_accuracy', 'validation_macro_f1', 'learning_rate')
+    )  # fmt: skip
     assert [row[:2] for row in epochs] == [['1', '5'], ['2', '10']]
-    assert all(0 < float(row[2]) < 3 and 0 <= float(row[5]) <= 1 and float(row[6]) == 0.001 for row in epochs)
+    assert all(0 < float(row[2]) < 3 and 0 <= float(row[5]) <= 1 and float(row[8]) == 0.001 for row in epochs)
     assert float(epochs[1][2]) < float(epochs[0][2])
     (events,) = (tmp_path / 'tensorboard').glob('events.out.tfevents.*')
     assert events.read_bytes().count(b'validation_accuracy') == 2
+    for row in epochs:
+        assert 0 < float(row[6]) < 1 and 0 < float(row[7]) < 1
 
 
 def test_a_finished_run_keeps_the_rows_of_a_damaged_metrics_csv(small, tmp_path):
@@ -90,7 +93,7 @@ def test_a_finished_run_keeps_the_rows_of_a_damaged_metrics_csv(small, tmp_path)
 
 def test_the_learning_rate_follows_the_schedule(small, tmp_path):
     train(small(schedule=ConfigDict({'name': 'step_decay', 'every': 1.0, 'factor': 0.5})), tmp_path)
-    assert [row[6] for row in metrics_rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
+    assert [row[8] for row in metrics_rows(tmp_path)] == ['learning_rate', '0.001', '0.0005']
 
 
 def test_overlapping_splits_are_named_at_the_start_and_in_the_result(small, tmp_path, caplog):
@@ -121,7 +124,7 @@ CALLBACKS = {
 def test_a_run_stops_early_restores_the_best_epoch_and_reduces_the_learning_rate(small, tmp_path, caplog):
     with caplog.at_level('INFO', logger='absl'):
         result = train(small(epochs=9, **CALLBACKS), tmp_path)
-    assert [row[6] for row in metrics_rows(tmp_path)[1:]] == ['0.001', '0.001', '0.0005', '0.00025']
+    assert [row[8] for row in metrics_rows(tmp_path)[1:]] == ['0.001', '0.001', '0.0005', '0.00025']
     # 225 examples in batches of 64.
     assert result['step'] == 4 and {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'4', '12', '16'}
     assert 'Stopping early: validation_accuracy has not improved on' in caplog.text

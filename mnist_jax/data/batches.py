@@ -29,6 +29,29 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the order of as many examples as there are, with equally many of each class, int32.
+
+    The examples of a class come from an endless sequence of its permutations, of which each epoch takes the next part.
+    So all examples of a class are used equally often, up to one.
+
+    Args:
+      labels: The label of each example.
+      seed: Seed of the order.
+      epoch: Number of the epoch, from 0.
+    """
+    classes, parts = np.unique(labels), []
+    for number, label in enumerate(classes):
+        indices = np.flatnonzero(labels == label).astype(np.int32)
+        share = len(labels) // len(classes) + (number < len(labels) % len(classes))
+        first, last = epoch * share, (epoch + 1) * share
+        rounds = range(first // len(indices), -(-last // len(indices)))
+        shuffled = [np.random.default_rng((seed, int(label), turn)).permutation(indices) for turn in rounds]
+        start = first - rounds.start * len(indices)
+        parts.append(np.concatenate(shuffled)[start : start + share])
+    return np.random.default_rng((seed, epoch)).permutation(np.concatenate(parts))
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Returns the number of batches that hold `count` examples; the last one may be smaller."""
     return -(-count // batch_size)
@@ -36,28 +59,25 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 def train_batches(
     examples: Examples,
-    seed: int,
-    epoch: int,
+    order: np.ndarray,
     batch_size: int,
     padded_size: int,
     rows: slice,
     first: int = 0,
     on_device: bool = False,
 ) -> Iterator[Batch]:
-    """Yields the batches of an epoch in shuffled order.
+    """Yields the batches of an epoch.
 
     Args:
       examples: The training split.
-      seed: Seed of the shuffle.
-      epoch: Number of the epoch, from 0.
+      order: The indices of the examples, in the order of the epoch.
       batch_size: Examples per batch; the last batch may have fewer.
       padded_size: Rows per batch: the examples, followed by padding.
       rows: The rows of each batch that this process loads; only these are yielded.
       first: Index of the first batch to yield, from 0.
       on_device: Whether to yield no images and labels, because the examples are on the devices.
     """
-    order = permutation(seed, epoch, examples.size)[first * batch_size :]
-    return _batches(examples, order, batch_size, padded_size, rows, on_device)
+    return _batches(examples, order[first * batch_size :], batch_size, padded_size, rows, on_device)
 
 
 def eval_batches(

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mnist_jax.data import (
+    batches,
     characters,
     color_images,
     csv_builder,
@@ -27,6 +28,7 @@ from mnist_jax.data.normalization import Normalization, measure
 from mnist_jax.data.prepared import PreparedDataset
 from mnist_jax.data.records import Examples
 from mnist_jax.errors import UserError, check_fraction, check_integer
+from mnist_jax.factory import Finite
 
 
 class Overlap(NamedTuple):
@@ -53,6 +55,9 @@ class Source:
       in_memory: Whether to read the examples into memory; otherwise they stay on disk and are read on demand.
       normalize: 'unit' divides pixels by the largest pixel value; 'standard' also subtracts the mean of each channel of
         the training split, and divides by its standard deviation; 'none' leaves pixels as they are.
+      balance: 'loss' weights the loss of an example by the inverse size of its class; 'sampling' draws equally many
+        examples of each class for an epoch; 'none' does neither.
+      class_weights: Factors of the loss of each class; () for 1.
       on_device: Whether to keep the examples in the memory of the devices; 'auto': on accelerators, if they fit.
       fold: (N, count): validate on fold N, from 1, of `count` stratified folds of `train`, and train on the others.
       options, description: See `PreparedDataset`.
@@ -72,6 +77,8 @@ class Source:
         in_memory: bool = True,
         on_device: Literal['auto', 'on', 'off'] = 'auto',
         normalize: Literal['unit', 'standard', 'none'] = 'unit',
+        balance: Literal['none', 'loss', 'sampling'] = 'none',
+        class_weights: Sequence[Finite] = (),
         fold: tuple[int, int] | None = None,
         options: Mapping[str, Any] | None = None,
         description: Description | None = None,
@@ -94,6 +101,8 @@ class Source:
         self.name = name
         self.on_device = on_device if in_memory else 'off'
         self._normalize = normalize
+        self._balance = balance
+        self._class_weights = class_weights
         self.specs = {'train': train, 'validation': validation, 'test': test}
         self.validated = bool(selected)
         self.data = PreparedDataset(name, make_builder, data_dir, raw_dir, split_seed, options, description)
@@ -129,6 +138,35 @@ class Source:
         if description.mean:
             return Normalization(description.max_pixel, description.mean, description.deviation)
         return measure(self.split('train'), description.max_pixel)
+
+    @functools.cached_property
+    def class_weights(self) -> np.ndarray | None:
+        """The factor of the loss of each class, float32; None if all are 1.
+
+        Weights that balance the classes have a mean of 1 over the training examples, N / (K n) for a class of n of the
+        N examples. They are the 'balanced' weights of scikit-learn; of a class without examples, the weight is 1.
+        """
+        count = len(self.class_names)
+        if self._class_weights and len(self._class_weights) != count:
+            raise UserError(
+                f'config.dataset.class_weights must have one number for each of the {count} classes, or be (), got '
+                f'{len(self._class_weights)}'
+            )
+        if self._class_weights and not any(self._class_weights):
+            raise UserError('config.dataset.class_weights must not all be 0')
+        if not self._class_weights and self._balance != 'loss':
+            return None
+        weights = np.array(self._class_weights or (1.0,) * count)
+        if self._balance == 'loss':
+            sizes = np.bincount(self.split('train').label, minlength=count)
+            weights *= np.where(sizes, sizes.sum() / (np.maximum(sizes, 1) * np.count_nonzero(sizes)), 1.0)
+        return weights.astype(np.float32)
+
+    def train_order(self, seed: int, epoch: int) -> np.ndarray:
+        """Returns the indices of the training examples of an epoch, from 0, in their order."""
+        if self._balance == 'sampling':
+            return batches.balanced_order(self.split('train').label, seed, epoch)
+        return batches.permutation(seed, epoch, self.count('train'))
 
     @property
     def description(self) -> Description:

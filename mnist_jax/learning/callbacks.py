@@ -8,14 +8,18 @@ improvement, not even the first one. The states are part of every checkpoint.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import flax.struct
 
 from mnist_jax.errors import UserError
 from mnist_jax.factory import Count, Finite, Rate
 
-MetricName = Literal['train_loss', 'train_accuracy', 'validation_loss', 'validation_accuracy']
+ValidationMetric = Literal[
+    'validation_loss', 'validation_accuracy', 'validation_balanced_accuracy', 'validation_macro_f1'
+]
+MetricName = Literal['train_loss', 'train_accuracy', ValidationMetric]
+VALIDATION_METRICS: tuple[ValidationMetric, ...] = get_args(ValidationMetric)
 MetricsRow = Mapping[str, float | None]
 """The metrics of an epoch by name, and its last 'step'. Validation metrics are None if the run is not validated."""
 
@@ -26,7 +30,7 @@ class _Monitor:
 
     Attributes:
       monitor: Its name.
-      mode: Whether the 'min' or the 'max' is best; 'auto' is 'max' for an accuracy and 'min' for a loss.
+      mode: Whether the 'min' or the 'max' is best; 'auto' is 'min' for a loss and 'max' for all others.
       min_delta: The minimum change that counts as an improvement.
     """
 
@@ -36,7 +40,7 @@ class _Monitor:
 
     @property
     def _maximizes(self) -> bool:
-        return self.mode == 'max' or (self.mode == 'auto' and self.monitor.endswith('accuracy'))
+        return self.mode == 'max' or (self.mode == 'auto' and not self.monitor.endswith('loss'))
 
     @property
     def worst(self) -> float:

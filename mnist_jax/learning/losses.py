@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnist_jax.factory import Fraction
@@ -42,6 +43,13 @@ def mean_squared_error() -> Loss:
         return jnp.mean(jnp.square(difference_BxK), axis=-1)
 
     return loss
+
+
+def weighted(loss: Loss, weights_K: np.ndarray | None) -> Loss:
+    """Returns `loss` multiplied by the weight of the label of each example; None means that all weights are 1."""
+    if weights_K is None:
+        return loss
+    return lambda logits_BxK, label_B: loss(logits_BxK, label_B) * jnp.asarray(weights_K)[label_B]
 
 
 LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error}

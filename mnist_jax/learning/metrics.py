@@ -43,6 +43,21 @@ def means(totals: Mapping[str, np.ndarray | float]) -> dict[str, float]:
     return {'loss': float(totals['loss']) / count, 'accuracy': float(totals['correct']) / count}
 
 
+def evaluation_means(totals: Mapping[str, np.ndarray | float]) -> dict[str, float]:
+    """Returns `means`, and two means over the classes, in which each class counts equally.
+
+    Returns:
+      loss and accuracy; balanced_accuracy, the mean recall of the classes that have examples; macro_f1, the mean F1
+      score of the classes for which it is defined.
+    """
+    matrix = np.asarray(totals['confusion_matrix'])
+    correct, truths, predictions = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    recalls = correct[truths > 0] / truths[truths > 0]
+    sizes = truths + predictions
+    f1_scores = 2 * correct[sizes > 0] / sizes[sizes > 0]
+    return {**means(totals), 'balanced_accuracy': float(recalls.mean()), 'macro_f1': float(f1_scores.mean())}
+
+
 def statistics(matrix: np.ndarray, names: Sequence[str]) -> Statistics:
     """Returns all statistics of a confusion matrix KxK of integers, at least one of them positive."""
     classes = by_class(matrix)

@@ -13,12 +13,13 @@ from absl import logging
 
 from mnist_jax.config import ConfigDict
 from mnist_jax.data import batches
+from mnist_jax.data.builder import Description
 from mnist_jax.data.records import Examples, Split
 from mnist_jax.data.source import Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose
-from mnist_jax.learning import model_checks, step
+from mnist_jax.learning import losses, model_checks, step
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.step import Data, StepParts, Sums, TrainState, Variables
 from mnist_jax.models.layer_table import list_layers
@@ -108,7 +109,8 @@ class Experiment(Plan):
         """Returns what determines a compiled program; see `Plan.program_key`."""
         key = super().program_key(name)
         sizes = (self.steps_per_epoch, self.parts.chunk_size, self.eval_parts.chunk_size)
-        return None if key is None else f'{key} {sizes}'
+        weights = self.source.class_weights
+        return None if key is None else f'{key} {sizes} {None if weights is None else weights.tolist()}'
 
     @functools.cached_property
     def _compiled_train_step(self) -> Callable:
@@ -148,16 +150,16 @@ class Experiment(Plan):
     def train_indices(self, epoch: int, step_in_epoch: int) -> np.ndarray:
         """Returns the indices in the training split of the examples of a batch; both arguments count from 0."""
         size = self.config.batch_size
-        order = batches.permutation(self.config.seed, epoch, self.source.count('train'))
-        return order[step_in_epoch * size :][:size]
+        return self.source.train_order(self.config.seed, epoch)[step_in_epoch * size :][:size]
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[HostBatch]:
         """Yields the batches of an epoch, starting with its step `first`."""
         config, size = self.config, self.padded_batch_size
         rows, split = self.replicas.local_rows(size), self.source.split('train')
+        order = self.source.train_order(config.seed, epoch)
         return map(
             self.replicas.shard,
-            batches.train_batches(split, config.seed, epoch, config.batch_size, size, rows, first, self.on_device),
+            batches.train_batches(split, order, config.batch_size, size, rows, first, self.on_device),
         )
 
     def train_calls(self, epoch: int, first: int = 0) -> Iterator[list[HostBatch]]:
@@ -175,9 +177,14 @@ class Experiment(Plan):
         return _groups(self.eval_batches(split), self.eval_steps_per_call)
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
-    """Checks `config` and builds all parts; starts the JAX backend, and prepares the dataset if necessary."""
-    plan = make_plan(config)
+def make_experiment(config: ConfigDict, description: Description | None = None) -> Experiment:
+    """Checks `config` and builds all parts; starts the JAX backend, and prepares the dataset if necessary.
+
+    Args:
+      config: The config of the run.
+      description: The description of its dataset if its workdir has one already.
+    """
+    plan = make_plan(config, description)
     source = plan.source
     schedule = build('config.schedule', SCHEDULES, config.schedule)
     if config.schedule.get('warmup', 0) > config.epochs > 0:
@@ -214,7 +221,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
     parts = StepParts(
         model=plan.model,
-        loss=plan.loss,
+        loss=losses.weighted(plan.loss, source.class_weights),
         optimizer=plan.optimizer,
         learning_rate=learning_rate,
         normalization=source.normalization,

@@ -25,7 +25,7 @@ from mnist_jax.distributed.devices import to_host
 from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted, NonFiniteError
 from mnist_jax.learning import metrics
-from mnist_jax.learning.callbacks import MetricsRow
+from mnist_jax.learning.callbacks import VALIDATION_METRICS, MetricsRow
 from mnist_jax.learning.step import Sums
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment
@@ -154,17 +154,17 @@ class Loop:
         if epoch.skipped:
             logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
         train = metrics.means(dataclasses.asdict(epoch))
-        validation: dict[str, float] | dict[str, None] = {'loss': None, 'accuracy': None}
+        validation: dict[str, float] = {}
         if experiment.source.validated:
             split = experiment.source.split('validation')
-            validation = metrics.means(evaluate_split(experiment, state.variables, split, self._request)[0])
+            totals, _ = evaluate_split(experiment, state.variables, split, self._request)
+            validation = metrics.evaluation_means(totals)
         return {
             'epoch': epoch.number + 1,
             'step': step,
             'train_loss': train['loss'],
             'train_accuracy': train['accuracy'],
-            'validation_loss': validation['loss'],
-            'validation_accuracy': validation['accuracy'],
+            **{name: validation.get(name.removeprefix('validation_')) for name in VALIDATION_METRICS},
             'learning_rate': learning_rate,
             'seconds': round(epoch.seconds, 3),
             'images_per_second': round(epoch.count / epoch.seconds, 1),

@@ -27,6 +27,8 @@ COLUMNS = (
     'train_accuracy',
     'validation_loss',
     'validation_accuracy',
+    'validation_balanced_accuracy',
+    'validation_macro_f1',
     'learning_rate',
     'seconds',
     'images_per_second',

@@ -22,7 +22,9 @@ SPLIT = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10, 
 
 
 def test_an_epoch_contains_every_example_once_and_pads_the_last_batch():
-    epoch = list(batches.train_batches(SPLIT, seed=0, epoch=0, batch_size=4, padded_size=6, rows=slice(0, 6)))
+    epoch = list(
+        batches.train_batches(SPLIT, batches.permutation(0, 0, 10), batch_size=4, padded_size=6, rows=slice(0, 6))
+    )
     assert [batch['mask'].tolist() for batch in epoch] == [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]]
     index = np.concatenate([batch['index'][batch['mask'] == 1] for batch in epoch])
     assert sorted(index) == list(range(10)) and list(index) != list(range(10))
@@ -41,6 +43,22 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert orders[0, 1] == tuple(batches.permutation(0, 1, 50))
 
 
+def test_a_balanced_order_has_equally_many_examples_of_each_class():
+    labels = np.array([0, 2, 0, 0, 2, 0, 0, 0, 0])  # 7 examples of class 0, 2 of class 2
+    epochs = [batches.balanced_order(labels, 0, epoch) for epoch in range(7)]
+    for epoch in epochs:
+        assert epoch.dtype == np.int32
+        assert np.bincount(labels[epoch]).tolist() == [5, 0, 4]
+    used = np.bincount(np.concatenate(epochs), minlength=9)
+    assert used[labels == 0].tolist() == [5] * 7  # 35 examples of 7
+    assert used[labels == 2].tolist() == [14] * 2  # 28 examples of 2
+    used = np.bincount(np.concatenate(epochs[:3]), minlength=9)
+    assert sorted(used[labels == 0]) == [2] * 6 + [3]  # 15 examples of 7
+    again = batches.balanced_order(labels, 0, 3)
+    assert np.array_equal(again, epochs[3])
+    assert not np.array_equal(batches.balanced_order(labels, 1, 3), again)
+
+
 def test_evaluation_keeps_the_order_of_the_split():
     evaluation = list(batches.eval_batches(SPLIT, batch_size=3, padded_size=3, rows=slice(0, 3)))
     assert [batch['index'].tolist() for batch in evaluation] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 0]]
@@ -50,7 +68,7 @@ def test_evaluation_keeps_the_order_of_the_split():
 @pytest.mark.parametrize('examples', [SPLIT, FakeStream(SPLIT)])
 def test_processes_load_their_rows_of_the_same_batches(examples, monkeypatch):
     monkeypatch.setattr(batches, 'READ_SIZE', 3)
-    options = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 6}
+    options = {'order': batches.permutation(0, 0, 10), 'batch_size': 4, 'padded_size': 6}
     whole = list(batches.train_batches(SPLIT, **options, rows=slice(0, 6)))
     per_process = [list(batches.train_batches(examples, **options, rows=slice(n, n + 2))) for n in (0, 2, 4)]
     for batch, *parts in zip(whole, *per_process, strict=True):
@@ -60,7 +78,7 @@ def test_processes_load_their_rows_of_the_same_batches(examples, monkeypatch):
 
 @pytest.mark.parametrize('examples', [SPLIT, FakeStream(SPLIT)])
 def test_an_epoch_can_be_resumed_at_any_batch(examples):
-    options = {'seed': 0, 'epoch': 0, 'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4)}
+    options = {'order': batches.permutation(0, 0, 10), 'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4)}
     whole = [batch['index'].tolist() for batch in batches.train_batches(SPLIT, **options)]
     for first in range(4):
         resumed = batches.train_batches(examples, **options, first=first)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.utils.class_weight
 
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
@@ -29,6 +30,29 @@ def test_a_random_fraction_is_for_validation_and_the_rest_for_training_both_in_f
     np.testing.assert_array_equal(same_seed.split('validation').image, validation.image)
     assert (other_seed.split('validation').image != validation.image).any()
     assert len(source.split('test').label) == 10
+
+
+def test_classes_of_unequal_sizes_have_weights(data_dir):
+    source = mnist(data_dir, train='train[:200]', balance='loss')
+    sizes = np.bincount(source.split('train').label)
+    np.testing.assert_allclose(source.class_weights, sklearn.utils.class_weight.compute_class_weight(
+        'balanced', classes=np.arange(10), y=source.split('train').label), rtol=1e-7)  # fmt: skip
+    assert (source.class_weights * sizes).sum() == pytest.approx(200)
+    doubled = mnist(data_dir, train='train[:200]', balance='loss', class_weights=(1.0,) * 9 + (2.0,))
+    assert doubled.class_weights[9] == pytest.approx(2 * source.class_weights[9])
+    assert mnist(data_dir).class_weights is None
+    # The first five labels are 5, 0, 4, 1, 9, so each of these classes has one example, and the others have none.
+    assert mnist(data_dir, train='train[:5]', balance='loss').class_weights.tolist() == [1.0] * 10
+    with pytest.raises(
+        UserError, match=r'class_weights must have one number for each of the 10 classes, or be .., got 2'
+    ):
+        _ = mnist(data_dir, class_weights=(1.0, 2.0)).class_weights
+
+
+def test_the_order_of_an_epoch_is_shuffled_or_balanced(data_dir):
+    source = mnist(data_dir, train='train[:200]', balance='sampling')
+    assert np.bincount(source.split('train').label[source.train_order(0, 0)]).tolist() == [20] * 10
+    assert sorted(mnist(data_dir, train='train[:200]').train_order(0, 0)) == list(range(200))
 
 
 def test_a_source_without_validation_examples_has_no_validation_split(data_dir):

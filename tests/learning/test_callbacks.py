@@ -94,6 +94,7 @@ def learning_rates(values, **fields):
         ([5, 5, 5, 5, 5], {'patience': 1, 'min_lr': 0.3}, [1, 0.5, 0.3, 0.3, 0.3]),
         ([5, 5, 5], {'patience': 0}, [1, 1, 1]),
         ([1, 2, 2, 2], {'monitor': 'validation_accuracy'}, [1, 1, 1, 0.5]),
+        ([1, 2, 2, 2], {'monitor': 'validation_macro_f1'}, [1, 1, 1, 0.5]),
         # NaN and infinity are no improvement, and the next finite value is compared with the last one.
         ([math.nan, math.inf, 5, math.nan, 5], {}, [1, 0.5, 0.5, 0.5, 0.25]),
     ],
@@ -134,7 +135,8 @@ def test_missing_validation_metrics_change_nothing_but_monitoring_them_is_an_err
         (
             EarlyStopping,
             {**EARLY, 'monitor': 'val_loss'},
-            'early_stopping.monitor must be one of train_accuracy, train_loss, validation_accuracy, validation_loss, ',
+            'early_stopping.monitor must be one of train_accuracy, train_loss, validation_accuracy, '
+            "validation_balanced_accuracy, validation_loss, validation_macro_f1, got 'val_loss'",
         ),
         (EarlyStopping, {**EARLY, 'mode': 'best'}, "early_stopping.mode must be one of auto, max, min, got 'best'"),
         (

@@ -45,6 +45,13 @@ def test_losses_by_hand():
     np.testing.assert_allclose(losses.mean_squared_error()(equal, label), [(0.25 + 0.25) / 2])
 
 
+def test_weights_multiply_the_loss_of_their_class():
+    plain = losses.cross_entropy()
+    weighted = losses.weighted(plain, np.array([0.5, 7.0, 3.0], np.float32))
+    np.testing.assert_allclose(weighted(LOGITS, LABELS), plain(LOGITS, LABELS) * jnp.array([0.5, 3.0]), rtol=1e-7)
+    assert losses.weighted(plain, None) is plain
+
+
 def test_label_smoothing_out_of_range_is_an_error():
     with pytest.raises(UserError, match=r'^loss.label_smoothing must be a number from 0 to 1, got 1.5$'):
         build('loss', losses.LOSSES, {'name': 'cross_entropy', 'label_smoothing': 1.5})

@@ -29,6 +29,19 @@ def rounded(values):
     return tuple(round(value, 4) for value in values)
 
 
+def test_means_over_the_classes_count_each_class_equally():
+    # Class 0: 8 of 10 right, class 1: 1 of 2; class 2 has no examples, and is never predicted.
+    matrix = np.array([[8, 2, 0], [1, 1, 0], [0, 0, 0]])
+    totals = {'loss': 6.0, 'correct': 9.0, 'count': 12.0, 'confusion_matrix': matrix}
+    means = metrics.evaluation_means(totals)
+    assert means == {
+        'loss': 0.5,
+        'accuracy': 0.75,
+        'balanced_accuracy': pytest.approx((0.8 + 0.5) / 2),
+        'macro_f1': pytest.approx((16 / 19 + 2 / 5) / 2),
+    }
+
+
 def test_published_statistics_are_matched_to_every_printed_digit():
     overall = metrics.overall(PUBLISHED)
     assert rounded([overall['accuracy'], *overall['accuracy_interval']]) == (0.9787, 0.9757, 0.9814)

@@ -25,7 +25,7 @@ from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.comparison import comparison_table
-from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.metrics_log import COLUMNS, read_metrics
 from mnist_jax.workdir.provenance import read_provenance
 
 OLD_RUN = Path(__file__).parent / 'old_run'
@@ -143,7 +143,7 @@ def test_columns_of_metrics_csv_may_be_added_and_missing(old_run, old_config):
     assert 'old' in comparison_table([str(old_run)])
     train(old_config(epochs=2), old_run)
     first, second = csv.DictReader(path.read_text().splitlines())
-    assert list(first) == [*rows[0], 'f1']
+    assert list(first) == [*COLUMNS, 'f1']
     assert (first['f1'], first['validation_loss'], second['f1']) == ('good', '', '')
     assert float(second['validation_loss']) > 0 and len(read_metrics(old_run)) == 2
 
