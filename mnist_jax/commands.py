@@ -280,9 +280,13 @@ def compare() -> None:
 def explore() -> None:
     """Writes tables and figures that describe the dataset of --config."""
     from mnist_jax.report.explore import explore as explore_data
+    from mnist_jax.studies.label_audit import audit_labels
 
     config = _config()
-    explore_data(config, _workdir(f'explore-{config.dataset.name}'))
+    workdir = _workdir(f'explore-{config.dataset.name}')
+    explore_data(config, workdir)
+    if config.folds:
+        audit_labels(config, workdir)
 
 
 def reproduce() -> None:

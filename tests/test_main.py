@@ -50,7 +50,7 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         (('cnn', '--config.optimizer.name=rmsprob'), "rmsprop, sgd, got 'rmsprob' (did you mean 'rmsprop'?)"),
         (
             ('cnn', '--config.dataset.name=mnits'),
-            "image_folder, kaggle_digits, kmnist, kuzushiji49, mnist, npz, parquet, svhn_cropped, tfds, got 'mnits' (did you mean 'mnist'?)",
+            "mnist, npz, parquet, svhn_cropped, tfds, got 'mnits' (did you mean 'mnist'?)",
         ),
         (('cnn', '--config.loss.name=mse'), "loss.name must be one of cross_entropy, mean_squared_error, got 'mse'"),
         (

@@ -208,7 +208,7 @@ class Source:
         Args:
           split: The split; None for the test split of the config.
         """
-        indices = {name: self._indices(name) for name in self.split_names if name != 'test' or split is None}
+        indices = {name: self.indices(name) for name in self.split_names if name != 'test' or split is None}
         if split not in (None, 'validation'):
             indices[f'--split={split}'] = self.data.indices('--split', split)
         counts = {name: np.bincount(array) for name, array in indices.items()}
@@ -218,7 +218,7 @@ class Source:
             overlaps.append(Overlap(first, second, int(((count[:size] > 0) & (other[:size] > 0)).sum())))
         return [overlap for overlap in overlaps if overlap.examples]
 
-    def _indices(self, name: str) -> np.ndarray:
+    def indices(self, name: str) -> np.ndarray:
         """Returns the index of each example of one of the `split_names` among all prepared examples."""
         drawn = self._train_and_validation.get(name)
         field = name if drawn is None else 'train'

@@ -1,4 +1,4 @@
-"""Describes a dataset before training: figures, and tables of its splits, shapes and duplicates."""
+"""Describes a dataset before training: figures, and tables of its splits, shapes, duplicates and outliers."""
 
 import io
 import itertools
@@ -14,6 +14,7 @@ from mnist_jax.config import ConfigDict
 from mnist_jax.data.normalization import Normalization
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
+from mnist_jax.report import data_audit, figures
 from mnist_jax.training.experiment import Experiment, make_experiment
 
 EXAMPLES_PER_CLASS = 12
@@ -28,6 +29,8 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
     workdir = files.user_path(workdir, '--workdir')
     if not config.dataset.in_memory:
         raise UserError('--config.dataset.in_memory must be True for --mode=explore, got False')
+    config = config.copy_and_resolve_references()
+    config.folds = config.fold = 0  # The training split as a whole.
     experiment = make_experiment(config)
     source = experiment.source
     splits = {}
@@ -37,24 +40,33 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
         splits[name] = split
     files.make_directory(workdir, '--workdir')
     train, names, max_pixel = splits['train'], source.class_names, source.max_pixel
-    figures = {
+    drawn = {
         'examples': draw_examples(train, names, max_pixel),
         'numbers': draw_pixel_values(train.image[0], f'The first training example, class {names[train.label[0]]}'),
         'class_shares': draw_class_fractions(splits, names),
         'class_statistics': draw_class_statistics(train, names, max_pixel),
     }
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         contents = io.BytesIO()
         figure.savefig(contents, format='png', dpi=100, bbox_inches='tight')
         files.write_bytes(workdir / f'{name}.png', contents.getvalue())
+    audit = data_audit.audit(splits, names)
+    data_audit.write_findings(audit, workdir / 'findings.csv')
+    audited = {'near_duplicates': data_audit.draw_near_duplicates(audit), 'outliers': data_audit.draw_outliers(audit)}
+    for name, report_figure in audited.items():
+        if report_figure is not None:
+            files.write_bytes(workdir / f'{name}.png', figures.to_png(report_figure))
     tables = {
         f'{source.name}: examples per class': _class_table(splits, names),
         'Pixel values': _pixel_table(splits),
         'Shapes and types from the dataset to the model': _pipeline_table(experiment, train),
-        'Duplicates: examples with the same pixels as an earlier example': duplicate_table(splits),
+        'Blank images and missing classes': data_audit.split_table(audit),
+        'Examples that are the same as an earlier example, or nearly so': data_audit.duplicate_table(audit),
     }
     lines = itertools.chain.from_iterable([title, '', *text_tables.titled(rows), ''] for title, rows in tables.items())
-    text = '\n'.join([*lines, f'Figures in {workdir}: {", ".join(f"{name}.png" for name in figures)}', ''])
+    written = [*drawn, *(name for name, figure in audited.items() if figure is not None)]
+    listed = ', '.join(f'{name}.png' for name in written)
+    text = '\n'.join([*lines, f'Figures in {workdir}: {listed}; near-duplicates and outliers: findings.csv', ''])
     files.write_text(workdir / 'explore.txt', text)
     print(text, flush=True)
     return text
@@ -192,27 +204,3 @@ def _describe(normalization: Normalization) -> str:
 
 def _format_shape(shape: Sequence[int]) -> str:
     return ' x '.join(f'{size:,}' for size in shape)
-
-
-def duplicate_table(splits: Mapping[str, Split]) -> list[list[str]]:
-    """Counts the duplicates within each split and across each pair of splits, and those with a different label."""
-    labels_by_image = {name: _group_labels(split) for name, split in splits.items()}
-    rows = [['where', 'duplicates', 'with a different label']]
-    for name, groups in labels_by_image.items():
-        count = sum(len(labels) - 1 for labels in groups.values())
-        differing = sum(label != labels[0] for labels in groups.values() for label in labels[1:])
-        rows.append([f'within {name}', f'{count:,}', f'{differing:,}'])
-    for (name, first), (other_name, second) in itertools.combinations(labels_by_image.items(), 2):
-        shared = [(first[image], labels) for image, labels in second.items() if image in first]
-        count = sum(len(labels) for _, labels in shared)
-        differing = sum(label not in first_labels for first_labels, labels in shared for label in labels)
-        rows.append([f'{other_name} examples in {name}', f'{count:,}', f'{differing:,}'])
-    return rows
-
-
-def _group_labels(split: Split) -> dict[bytes, list[int]]:
-    """Returns the labels of all examples, grouped by the bytes of their images."""
-    labels: dict[bytes, list[int]] = {}
-    for image, label in zip(split.image, split.label.tolist(), strict=True):
-        labels.setdefault(image.tobytes(), []).append(label)
-    return labels

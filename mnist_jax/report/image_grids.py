@@ -1,11 +1,13 @@
 """Grids of images: mistakes, uncertain predictions, first-layer filters and feature maps."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from mnist_jax.learning.label_errors import LabelSuspects
 from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 
@@ -21,6 +23,11 @@ class PredictedExamples(NamedTuple):
     label: np.ndarray  # N
     probabilities: np.ndarray  # NxK
     class_names: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.label)
 
     @property
     def prediction(self) -> np.ndarray:
@@ -55,8 +62,31 @@ def doubts(examples: PredictedExamples) -> ReportFigure | None:
     return _draw_examples(examples, indices, 'Least confident correct predictions', about)
 
 
+def label_suspects(examples: PredictedExamples, suspects: LabelSuspects) -> ReportFigure | None:
+    """Draws the examples whose labels are most suspicious; returns None if there are none."""
+    about = (
+        'Examples that models which were not trained on them predict as another class. Above each image: the label, '
+        'the predicted class and its probability.'
+    )
+    return _draw_examples(examples, suspects.example[:MAX_EXAMPLES], 'Label suspects', about, 'training example')
+
+
+def suspect_rows(
+    examples: PredictedExamples, suspects: LabelSuspects, limit: int | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the rows of a table of label suspects, at most `limit` of them."""
+    rows = []
+    for index, suggestion, _, confident in itertools.islice(zip(*suspects, strict=True), limit):
+        probabilities, label = examples.probabilities[index], examples.label[index]
+        pairs = [(examples.class_names[number], f'{probabilities[number]:.4f}') for number in (label, suggestion)]
+        rows.append([str(index), *pairs[0], *pairs[1], 'yes' if confident else 'no'])
+    return ['index', 'label', 'probability', 'suggestion', 'its probability', 'confident'], rows
+
+
 @figures.styled
-def _draw_examples(examples: PredictedExamples, indices: np.ndarray, title: str, about: str) -> ReportFigure | None:
+def _draw_examples(
+    examples: PredictedExamples, indices: np.ndarray, title: str, about: str, kind: str = 'test example'
+) -> ReportFigure | None:
     if not len(indices):
         return None
     names = examples.class_names
@@ -78,7 +108,7 @@ def _draw_examples(examples: PredictedExamples, indices: np.ndarray, title: str,
             caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
         axis.set_title(caption, fontsize=9, loc='center')
         likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
-        tooltips[gid] = f'test example {index:,}, true class {truth}, predicted: {likely}'
+        tooltips[gid] = f'{kind} {index:,}, true class {truth}, predicted: {likely}'
     return ReportFigure(title, about, figure, tooltips)
 
 

@@ -6,16 +6,20 @@ import numpy as np
 
 from mnist_jax import text_tables
 from mnist_jax.config import config_fields, default_config
+from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.label_errors import find_label_suspects
 from mnist_jax.models.layer_table import HEADER, table_row
-from mnist_jax.report import calibration, confusion, curves, html_page, image_grids
+from mnist_jax.report import calibration, confusion, curves, data_audit, html_page, image_grids
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
-from mnist_jax.report.image_grids import PredictedExamples
+from mnist_jax.report.image_grids import PredictedExamples, suspect_rows
 from mnist_jax.workdir.comparison import FinishedRun, read_run_of
 from mnist_jax.workdir.provenance import read_provenance
 from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
+
+MAX_SUSPECTS = 20
 
 
 def write_report(model: RestoredModel) -> Path:
@@ -28,14 +32,19 @@ def write_report(model: RestoredModel) -> Path:
             f'{str(workdir / "eval.json")!r} is damaged: its classes must be {", ".join(model.class_names)}, '
             f'got {", ".join(class_names)}; --mode=eval rewrites it'
         )
-    sections: dict[str, Section] = {**make_figures(run, model), **_make_tables(run, model)}
+    examples = _read_examples(run, model)
+    sections: dict[str, Section] = {**_draw_figures(run, model, examples), **_make_tables(run, model, examples)}
+    sections |= _audit_data(model)
     title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'
     return html_page.write_page(workdir / 'report', title, _list_facts(run), sections)
 
 
 def make_figures(run: FinishedRun, model: RestoredModel) -> dict[str, ReportFigure]:
     """Returns the figures of a run by name, except for those that its model or its results do not support."""
-    examples = _read_examples(run, model)
+    return _draw_figures(run, model, _read_examples(run, model))
+
+
+def _draw_figures(run: FinishedRun, model: RestoredModel, examples: PredictedExamples) -> dict[str, ReportFigure]:
     matrix = np.array(run.result['confusion_matrix'])
     names = model.class_names
     kernel = model.filters()
@@ -104,7 +113,7 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
     return {**facts, 'params_sha256': result['params_sha256']}
 
 
-def _make_tables(run: FinishedRun, model: RestoredModel) -> dict[str, Table]:
+def _make_tables(run: FinishedRun, model: RestoredModel, examples: PredictedExamples) -> dict[str, Table]:
     statistics = run.result['statistics']
     class_header, *classes = class_rows(statistics)
     error_header, *errors = error_rows(statistics)
@@ -117,6 +126,7 @@ def _make_tables(run: FinishedRun, model: RestoredModel) -> dict[str, Table]:
             footer=mean_rows(statistics),
         ),
         'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2),
+        **_make_suspects_table(examples),
         'layers': Table(
             'Layers',
             'Multiply-adds are counted for the inference of one example.',
@@ -126,6 +136,38 @@ def _make_tables(run: FinishedRun, model: RestoredModel) -> dict[str, Table]:
         ),
         'config': _make_config_table(run),
     }
+
+
+def _make_suspects_table(examples: PredictedExamples) -> dict[str, Table]:
+    suspects = find_label_suspects(examples.probabilities, examples.label)
+    if not len(suspects.example):
+        return {}
+    about = (
+        f'{len(suspects.example):,} test examples are predicted as another class, {suspects.confident.sum():,} of them '
+        'with at least the mean confidence of that class: their labels may be wrong (confident learning; '
+        f'Northcutt et al. 2021). At most {MAX_SUSPECTS} are listed. --mode=explore with --config.folds=5 finds such '
+        'training examples.'
+    )
+    return {'label_suspects': Table('Label suspects', about, *suspect_rows(examples, suspects, MAX_SUSPECTS))}
+
+
+def _audit_data(model: RestoredModel) -> dict[str, Section]:
+    """Returns the sections about the data of a run; none if it does not fit in memory."""
+    source = model.plan.source
+    splits = {name: source.split(name) for name in source.split_names}
+    in_memory = {name: split for name, split in splits.items() if isinstance(split, Split)}
+    if len(in_memory) < len(splits):
+        return {}
+    audit = data_audit.audit(in_memory, model.class_names)
+    header, *rows = data_audit.split_table(audit)
+    same_header, *same_rows = data_audit.duplicate_table(audit)
+    optional = {
+        'data': Table('Data', '', header, rows),
+        'duplicates': Table('Duplicates', data_audit.ABOUT_DUPLICATES, same_header, same_rows),
+        'near_duplicates': data_audit.draw_near_duplicates(audit),
+        'outliers': data_audit.draw_outliers(audit),
+    }
+    return {name: section for name, section in optional.items() if section is not None}
 
 
 def _make_config_table(run: FinishedRun) -> Table:

@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.image import imread
 
-from mnist_jax.data.records import Split
 from mnist_jax.report import explore
 
 
@@ -16,21 +15,11 @@ def test_explore_writes_tables_and_figures(small, tmp_path):
     assert zeros.split()[-2:] == ['9', '8.74%']
     assert 'all 300 100.00% 100 100.00% 103 100.00%' in rows
     assert 'batch of 64 on 2 device(s), padded to 64 2 x 32 x 28 x 28 x 1 uint8' in rows
-    assert 'test examples in train 3 0' in rows and 'within train 0 0' in rows
-    for name in ('examples', 'numbers', 'class_shares', 'class_statistics'):
+    assert 'test examples in train 3 0 0 0' in rows and 'within train 0 0 0 0' in rows
+    assert (tmp_path / 'findings.csv').read_text().startswith('finding,split,index,class,score,other_split')
+    for name in ('examples', 'numbers', 'class_shares', 'class_statistics', 'outliers'):
         pixels = imread(tmp_path / f'{name}.png')
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
-
-
-def test_duplicates_are_counted_within_and_across_splits():
-    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
-    train = Split(images[[0, 1, 1, 1, 2]], np.array([7, 1, 1, 8, 2]))
-    test = Split(images[[1, 2, 3, 4, 4]], np.array([8, 3, 3, 4, 4]))
-    assert explore.duplicate_table({'train': train, 'test': test})[1:] == [
-        ['within train', '2', '1'],
-        ['within test', '1', '0'],
-        ['test examples in train', '2', '1'],
-    ]
 
 
 def test_class_statistics_are_computed_per_pixel():

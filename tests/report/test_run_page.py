@@ -25,7 +25,9 @@ CAVEATS = {
     'overlaps': [{'first': 'train', 'second': 'test', 'examples': 1234}],
     'reschedules': [{'step': 188, 'epochs_before': 1, 'epochs_after': 3}],
 }
-TABLES = ('statistics', 'errors', 'layers', 'config')
+TABLES = ('statistics', 'errors', 'label_suspects', 'layers', 'config')
+DATA_FIGURES = ('outliers',)
+DATA = ('data', 'duplicates', *DATA_FIGURES)
 
 
 def report(path):
@@ -51,8 +53,8 @@ def test_page_shows_all_sections_and_tooltips_in_both_color_schemes(workdir, bro
         assert page.locator('h1').inner_text() == '<b>run & "co": cnn on mnist'
         result = json.loads((workdir / 'eval.json').read_text())
         assert f'{result["accuracy"]:.4f}' in page.locator('.facts').inner_text()
-        assert [section.get_attribute('id') for section in page.locator('section').all()] == [*FIGURES, *TABLES]
-        for name in FIGURES:
+        assert [section.get_attribute('id') for section in page.locator('section').all()] == [*FIGURES, *TABLES, *DATA]
+        for name in (*FIGURES, *DATA_FIGURES):
             box = page.locator(f'#{name} svg').bounding_box()
             assert box['width'] > 700 and box['height'] > 60, name
         # The browser decoded every image in the figures.
@@ -101,8 +103,9 @@ def test_page_is_self_contained_and_prints_in_light_colors(workdir, browser, tmp
 
 def test_report_directory_holds_every_figure_as_png_and_svg(workdir):
     names = {path.name for path in (workdir / 'report').iterdir()}
-    assert names == {'index.html', *(f'{name}.{kind}' for name in FIGURES for kind in ('png', 'svg'))}
-    for name in FIGURES:
+    drawn = (*FIGURES, *DATA_FIGURES)
+    assert names == {'index.html', *(f'{name}.{kind}' for name in drawn for kind in ('png', 'svg'))}
+    for name in drawn:
         pixels = imread(workdir / 'report' / f'{name}.png')
         assert min(pixels.shape[:2]) > 100 and pixels[..., :3].std() > 0.02, name
         root = ElementTree.parse(workdir / 'report' / f'{name}.svg').getroot()
