@@ -35,7 +35,7 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=predict --workdir=runs/cnn --input=digit.png
                                                            classify your own images
   mnist-jax --mode=export --workdir=runs/cnn               export the model to StableHLO, and with --onnx to ONNX
-  mnist-jax --mode=serve --workdir=runs/cnn                serve a page to draw digits on
+  mnist-jax --mode=serve --workdir=runs/cnn                serve a page to draw on or to open images with
   mnist-jax --mode=compare --run='runs/*'                  compare finished runs
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table

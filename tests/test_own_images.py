@@ -1,5 +1,7 @@
 """Whole runs on a user's own images."""
 
+import base64
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +13,7 @@ from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
+from mnist_jax.inference.endpoint import Endpoint
 from mnist_jax.inference.export import export
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restored import RestoredModel
@@ -59,6 +62,11 @@ def test_colored_images_are_trained_reported_predicted_and_exported(tmp_path, ca
     assert image.shape == (12, 10, 3) and description == 'from 30 x 40 (resize)'
     assert model.class_names[int(model.predict(image[None]).argmax())] == 'green'
     assert model.frame(np.full((12, 10), 7.0)).image.tolist() == np.full((12, 10, 3), 7).tolist()
+    request = json.dumps({'image': np.asarray(Image.open(green)).tolist(), 'feature_maps': True})
+    answer = Endpoint(model).answer(request.encode())
+    assert answer['class'] == 'green' and answer['prepared'] == 'from 30 x 40 (resize)'
+    planes = np.frombuffer(base64.b64decode(answer['image']['pixels']), np.uint8).reshape(3, 12, 10)
+    assert np.array_equal(planes.transpose(1, 2, 0), image)
     with pytest.raises(UserError, match=r'config.dataset.raw_dir must exist'):
         train(own_config(raw_dir, tmp_path / 'data'), workdir)
 

@@ -69,6 +69,16 @@ def read_pixels(file: Path | bytes, channels: int = 0, label: str = '') -> np.nd
         return pixels[..., None] if gray else pixels
 
 
+def to_grays(rgb_HxWx3: np.ndarray) -> np.ndarray:
+    """Returns the gray levels of an image as `read` does, float32 HxW."""
+    return _to_grayscale(Image.fromarray(rgb_HxWx3))
+
+
+def with_channels(rgb_HxWx3: np.ndarray, channels: int) -> np.ndarray:
+    """Returns an image with 1 or 3 channels as `read_pixels` does, uint8."""
+    return rgb_HxWx3 if channels == 3 else np.asarray(Image.fromarray(rgb_HxWx3).convert('L'))[..., None]
+
+
 def fit_pixels(pixels_HxWxC: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     """Fits an image to a height and a width.
 

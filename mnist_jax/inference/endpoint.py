@@ -1,7 +1,8 @@
-"""The endpoint of the drawing page: checks requests, frames images, and answers with predictions and feature maps."""
+"""The endpoint of the drawing page: checks requests, prepares images, and answers with predictions and feature maps."""
 
 import base64
 import http
+import itertools
 import json
 import threading
 
@@ -14,10 +15,11 @@ from mnist_jax.inference.restored import RestoredModel
 MAX_SIDE = 256  # pixels per side of an image in a request
 MAX_MAPS = 16  # feature maps per layer in a response
 
+VALUE: JsonObject = {'type': 'number', 'minimum': 0, 'maximum': 255}
 FIELDS: dict[str, JsonObject] = {
     'image': {
-        'description': 'Rows of gray values from 0 to 255, all of the same length, light on dark or dark on light. The '
-        'image is scaled and centered like the training images.',
+        'description': 'Rows of gray values from 0 to 255, or of [red, green, blue], all of the same length. The image '
+        'is prepared like the training images: digits, light on dark or dark on light, are scaled and centered.',
         'type': 'array',
         'minItems': 1,
         'maxItems': MAX_SIDE,
@@ -25,7 +27,7 @@ FIELDS: dict[str, JsonObject] = {
             'type': 'array',
             'minItems': 1,
             'maxItems': MAX_SIDE,
-            'items': {'type': 'number', 'minimum': 0, 'maximum': 255},
+            'items': {'anyOf': [VALUE, {'type': 'array', 'minItems': 3, 'maxItems': 3, 'items': VALUE}]},
         },
     },
     'feature_maps': {
@@ -69,10 +71,10 @@ class Endpoint:
           RequestError: the body does not match, or the image is blank and `allow_blank` is not set.
         """
         request = _parse_request(body)
-        grays_HxW = np.array(request['image'], np.float32)
+        pixels = np.array(request['image'], np.float32)  # HxW or HxWx3
         with self._lock:
             try:
-                framed = self._model.frame(grays_HxW)
+                framed = self._model.prepare(pixels)
             except ValueError as error:
                 if request.get('allow_blank'):
                     return {'class': None, 'prepared': str(error)}
@@ -125,8 +127,14 @@ def _check_image(image: object) -> None:
         raise _bad_request(f"'image' must have rows of the same length, got {lengths[0]} to {lengths[-1]} numbers")
     if not 1 <= lengths[0] <= MAX_SIDE:
         raise _bad_request(f"'image' must have rows of 1 to {MAX_SIDE} numbers, got {lengths[0]}")
-    for row in image:
-        for value in row:
+    is_color = isinstance(image[0][0], list)
+    for cell in itertools.chain.from_iterable(image):
+        if isinstance(cell, list) != is_color or (is_color and len(cell) != 3):
+            raise _bad_request(
+                f"'image' must contain numbers only, or [red, green, blue] only, got {str(cell)[:40]} after "
+                f'{str(image[0][0])[:40]}'
+            )
+        for value in cell if is_color else (cell,):
             if type(value) not in (int, float) or not 0 <= value <= 255:  # also true for NaN
                 raise _bad_request(f"'image' must contain numbers from 0 to 255, got {str(value)[:40]!r}")
 

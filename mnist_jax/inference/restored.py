@@ -232,6 +232,22 @@ class RestoredModel:
             return self.frame(image_files.read(path))
         return self._fit(image_files.read_pixels(path, self.image_shape[-1]))
 
+    def prepare(self, pixels: np.ndarray) -> FramedImage:
+        """Prepares an image like the training images: frames it, or fits it to their size.
+
+        Args:
+          pixels: HxW gray levels, or HxWx3 red, green and blue, from 0 to 255.
+
+        Raises:
+          ValueError: the image is to be framed, and it is blank.
+        """
+        if pixels.ndim == 2:
+            return self.frame(pixels)
+        rgb_HxWx3 = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+        if self._description.framing is not None:
+            return self.frame(image_files.to_grays(rgb_HxWx3))
+        return self._fit(image_files.with_channels(rgb_HxWx3, self.image_shape[-1]))
+
     def frame(self, grays_HxW: np.ndarray) -> FramedImage:
         """Prepares gray levels, from 0 to 255, like the training images; see `framing.frame_image`.
 

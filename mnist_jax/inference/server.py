@@ -1,4 +1,4 @@
-"""Serves a page to draw a digit on, and its endpoint; by default, only to this machine."""
+"""Serves a page to draw on or to open images with, and its endpoint; by default, only to this machine."""
 
 import collections
 import contextlib
@@ -58,7 +58,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
             '--port=0 picks any free port'
         ) from None
     with server:
-        print(f'Draw a digit at {server.url} (press Ctrl-C to stop)', flush=True)
+        print(f'Draw or open an image at {server.url} (press Ctrl-C to stop)', flush=True)
         server.serve_forever()
 
 

@@ -62,6 +62,13 @@ def test_a_drawn_digit_is_answered_with_its_class_the_model_input_and_feature_ma
     assert send(server, body=to_json(picture.tolist()))[1]['feature_maps'] == []
 
 
+def test_the_gray_levels_of_a_colored_image_are_classified(server):
+    picture = np.asarray(draw_digit(font_paths()[0], 7, 60, dark=True))
+    _, expected = send(server, body=to_json(picture.tolist()))
+    status, answer = send(server, body=to_json(np.repeat(picture[..., None], 3, axis=-1).tolist()))
+    assert status == 200 and answer == expected
+
+
 ROW = [0] * 10
 INVALID = [
     (b'', 400, 'the request body must be JSON'),
@@ -75,7 +82,11 @@ INVALID = [
     (to_json([[0]] * 257), 400, "'image' must have 1 to 256 rows, got 257"),
     (to_json([[]]), 400, "'image' must have rows of 1 to 256 numbers, got 0"),
     (to_json([[0] * 257]), 400, "'image' must have rows of 1 to 256 numbers, got 257"),
-    (to_json([[[0]]]), 400, "'image' must contain numbers from 0 to 255, got '[0]'"),
+    (to_json([[[0]]]), 400, "'image' must contain numbers only, or [red, green, blue] only, got [0] after [0]"),
+    (to_json([[[0, 1, 2], 3]]), 400, 'or [red, green, blue] only, got 3 after [0, 1, 2]'),
+    (to_json([[3, [0, 1, 2]]]), 400, 'or [red, green, blue] only, got [0, 1, 2] after 3'),
+    (to_json([[[0, 1, 256]]]), 400, "'image' must contain numbers from 0 to 255, got '256'"),
+    (to_json([[[0, 1, [2]]]]), 400, "'image' must contain numbers from 0 to 255, got '[2]'"),
     (to_json([['5'] * 9]), 400, "'image' must contain numbers from 0 to 255, got '5'"),
     (to_json([[True] * 9]), 400, "'image' must contain numbers from 0 to 255, got 'True'"),
     (to_json([[float('nan')]]), 400, "'image' must contain numbers from 0 to 255, got 'nan'"),
@@ -217,6 +228,25 @@ def test_strokes_at_the_edge_and_a_filled_pad_are_not_errors(server, browser):
         page.evaluate("padContext.fillStyle = '#fff'; padContext.fillRect(0, 0, pad.width, pad.height)")
         page.mouse.click(box['x'] + 50, box['y'] + 50)
         expect(page.locator('#message')).to_contain_text('Keep drawing (it is blank')
+
+
+def test_an_image_is_opened_instead_of_drawn(server, browser, tmp_path):
+    from playwright.sync_api import expect
+
+    draw_digit(font_paths()[0], 7, 60, dark=True).convert('RGB').resize((300, 200)).save(tmp_path / 'seven.png')
+    (tmp_path / 'text.png').write_text('not an image')
+    with open_page(browser, server.url) as page:
+        page.locator('#file').set_input_files(tmp_path / 'seven.png')
+        expect(page.locator('#prediction')).to_have_text('7')
+        page.locator('#file').set_input_files(tmp_path / 'text.png')
+        expect(page.locator('#message')).to_have_text('text.png is not an image that this browser can read.')
+        # A stroke replaces the image.
+        box = page.locator('#pad').bounding_box()
+        page.mouse.move(box['x'] + 0.5 * box['width'], box['y'] + 0.2 * box['height'])
+        page.mouse.down()
+        page.mouse.move(box['x'] + 0.5 * box['width'], box['y'] + 0.8 * box['height'], steps=8)
+        page.mouse.up()
+        expect(page.locator('#prediction')).to_have_text('1')
 
 
 @pytest.mark.parametrize('color_scheme', ['light', 'dark'])
