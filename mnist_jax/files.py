@@ -340,6 +340,27 @@ def cache_directory() -> Path | None:
     return directory if os.access(directory, os.W_OK) else None
 
 
+def walk(directory: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields what `os.walk` yields for a directory, and follows links to directories, except to one that is above them.
+
+    Raises:
+      OSError: a directory cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    above = {str(directory): {os.path.realpath(directory)}}
+    for parent, directories, names in os.walk(directory, onerror=fail, followlinks=True):
+        for name in list(directories):
+            path = os.path.join(parent, name)
+            real_path = os.path.realpath(path)
+            if real_path in above[parent]:
+                directories.remove(name)
+            above[path] = above[parent] | {real_path}
+        yield parent, directories, names
+
+
 def reserve(directory: Path, size: int) -> None:
     """Raises an OSError unless `size` bytes can be written in `directory`, which is created if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)

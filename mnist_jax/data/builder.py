@@ -333,12 +333,8 @@ def _walk(directory: Path) -> list[tuple[str, str, os.stat_result]]:
     Returns:
       The relative path, the path and the status of each file.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
     found = []
-    for parent, _, names in os.walk(directory, onerror=fail):
+    for parent, _, names in files.walk(directory):
         relative = os.path.relpath(parent, directory)
         for name in names:
             path = os.path.join(parent, name)

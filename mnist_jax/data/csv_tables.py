@@ -144,7 +144,17 @@ def _find_open_columns(path: Path, line: str) -> tuple[_Columns, bool]:
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f'raw file {str(path)!r}, line 1 must name each column once, got {repeated[:20]!r} twice')
     if has_header and all(re.search(r'\d', names[i]) for i in pixels):
-        pixels.sort(key=lambda i: [int(number) for number in re.findall(r'\d+', names[i])])
+        numbers = {i: [int(number) for number in re.findall(r'\d+', names[i])] for i in pixels}
+        pixels.sort(key=lambda i: numbers[i])
+        for previous, following in itertools.pairwise(pixels):
+            # Names such as 2x3 have several numbers, of which the last one starts again in each row.
+            if [len(numbers[i]) for i in (previous, following)] == [1, 1] and (
+                numbers[following][0] > numbers[previous][0] + 1
+            ):
+                raise UserError(
+                    f'the columns of pixels of raw file {str(path)!r} must be numbered without gaps, got '
+                    f'{names[following][:20]!r} after {names[previous][:20]!r}'
+                )
     maxima = np.full(len(names), MAX_INT)
     maxima[pixels] = 255
     return _Columns(

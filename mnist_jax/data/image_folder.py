@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from absl import logging
 
+from mnist_jax import files
 from mnist_jax.data import image_files
 from mnist_jax.data.arrays import SPLITS, make_contents, natural_order, stack_images
 from mnist_jax.data.builder import Contents, OpenBuilder
@@ -160,7 +160,7 @@ def _directories(directory: Path) -> list[Path]:
 def _files(directory: Path) -> list[Path]:
     """Returns all files in the directory of a class, recursively, except for those to ignore."""
     found = []
-    for parent, directories, names in os.walk(directory):
+    for parent, directories, names in files.walk(directory):
         directories[:] = [name for name in directories if not _is_ignored(name)]
         found += [Path(parent, name) for name in names if not _is_ignored(name)]
     return found

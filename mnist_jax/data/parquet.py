@@ -51,7 +51,14 @@ class Parquet(OpenBuilder):
         class_names: list[str] = []
         for split, files_of_split in group_by_split(paths).items():
             columns = [_read_columns(path, image_column, label_column) for path in files_of_split]
-            class_names = columns[0].class_names
+            class_names = class_names or columns[0].class_names
+            for path, column in zip(files_of_split, columns, strict=True):
+                if column.class_names != class_names:
+                    raise UserError(
+                        f'the Parquet files in {str(raw_dir)!r} must name the same classes, got '
+                        f'{", ".join(class_names[:5]) or "no names"} and, in {path.name!r}, '
+                        f'{", ".join(column.class_names[:5]) or "no names"}'
+                    )
             images[split] = [
                 _decode(path, row, cell, prepare)
                 for path, column in zip(files_of_split, columns, strict=True)

@@ -319,6 +319,7 @@ def csv_errors(raw):
         'not-square.csv': ('label,p0,p1,p2,p3,p4\n0,1,2,3,4,5\n', 'square images, gray or colored'),
         'only-label.csv': ('label\n0\n', 'square images'),
         'repeated.csv': ('label,p0,p1,p1,p3\n0,1,2,3,4\n', "got 'p1' twice"),
+        'gap.csv': ('label,p0,p1,p3,p4\n0,1,2,3,4\n', "numbered without gaps, got 'p3' after 'p1'"),
         'pixel.csv': ('label,p0,p1,p2,p3\n0,1,2,3,256\n', 'line 2, column p3 must be an integer from 0 to 255'),
         'short.csv': ('label,p0,p1,p2,p3\n0,1,2,3,4\n1,2\n', 'line 3 must have 5 columns'),
         'header.csv': ('label,p0,p1,p2,p3\n', 'one line per image after its header, got none'),
@@ -384,6 +385,10 @@ def parquet_errors(raw):
         cells = [encode(image) for image in GRAY[:2]]
         pyarrow.parquet.write_table(pyarrow.table({'image': cells, 'label': labels}), raw / f'{name}.parquet')
     (raw / 'cut.parquet').write_bytes((raw / 'sizes.parquet').read_bytes()[:-50])
+    for split, classes in (('train', ['a', 'b', 'c']), ('test', ['a', 'c', 'b'])):
+        features = {'label': {'names': classes}}
+        metadata = {'huggingface': json.dumps({'info': {'features': features}})}
+        write_parquet(raw / 'names' / f'{split}.parquet', GRAY, LABELS, metadata=metadata)
     (raw / 'nothing').mkdir()
     return {
         'column.parquet': ({}, 'config.dataset.image_column must be a column of'),
@@ -394,6 +399,7 @@ def parquet_errors(raw):
         'cut.parquet': ({}, 'must be a Parquet file'),
         'lists.parquet': ({}, 'must have integers or texts, got [1, 2]'),
         'missing.parquet': ({}, 'must have integers or texts, got None'),
+        'names': ({}, "must name the same classes, got a, c, b and, in 'train.parquet', a, b, c"),
         'nothing': ({}, 'must contain .parquet files'),
     }
 
@@ -430,6 +436,24 @@ def test_wrong_raw_data_is_refused_in_one_line(tmp_path, name, write):
     for path, (options, expected) in write(tmp_path / 'raw').items():
         message = refusal(name, tmp_path, tmp_path / 'raw' / path, **options)
         assert expected in message and '\n' not in message, f'{path}: {message}'
+
+
+def test_links_to_directories_are_followed_except_to_one_above(tmp_path):
+    write_folder(tmp_path / 'elsewhere', GRAY, LABELS)
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    for label in range(3):
+        (raw / str(label)).symlink_to(tmp_path / 'elsewhere' / str(label))
+    nested = tmp_path / 'elsewhere' / '0' / 'nested'
+    (tmp_path / 'more').mkdir()
+    Image.fromarray(COLOR[0, :, :5, 0]).save(tmp_path / 'more' / 'z.png')
+    nested.symlink_to(tmp_path / 'more')
+    (tmp_path / 'more' / 'loop').symlink_to(tmp_path / 'elsewhere' / '0')
+    source = prepare('image_folder', tmp_path / 'prepared', raw)
+    assert source.count('train') + source.count('test') == 11
+    before = source.data.digests
+    Image.fromarray(COLOR[1, :, :5, 0]).save(tmp_path / 'more' / 'z.png')
+    assert prepare('image_folder', tmp_path / 'prepared', raw).data.digests != before
 
 
 def test_a_raw_dir_is_needed(tmp_path):
