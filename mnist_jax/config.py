@@ -42,6 +42,7 @@ ADDED_FIELDS = {
     'init.workdir': '',
     'init.step': '',
     'init.freeze': (),
+    'init.layer_decay': 1.0,
     'init.rates': (),
 }
 NEVER_ADDED = ('dataset', 'model')  # Sections that runs of every version have: a config without them is not a run's.

@@ -61,6 +61,7 @@ def check_init(init: Mapping[str, Any]) -> None:
         raise UserError(f"config.init.workdir must be set if config.init.step={init['step']!r} is, got ''")
     if not isinstance(init['freeze'], tuple) or not all(isinstance(pattern, str) for pattern in init['freeze']):
         raise UserError(f"config.init.freeze must be a tuple of patterns, such as ('Conv_*',), got {init['freeze']!r}")
+    check_range('config.init.layer_decay', init['layer_decay'], 0.0, 1.0)
     for pair in init['rates'] if isinstance(init['rates'], tuple) else [init['rates']]:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise UserError(

@@ -79,6 +79,14 @@ def test_rates_change_what_they_match_only(start, tmp_path):
     assert np.array_equal(*kernels)  # one update, whose gradient does not depend on the rates
 
 
+def test_layer_decay_equals_the_rates_that_it_stands_for(start, tmp_path):
+    rates = (('Dense_0', 0.5), ('*_1', 0.25), ('Dense_1', 1.0), ('*_0', 0.125), ('Dense_0', 0.5))
+    train(start(init__layer_decay=0.5), tmp_path / 'decay')
+    train(start(init__rates=rates), tmp_path / 'rates')
+    decayed, explicit = leaves(tmp_path / 'decay'), leaves(tmp_path / 'rates')
+    assert all(np.array_equal(decayed[name], explicit[name]) for name in explicit)
+
+
 def test_a_run_that_was_stopped_equals_one_that_was_not(start, tmp_path):
     config = start(epochs=2, init__freeze=('Conv_0',), init__rates=(('Dense_*', 0.5),), checkpoint_every_steps=2)
     whole = train(config, tmp_path / 'whole')
@@ -108,6 +116,7 @@ def test_the_number_of_devices_does_not_matter(start, tmp_path):
         ({'init__step': '7'}, r"config.init.step must be one of latest, 0, 5, got '7'"),
         ({'init__freeze': ('Konv_0',)}, 'config.init.freeze must match paths of the model'),
         ({'init__freeze': (1,)}, 'config.init.freeze must be a tuple of patterns'),
+        ({'init__layer_decay': 1.5}, 'config.init.layer_decay must be a number from 0 to 1, got 1.5'),
         ({'init__rates': (('Konv_0', 1.0),)}, 'config.init.rates must match paths of the model'),
         ({'init__rates': (('Conv_0',),)}, 'config.init.rates must be a tuple of pairs'),
         ({'init__rates': (('Conv_0', -1.0),)}, 'each factor of config.init.rates must be'),

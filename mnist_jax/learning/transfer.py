@@ -15,7 +15,7 @@ import optax
 from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.optimizers import Optimizer
-from mnist_jax.models.layer_table import format_shape
+from mnist_jax.models.layer_table import Layer, format_shape
 
 
 class Transfer(NamedTuple):
@@ -76,6 +76,24 @@ def check_patterns(field: str, patterns: Sequence[str], variables: PyTree) -> No
             raise UserError(
                 f'{field} must match paths of the model, such as {comma_separated(paths[:6])}, got {pattern!r}'
             )
+
+
+def layer_rates(layers: Sequence[Layer], decay: float) -> list[tuple[str, float]]:
+    """Returns factors of the learning rate for `with_rates` that fall by `decay` from each layer to the one below it.
+
+    The last layer has the factor 1. A layer without a kernel, such as a normalization, has that of the layer before it.
+
+    Args:
+      layers: The layers of the model, from its input to its output.
+      decay: The factor; 1 for the same learning rate in all layers.
+    """
+    factor, rates = 1.0, []
+    for layer in reversed(layers):
+        if layer.trainable and decay != 1:
+            rates.append((layer.name, factor))
+        if layer.multiply_adds:
+            factor *= decay
+    return rates
 
 
 def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tuple[str, float]]) -> Optimizer:

@@ -25,7 +25,7 @@ from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
 from mnist_jax.learning.step import TrainState
 from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
-from mnist_jax.models.layer_table import format_table
+from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
@@ -131,14 +131,14 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
             f'got {config.schedule.name!r}: only one of them may change the learning rate'
         )
+    layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
+    rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
     plan = Plan(
         config=config,
         source=source,
         model=model,
         loss=build('config.loss', LOSSES, config.loss),
-        optimizer=transfer.with_rates(
-            build('config.optimizer', OPTIMIZERS, options), config.init.freeze, config.init.rates
-        ),
+        optimizer=transfer.with_rates(build('config.optimizer', OPTIMIZERS, options), config.init.freeze, rates),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),

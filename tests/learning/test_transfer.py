@@ -8,6 +8,8 @@ from mnist_jax.errors import UserError
 from mnist_jax.learning import transfer
 from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.step import Variables
+from mnist_jax.models.architectures import CNN
+from mnist_jax.models.layer_table import list_layers
 
 PARAMS = {'Conv_0': {'kernel': jnp.ones((3, 3, 1, 2)), 'bias': jnp.zeros(2)}, 'Dense_0': {'kernel': jnp.ones((4, 3))}}
 
@@ -50,6 +52,14 @@ def test_what_fits_is_taken():
 def test_nothing_that_fits_is_an_error():
     with pytest.raises(UserError, match='parameters that fit this model, got one with Other_0/kernel'):
         transfer.take_variables(Variables(PARAMS, {}), Variables({'Other_0': {'kernel': np.ones(1)}}, {}))
+
+
+def test_the_rates_of_layers_fall_towards_the_input():
+    layers = list_layers(CNN(num_classes=3, stages=((4,), (4,)), batch_norm=True, hidden=(5,)), (8, 8, 1))
+    assert dict(transfer.layer_rates(layers, 0.5)) == {
+        'Dense_1': 1.0, 'Dense_0': 0.5, 'BatchNorm_1': 0.25, 'Conv_1': 0.25, 'BatchNorm_0': 0.125, 'Conv_0': 0.125,
+    }  # fmt: skip
+    assert transfer.layer_rates(layers, 1.0) == []
 
 
 def test_patterns_must_match_something():
