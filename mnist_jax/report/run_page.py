@@ -33,8 +33,11 @@ def write_report(model: RestoredModel) -> Path:
             f'got {", ".join(class_names)}; --mode=eval rewrites it'
         )
     examples = _read_examples(run, model)
-    sections: dict[str, Section] = {**_draw_figures(run, model, examples), **_make_tables(run, model, examples)}
-    sections |= _audit_data(model)
+    sections: dict[str, Section] = {
+        **_draw_figures(run, model, examples),
+        **_audit_data(model),
+        **_make_tables(run, model, examples),
+    }
     title = f'{run.name}: {run.config.model.name} on {run.result["dataset"]}'
     return html_page.write_page(workdir / 'report', title, _list_facts(run), sections)
 

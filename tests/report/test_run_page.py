@@ -53,7 +53,7 @@ def test_page_shows_all_sections_and_tooltips_in_both_color_schemes(workdir, bro
         assert page.locator('h1').inner_text() == '<b>run & "co": cnn on mnist'
         result = json.loads((workdir / 'eval.json').read_text())
         assert f'{result["accuracy"]:.4f}' in page.locator('.facts').inner_text()
-        assert [section.get_attribute('id') for section in page.locator('section').all()] == [*FIGURES, *TABLES, *DATA]
+        assert [section.get_attribute('id') for section in page.locator('section').all()] == [*FIGURES, *DATA, *TABLES]
         for name in (*FIGURES, *DATA_FIGURES):
             box = page.locator(f'#{name} svg').bounding_box()
             assert box['width'] > 700 and box['height'] > 60, name
