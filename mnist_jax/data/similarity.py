@@ -13,6 +13,7 @@ MAX_BLOCKS = 16  # blocks along an axis whose sums stand for an image
 # from this many images.
 DIMENSIONS = (12, 24, 48)
 MAX_CANDIDATES, SAMPLES = 20_000_000, 1000
+MAX_IMAGES, MAX_PAIRS = 200_000, 1_000_000  # limits of the search, which would take minutes
 OUTLIER_NEIGHBORS, MAX_REFERENCES = 5, 1000
 CHUNK = 4096  # images that are converted to float32 at a time
 
@@ -44,8 +45,10 @@ def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATIO
     few dimensions, and only the pixels of those that are found are compared.
 
     Returns:
-      The pairs; None if too many images are similar in these few dimensions.
+      The pairs; None if there are too many images, or if too many of them are similar.
     """
+    if len(images_NxHxWxC) > MAX_IMAGES:
+        return None
     unique = np.unique(same_images(images_NxHxWxC))
     radius = np.sqrt(2 - 2 * minimum)
     features, usable = _block_features(images_NxHxWxC[unique])
@@ -60,7 +63,7 @@ def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATIO
             pairs = unique[candidates[near]]
             correlation = _correlations(images_NxHxWxC, pairs)
             order = np.argsort(-correlation, kind='stable')[: np.count_nonzero(correlation >= minimum)]
-            return Pairs(np.sort(pairs[order], axis=1), correlation[order])
+            return Pairs(np.sort(pairs[order], axis=1), correlation[order]) if len(order) <= MAX_PAIRS else None
     return None
 
 

@@ -1,6 +1,5 @@
 """What looks wrong in the examples of a dataset: duplicates, blank and outlying images, classes without examples."""
 
-import collections
 import contextlib
 import csv
 import hashlib
@@ -24,6 +23,7 @@ from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 
 OUTLIERS_PER_CLASS = 10  # that are listed; those with the highest scores are drawn
+MAX_LISTED_PAIRS = 10_000
 MAX_PAIRS, PAIR_COLUMNS = 12, 6
 MAX_OUTLIERS, OUTLIER_COLUMNS = 24, 8
 MAX_NAMES = 10  # of classes in a cell
@@ -60,13 +60,25 @@ class DataAudit(NamedTuple):
     outliers: np.ndarray  # indices: for each class the most outlying images, in descending order of their scores
     outlier_scores: np.ndarray  # see `similarity.outlier_scores`
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The index of the first example of each split."""
+        return np.cumsum([0, *(split.size for split in self.splits.values())])[:-1]
+
+    def split_numbers(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the number of the split, from 0, of each of these examples."""
+        return np.searchsorted(self.starts, indices, side='right') - 1
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the labels of these examples."""
+        return np.concatenate([split.label for split in self.splits.values()])[indices]
+
     def example(self, index: int) -> Example:
         """Returns the example with this index."""
-        for name, split in self.splits.items():
-            if index < split.size:
-                return Example(name, int(index), self.class_names[split.label[index]], split.image[index])
-            index -= split.size
-        raise IndexError(index)
+        number = int(self.split_numbers(np.array(index)))
+        name, split = list(self.splits.items())[number]
+        position = int(index - self.starts[number])
+        return Example(name, position, self.class_names[split.label[position]], split.image[position])
 
 
 def audit(splits: Mapping[str, Split], class_names: Sequence[str]) -> DataAudit:
@@ -116,12 +128,12 @@ def _examine(splits: Mapping[str, Split]) -> dict[str, np.ndarray]:
 def split_table(audit: DataAudit) -> list[list[str]]:
     """Returns, for each split, its classes without examples and its number of blank images."""
     rows = [['split', 'examples', 'blank images', 'classes without examples']]
-    blank = collections.Counter(audit.example(index).split for index in audit.blank)
-    for name, split in audit.splits.items():
+    blank = np.bincount(audit.split_numbers(audit.blank), minlength=len(audit.splits))
+    for (name, split), blank_images in zip(audit.splits.items(), blank, strict=True):
         sizes = np.bincount(split.label, minlength=len(audit.class_names))
         missing = [class_name for class_name, size in zip(audit.class_names, sizes, strict=True) if not size]
         names = ', '.join(missing[:MAX_NAMES]) + (f' and {len(missing) - MAX_NAMES} more' * (len(missing) > MAX_NAMES))
-        rows.append([name, f'{split.size:,}', f'{blank[name]:,}', names or 'none'])
+        rows.append([name, f'{split.size:,}', f'{blank_images:,}', names or 'none'])
     return rows
 
 
@@ -132,15 +144,16 @@ def duplicate_table(audit: DataAudit) -> list[list[str]]:
     """
     rows = [['where', 'same pixels', 'with a different label', 'nearly the same', 'with a different label']]
     labels_by_image = {name: _group_labels(split) for name, split in audit.splits.items()}
-    for name, groups in labels_by_image.items():
+    for number, (name, groups) in enumerate(labels_by_image.items()):
         count = sum(len(labels) - 1 for labels in groups.values())
         differing = sum(label != labels[0] for labels in groups.values() for label in labels[1:])
-        rows.append([f'within {name}', f'{count:,}', f'{differing:,}', *_count_near(audit, name, name)])
-    for (name, first), (other_name, second) in itertools.combinations(labels_by_image.items(), 2):
+        rows.append([f'within {name}', f'{count:,}', f'{differing:,}', *_count_near(audit, number, number)])
+    numbered = enumerate(labels_by_image.items())
+    for (number, (name, first)), (other_number, (other_name, second)) in itertools.combinations(numbered, 2):
         shared = [(first[image], labels) for image, labels in second.items() if image in first]
         count = sum(len(labels) for _, labels in shared)
         differing = sum(label not in first_labels for first_labels, labels in shared for label in labels)
-        near = _count_near(audit, name, other_name)
+        near = _count_near(audit, number, other_number)
         rows.append([f'{other_name} examples in {name}', f'{count:,}', f'{differing:,}', *near])
     return rows
 
@@ -153,19 +166,23 @@ def _group_labels(split: Split) -> dict[bytes, list[int]]:
     return labels
 
 
-def _count_near(audit: DataAudit, first: str, second: str) -> list[str]:
-    """Returns how many examples of `second` are nearly the same as one of `first`, and as one with another label."""
+def _count_near(audit: DataAudit, first: int, second: int) -> list[str]:
+    """Counts the examples of the split `second` that are nearly the same as one of the split `first`.
+
+    Returns:
+      How many there are, and how many of them have another label than such an example.
+    """
     if audit.pairs is None:
         return ['not searched', 'not searched']
-    pairs = [tuple(map(audit.example, pair)) for pair in audit.pairs.indices]
-    found = [(one, other) for one, other in pairs if (one.split, other.split) == (first, second)]
-    differing = {other.position for one, other in found if one.class_name != other.class_name}
-    return [f'{len({other.position for _, other in found}):,}', f'{len(differing):,}']
+    indices = audit.pairs.indices
+    pairs = indices[(audit.split_numbers(indices) == (first, second)).all(axis=1)]
+    differing = pairs[np.diff(audit.labels(pairs))[:, 0] != 0]
+    return [f'{len(np.unique(found[:, 1])):,}' for found in (pairs, differing)]
 
 
 def findings(audit: DataAudit) -> Iterator[list[str]]:
     """Yields a row of `FINDINGS_HEADER` for each pair of nearly the same images, each blank image and each outlier."""
-    for pair, correlation in zip(*audit.pairs or ([], []), strict=True):
+    for pair, correlation in itertools.islice(zip(*audit.pairs or ([], []), strict=True), MAX_LISTED_PAIRS):
         one, other = map(audit.example, pair)
         yield ['near-duplicate', *_place(other), f'{correlation:.5f}', *_place(one)]
     for index in audit.blank:
@@ -193,21 +210,26 @@ def draw_near_duplicates(audit: DataAudit) -> ReportFigure | None:
     """
     if audit.pairs is None or not len(audit.pairs.indices):
         return None
-    pairs = [(*map(audit.example, pair), value) for pair, value in zip(*audit.pairs, strict=True)]
-    pairs.sort(key=lambda pair: (pair[0].class_name == pair[1].class_name, pair[0].split == pair[1].split, -pair[2]))
-    drawn = pairs[:MAX_PAIRS]
+    indices, correlations = audit.pairs
+    same_split, same_label = (
+        np.diff(values)[:, 0] == 0 for values in (audit.split_numbers(indices), audit.labels(indices))
+    )
+    drawn = np.lexsort((-correlations, same_split, same_label))[:MAX_PAIRS]
     rows = -(-len(drawn) // PAIR_COLUMNS)
     figure, axes = figures.new_figure(11, 1.3 * rows, nrows=rows, ncols=2 * PAIR_COLUMNS)
     tooltips: dict[str, str] = {}
     for axis in axes.ravel():
         axis.set_axis_off()
-    for number, (one, other, correlation) in enumerate(drawn):
+    for number, pair in enumerate(drawn):
+        one, other = map(audit.example, indices[pair])
         for axis, example in zip(axes.ravel()[2 * number :], (one, other), strict=False):
             gid = f'pair-{number}-{example.split}-{example.position}'
             _draw(axis, example, gid, fontsize=7)
-            tooltips[gid] = f'{one}, class {one.class_name}, and {other}, class {other.class_name}: {correlation:.4f}'
+            tooltips[gid] = (
+                f'{one}, class {one.class_name}, and {other}, class {other.class_name}: {correlations[pair]:.4f}'
+            )
     about = (
-        f'{len(drawn):,} of {len(pairs):,} pairs of images whose pixels have a correlation of at least '
+        f'{len(drawn):,} of {len(indices):,} pairs of images whose pixels have a correlation of at least '
         f'{similarity.NEAR_CORRELATION}, but are not the same: first those with different labels, then those across '
         'splits.'
     )

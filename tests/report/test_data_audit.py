@@ -76,8 +76,9 @@ def test_the_audit_of_the_same_data_is_read_from_the_cache(cache, monkeypatch):
     np.testing.assert_equal(damaged.pairs, first.pairs)
 
 
-def test_data_with_too_many_similar_images_says_so(monkeypatch):
-    monkeypatch.setattr(data_audit.similarity, 'MAX_CANDIDATES', -1)
+@pytest.mark.parametrize('limit', ['MAX_CANDIDATES', 'MAX_IMAGES', 'MAX_PAIRS'])
+def test_data_with_too_many_images_says_so(monkeypatch, limit):
+    monkeypatch.setattr(data_audit.similarity, limit, -1)
     audit = data_audit.audit(known_splits(), 'abc')
     assert data_audit.duplicate_table(audit)[1][3:] == ['not searched', 'not searched']
     assert data_audit.draw_near_duplicates(audit) is None
