@@ -37,6 +37,10 @@ def get_config() -> ConfigDict:
     schedule.name = 'constant'  # one of schedules.SCHEDULES; further fields are its arguments
     config.schedule = schedule
 
+    # Random changes of the training images: dicts with a name in augmentation.AUGMENTATIONS, its arguments and, by
+    # default 1, the probability, such as ({'name': 'shift', 'pixels': 2}, {'name': 'flip'}).
+    config.augmentation = ()
+
     config.dataset = _dataset()
     config.init = _init()
     config.early_stopping = _early_stopping()
@@ -55,8 +59,10 @@ def get_config() -> ConfigDict:
     config.model = model
 
     optimizer = ConfigDict()
-    optimizer.name = 'rmsprop'  # one of optimizers.OPTIMIZERS; the fields after learning_rate are its arguments
+    optimizer.name = 'rmsprop'  # one of optimizers.OPTIMIZERS; the fields after clip_value are its arguments
     optimizer.learning_rate = 1e-3  # the schedule multiplies it
+    optimizer.clip_norm = 0.0  # largest norm of the gradient over all parameters; 0: no limit
+    optimizer.clip_value = 0.0  # largest absolute value of an element of the gradient; 0: no limit
     optimizer.rho = 0.9  # decay of the moving average of squared gradients
     optimizer.epsilon = 1e-7  # added to this average inside the square root
     config.optimizer = optimizer

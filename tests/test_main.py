@@ -52,10 +52,13 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
             ('cnn', '--config.dataset.name=mnits'),
             "mnist, npz, parquet, svhn_cropped, tfds, got 'mnits' (did you mean 'mnist'?)",
         ),
-        (('cnn', '--config.loss.name=mse'), "loss.name must be one of cross_entropy, mean_squared_error, got 'mse'"),
+        (
+            ('cnn', '--config.loss.name=mse'),
+            "loss.name must be one of cross_entropy, focal, mean_squared_error, got 'mse'",
+        ),
         (
             ('cnn', '--config.epoch=3'),
-            "config.epoch is not a field (did you mean 'epochs'?); the fields are: batch_size,",
+            "config.epoch is not a field (did you mean 'epochs'?); the fields are: augmentation, batch_size,",
         ),
         (
             ('cnn', '--config.model.name=mlp', '--config.model.stages=((8,),)'),
@@ -63,7 +66,7 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         ),
         (
             ('cnn', '--config.optimizer.name=adam', '--config.optimizer.rho=0.5'),
-            "config.optimizer.rho is not a field for 'adam'; the fields are: beta_1, beta_2, epsilon, learning_rate",
+            "config.optimizer.rho is not a field for 'adam'; the fields are: beta_1, beta_2, clip_norm, ",
         ),
         (('cnn', '--config.model=mlp'), 'config.model is a section: set its fields, for example --config.model.name='),
         (('cnn', '--config.epochs'), '--config.epochs needs a value: --config.epochs=VALUE, of type int'),
@@ -251,7 +254,8 @@ def test_a_run_records_the_flags_of_its_flagfile_and_the_fields_of_its_parts(for
     (start,) = json.loads((tmp_path / 'run' / 'provenance.json').read_text())
     assert shlex.split(start['command'])[3:-2] == list(flags)
     optimizer = json.loads((tmp_path / 'run' / 'config.json').read_text())['optimizer']
-    assert optimizer == {'name': 'adam', 'learning_rate': 0.001, 'beta_1': 0.8}
+    shared = {'learning_rate': 0.001, 'clip_norm': 0.0, 'clip_value': 0.0}
+    assert optimizer == {'name': 'adam', **shared, 'beta_1': 0.8}
 
 
 def test_the_flags_of_a_part_follow_its_name(forked):

@@ -7,6 +7,7 @@
 #include "finite.h"
 #include "max_pool.h"
 #include "parallel_for.h"
+#include "warp.h"
 #include "xla/ffi/api/c_api.h"
 
 // All other functions are hidden (-fvisibility=hidden).
@@ -200,6 +201,17 @@ EXPORT XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
     scale_relu_gradient(frame, norm, result(frame, 1)->data, result(frame, 2)->data);
+    return NULL;
+}
+
+// (images, motions) -> moved images
+EXPORT XLA_FFI_Error* mnist_jax_warp(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer* image = argument(frame, 0);
+    Warp w = {
+        .examples = image->dims[0], .height = image->dims[1], .width = image->dims[2], .channels = image->dims[3]};
+    w.image = image->data, w.motion = argument(frame, 1)->data, w.result = result(frame, 0)->data;
+    warp(frame, w);
     return NULL;
 }
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax.factory import Fraction
+from mnist_jax.factory import Fraction, NonNegative
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -45,6 +45,22 @@ def mean_squared_error() -> Loss:
     return loss
 
 
+def focal(gamma: NonNegative = 2.0, label_smoothing: Fraction = 0.0) -> Loss:
+    """Focal loss (Lin et al. 2017): the cross-entropy of each class times (1 - p)^gamma, so easy examples count less.
+
+    As in Keras's CategoricalFocalCrossentropy with alpha=1; `config.dataset.class_weights` weights the classes.
+    """
+
+    def loss(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
+        log_softmax_BxK = jax.nn.log_softmax(logits_BxK)
+        # The gradient of a power below 1 is infinite at 0.
+        others_BxK = jnp.maximum(-jnp.expm1(log_softmax_BxK), 1e-7)
+        target_BxK = optax.smooth_labels(jax.nn.one_hot(label_B, logits_BxK.shape[-1]), label_smoothing)
+        return -(target_BxK * others_BxK**gamma * log_softmax_BxK).sum(-1)
+
+    return loss
+
+
 def weighted(loss: Loss, weights_K: np.ndarray | None) -> Loss:
     """Returns `loss` multiplied by the weight of the label of each example; None means that all weights are 1."""
     if weights_K is None:
@@ -52,4 +68,4 @@ def weighted(loss: Loss, weights_K: np.ndarray | None) -> Loss:
     return lambda logits_BxK, label_B: loss(logits_BxK, label_B) * jnp.asarray(weights_K)[label_B]
 
 
-LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error}
+LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error, 'focal': focal}

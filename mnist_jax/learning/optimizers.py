@@ -1,19 +1,24 @@
 """Optimizers with the update rules and defaults of those of the same name in Keras 3.
 
 Each one is an optax gradient transformation whose `update` takes the learning rate as a keyword argument, so that the
-schedule and `ReduceLROnPlateau` are handled by the train step, not by the optimizer.
+schedule and `ReduceLROnPlateau` are handled by the train step, not by the optimizer. `from_optax` adapts any other one.
 """
 
-from typing import NamedTuple, TypeAlias
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mnist_jax.factory import Fraction, NonNegative
-from mnist_jax.kernels.sums import PyTree
+from mnist_jax.kernels.sums import PyTree, ordered_sum
 
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
+Decayed: TypeAlias = Literal['kernels', 'all']
+"""What weight decay shrinks: arrays with at least two dimensions, or all parameters."""
 
 
 def _scale_by_learning_rate() -> Optimizer:
@@ -26,6 +31,61 @@ def _scale_by_learning_rate() -> Optimizer:
         return jax.tree.map(lambda u: -learning_rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def from_optax(transformation: optax.GradientTransformation) -> Optimizer:
+    """Returns an optimizer of this package that multiplies the updates of `transformation` by minus the learning rate.
+
+    Args:
+      transformation: A transformation that does not scale by a learning rate, such as `optax.scale_by_lion()`.
+    """
+    return optax.chain(transformation, _scale_by_learning_rate())
+
+
+def with_decay(optimizer: Optimizer, weight_decay: float, decayed: Decayed) -> Optimizer:
+    """Returns `optimizer` with decoupled weight decay: w also shrinks by learning_rate weight_decay w.
+
+    See Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+    """
+    if not weight_decay:
+        return optimizer
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree = None, *, learning_rate: jax.Array, **extra: object
+    ) -> tuple[PyTree, PyTree]:
+        def shrink(update: jax.Array, param: jax.Array) -> jax.Array:
+            return update - learning_rate * weight_decay * param if decayed == 'all' or param.ndim > 1 else update
+
+        updates, state = optimizer.update(grads, state, params, learning_rate=learning_rate, **extra)
+        return jax.tree.map(shrink, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> Optimizer:
+    """Returns `optimizer`, but with gradients that are limited.
+
+    Args:
+      optimizer: The optimizer.
+      clip_norm: Gradients whose norm over all parameters is larger are scaled to it (Pascanu et al. 2013); 0: no limit.
+      clip_value: The largest absolute value of an element, to which larger ones are set first; 0: no limit.
+    """
+    if not clip_norm and not clip_value:
+        return optimizer
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
+        if clip_value:
+            grads = jax.tree.map(lambda grad: jnp.clip(grad, -clip_value, clip_value), grads)
+        if clip_norm:
+            squares = jax.lax.optimization_barrier(jax.tree.map(jnp.square, grads))  # so that no sum is fused with them
+            sums = [ordered_sum(leaf.ravel()) for leaf in jax.tree.leaves(squares)]
+            norm = jnp.sqrt(ordered_sum(jnp.stack(sums)))
+            # If the square of a finite gradient overflows, the update must not be 0 without a word.
+            factor = jnp.where(jnp.isfinite(norm), clip_norm / jnp.maximum(norm, clip_norm), jnp.nan)
+            grads = jax.tree.map(lambda grad: grad * factor, grads)
+        return optimizer.update(grads, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def sgd(momentum: Fraction = 0.0, nesterov: bool = False) -> Optimizer:
@@ -74,9 +134,15 @@ def adam(beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative 
 
 
 def adamw(
-    beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative = 1e-7, weight_decay: NonNegative = 0.004
+    beta_1: Fraction = 0.9,
+    beta_2: Fraction = 0.999,
+    epsilon: NonNegative = 1e-7,
+    weight_decay: NonNegative = 0.004,
+    decayed: Decayed = 'all',
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov, Hutter 2019): w also shrinks by learning_rate weight_decay w."""
+    if decayed == 'kernels':
+        return with_decay(adam(beta_1, beta_2, epsilon), weight_decay, decayed)
     return optax.chain(
         _scale_by_adam(beta_1, beta_2, epsilon), optax.add_decayed_weights(weight_decay), _scale_by_learning_rate()
     )
@@ -99,12 +165,68 @@ def lamb(beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative 
     )
 
 
+def lion(beta_1: Fraction = 0.9, beta_2: Fraction = 0.99) -> Optimizer:
+    """Lion (Chen et al. 2023): w moves by learning_rate against the sign of beta_1 m + (1 - beta_1) g."""
+    return from_optax(optax.scale_by_lion(beta_1, beta_2))
+
+
+class _NadamState(NamedTuple):
+    count: jax.Array  # type: ignore[assignment]  # as in `_AdamState`
+    product: jax.Array  # of the momenta of all updates so far
+    mean: optax.Updates
+    square: optax.Updates
+
+
+def nadam(beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative = 1e-7) -> Optimizer:
+    """Adam with Nesterov momentum u_t = beta_1 (1 - 0.96^t / 2) in update t (Dozat 2016)."""
+
+    def init(params: optax.Params) -> _NadamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return _NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), zeros, zeros)
+
+    def update(grads: optax.Updates, state: _NadamState, params: PyTree = None) -> tuple[optax.Updates, _NadamState]:
+        del params
+        count = state.count + 1
+        momentum, next_momentum = (beta_1 * (1 - 0.5 * 0.96 ** jnp.float32(t)) for t in (count, count + 1))
+        product = state.product * momentum
+        mean = optax.tree.update_moment(grads, state.mean, beta_1, 1)
+        square = optax.tree.update_moment(grads, state.square, beta_2, 2)
+        of_mean, of_gradient = next_momentum / (1 - product * next_momentum), (1 - momentum) / (1 - product)
+        correction = 1 / (1 - beta_2**count)
+        updates = jax.tree.map(
+            lambda m, g, v: (of_mean * m + of_gradient * g) / (jnp.sqrt(correction * v) + epsilon), mean, grads, square
+        )
+        return updates, _NadamState(count, product, mean, square)
+
+    return from_optax(optax.GradientTransformation(init, update))
+
+
+def _decaying(constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """Adds the arguments `weight_decay` and `decayed` of `with_decay` to the constructor of an optimizer."""
+
+    @functools.wraps(constructor)
+    def construct(*arguments: Any, weight_decay: float = 0.0, decayed: Decayed = 'kernels', **fields: Any) -> Optimizer:
+        return with_decay(constructor(*arguments, **fields), weight_decay, decayed)
+
+    signature = inspect.signature(constructor, eval_str=True)
+    construct.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *signature.parameters.values(),
+            inspect.Parameter('weight_decay', inspect.Parameter.KEYWORD_ONLY, default=0.0, annotation=NonNegative),
+            inspect.Parameter('decayed', inspect.Parameter.KEYWORD_ONLY, default='kernels', annotation=Decayed),
+        ]
+    )
+    return construct
+
+
 OPTIMIZERS = {
-    'sgd': sgd,
-    'rmsprop': rmsprop,
-    'adam': adam,
+    'sgd': _decaying(sgd),
+    'rmsprop': _decaying(rmsprop),
+    'adam': _decaying(adam),
     'adamw': adamw,
-    'adadelta': adadelta,
-    'adagrad': adagrad,
-    'lamb': lamb,
+    'adadelta': _decaying(adadelta),
+    'adagrad': _decaying(adagrad),
+    'lamb': _decaying(lamb),
+    'lion': _decaying(lion),
+    'nadam': _decaying(nadam),
 }

@@ -22,6 +22,7 @@ from mnist_jax.data.normalization import Normalization
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 from mnist_jax.learning import lockstep, transfer
+from mnist_jax.learning.augmentation import Augment
 from mnist_jax.learning.losses import Loss, cross_entropy
 from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.models import linen
@@ -36,7 +37,7 @@ Sums = dict[str, jax.Array]
 AllSum = Callable[[PyTree], PyTree]
 """Sums a pytree over all devices."""
 
-INIT_STREAM, DROPOUT_STREAM = 0, 1
+INIT_STREAM, DROPOUT_STREAM, AUGMENTATION_STREAM = 0, 1, 2
 
 
 @flax.struct.dataclass
@@ -77,6 +78,8 @@ class StepParts:
       skip_nonfinite: If true, a non-finite update or loss only increments the step.
       chunk_size: Examples per chunk; divides the number of examples on a device.
       frozen: Patterns of parameters and batch statistics that do not change; see `transfer.py`.
+      augment: Changes the images of a training batch at random; None for no change.
+      steps_per_epoch: The number of updates in an epoch.
     """
 
     model: nn.Module
@@ -88,6 +91,8 @@ class StepParts:
     skip_nonfinite: bool
     chunk_size: int
     frozen: Sequence[str] = ()
+    augment: Augment | None = None
+    steps_per_epoch: int = 1
 
 
 def create_state(
@@ -120,7 +125,7 @@ def train_step(
     Args:
       state: The state before the update.
       batch: This device's share of the global batch.
-      seed: The seed of the run, for dropout.
+      seed: The seed of the run, for dropout and augmentation.
       data: The training split, if the batch has no images and labels.
       parts: The parts of the experiment.
       all_sum: Sums a pytree over all devices.
@@ -135,7 +140,8 @@ def train_step(
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
-        image = _normalize(chunk['image'], parts.normalization, parts.dtype)
+        image = augment(chunk['image'], chunk['index'], seed, state.step // parts.steps_per_epoch, parts)
+        image = _normalize(image, parts.normalization, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
@@ -164,6 +170,16 @@ def train_step(
         counted = jnp.isfinite(sums['loss'])
         sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)
     return new_state, {**sums, 'nonfinite': 1.0 - finite}
+
+
+def augment(
+    image_BxHxWxC: jax.Array, index_B: jax.Array, seed: int | jax.Array, epoch: int | jax.Array, parts: StepParts
+) -> jax.Array:
+    """Returns the training images with these indices, with the pixels of the dataset, as they are in an epoch."""
+    if parts.augment is None:
+        return image_BxHxWxC
+    key = _random_stream(seed, AUGMENTATION_STREAM)
+    return parts.augment(image_BxHxWxC.astype(jnp.float32), index_B, key, jnp.int32(epoch))
 
 
 def apply_to_chunk(

@@ -18,6 +18,7 @@ from mnist_jax.report import data_audit, figures
 from mnist_jax.training.experiment import Experiment, make_experiment
 
 EXAMPLES_PER_CLASS = 12
+AUGMENTED_EXAMPLES = 10
 MAX_CLASSES = 30  # classes in the figures that show images of each
 MAX_TICKS = 70  # names of classes along an axis
 MAX_SIDE = 40  # pixels along a side of an image that is drawn as numbers
@@ -46,6 +47,8 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
         'class_shares': draw_class_fractions(splits, names),
         'class_statistics': draw_class_statistics(train, names, max_pixel),
     }
+    if experiment.parts.augment is not None:
+        drawn['augmentation'] = draw_augmentation(experiment, train)
     for name, figure in drawn.items():
         contents = io.BytesIO()
         figure.savefig(contents, format='png', dpi=100, bbox_inches='tight')
@@ -81,6 +84,20 @@ def draw_examples(split: Split, names: Sequence[str], max_pixel: int) -> Figure:
         _label_row(row, names[label])
         for axis, image in itertools.zip_longest(row, split.image[split.label == label][:EXAMPLES_PER_CLASS]):
             _draw_image(axis, image, max_pixel)
+    return figure
+
+
+def draw_augmentation(experiment: Experiment, split: Split) -> Figure:
+    """Draws training examples, one per row: the image, and what augmentation makes of it in the first epochs."""
+    count = min(AUGMENTED_EXAMPLES, split.size)
+    images, index = split.image[:count].astype(np.float32), np.arange(count, dtype=np.int32)
+    figure = Figure(figsize=(EXAMPLES_PER_CLASS, count))
+    axes = figure.subplots(count, EXAMPLES_PER_CLASS, squeeze=False)
+    columns = [images, *(experiment.augment(images, index, epoch) for epoch in range(EXAMPLES_PER_CLASS - 1))]
+    for number, (column, images_of_column) in enumerate(zip(axes.T, columns, strict=True)):
+        column[0].set_title('image' if number == 0 else f'epoch {number}', size=9)
+        for axis, image in zip(column, images_of_column, strict=True):
+            _draw_image(axis, image, experiment.source.max_pixel)
     return figure
 
 

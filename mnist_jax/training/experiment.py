@@ -20,6 +20,7 @@ from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose
 from mnist_jax.learning import losses, model_checks, step
+from mnist_jax.learning.augmentation import make_augmentation
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.step import Data, StepParts, Sums, TrainState, Variables
 from mnist_jax.models.layer_table import list_layers
@@ -83,6 +84,10 @@ class Experiment(Plan):
         empty = {name: np.zeros_like(column) for name, column in group[0].items()}
         padding = [empty] * (self.eval_steps_per_call - len(group))  # so that there is one program for all splits
         return self._compiled_eval_steps(variables, _stack([*group, *padding]), data)
+
+    def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
+        """Returns training images, float32 NxHxWxC, with the indices `index`, as the step changes them in an epoch."""
+        return np.asarray(step.augment(jnp.asarray(images), jnp.asarray(index), self.config.seed, epoch, self.parts))
 
     def on_devices(self, split: Examples) -> Data | None:
         """Returns a split in the memory of every device, or None if `on_device` is False."""
@@ -229,6 +234,8 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         skip_nonfinite=skip_nonfinite,
         chunk_size=chunk_size,
         frozen=config.init.freeze,
+        augment=make_augmentation(config.augmentation, source.max_pixel),
+        steps_per_epoch=steps_per_epoch,
     )
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

@@ -22,7 +22,7 @@ from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
-from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer
+from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_clipping
 from mnist_jax.learning.step import TrainState
 from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
@@ -121,6 +121,9 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     if not isinstance(base_learning_rate, float | int):
         raise UserError(f'config.optimizer.learning_rate must be of type float, got {base_learning_rate!r}')
     check_range('config.optimizer.learning_rate', base_learning_rate, 0.0, math.inf)
+    clip = {field: options.pop(field, 0.0) for field in ('clip_norm', 'clip_value')}
+    for field, limit in clip.items():
+        check_range(f'config.optimizer.{field}', limit, 0.0, math.inf)
     callbacks = Callbacks(
         construct('config.early_stopping', EarlyStopping, config.early_stopping),
         construct('config.reduce_lr', ReduceLROnPlateau, config.reduce_lr),
@@ -133,12 +136,13 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         )
     layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
     rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
+    optimizer = with_clipping(build('config.optimizer', OPTIMIZERS, options), **clip)
     plan = Plan(
         config=config,
         source=source,
         model=model,
         loss=build('config.loss', LOSSES, config.loss),
-        optimizer=transfer.with_rates(build('config.optimizer', OPTIMIZERS, options), config.init.freeze, rates),
+        optimizer=transfer.with_rates(optimizer, config.init.freeze, rates),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),

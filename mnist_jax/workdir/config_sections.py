@@ -14,6 +14,6 @@ SECTIONS: Mapping[str, Section] = {
     'model': Section(MODELS, extra=('num_classes',)),
     'loss': Section(LOSSES),
     'schedule': Section(SCHEDULES),
-    'optimizer': Section(OPTIMIZERS, shared=('learning_rate',)),
+    'optimizer': Section(OPTIMIZERS, shared=('learning_rate', 'clip_norm', 'clip_value')),
     'dataset': Section(SOURCES, extra=('fold', 'description'), shared=tuple(default_config().dataset)),
 }

@@ -36,9 +36,19 @@ def train_few_steps(config, steps=5):
     return params_sha256(state.variables), losses
 
 
+CLIPPED = ConfigDict({'name': 'lion', 'learning_rate': 1e-3, 'weight_decay': 0.1, 'clip_norm': 0.1, 'clip_value': 0.01})
+NADAM = ConfigDict({'name': 'nadam', 'learning_rate': 1e-3, 'weight_decay': 0.1, 'decayed': 'all', 'clip_norm': 1.0})
+
+
 @pytest.mark.parametrize(
     ('model', 'batch_size', 'fields'),
-    [('cnn', 64, {}), ('mlp', 100, {}), ('cnn', 50, {'model__batch_norm': True, 'model__stage_dropout': (0.2, 0.2)})],
+    [
+        ('cnn', 64, {}),
+        ('mlp', 100, {}),
+        ('mlp', 64, {'optimizer': CLIPPED}),
+        ('mlp', 64, {'optimizer': NADAM}),
+        ('cnn', 50, {'model__batch_norm': True, 'model__stage_dropout': (0.2, 0.2)}),
+    ],
 )
 def test_1_2_4_and_8_devices_are_bit_identical(small, model, batch_size, fields):
     config = {'batch_size': batch_size, 'chunks': 8, 'model__dropout': (0.5,), **fields}

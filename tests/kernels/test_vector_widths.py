@@ -42,6 +42,8 @@ add(ops.scale_relu, x, normal(21), normal(21))
 sums = ops.moments(x, np.ones(6, np.float32))
 add(lambda *arrays: ops.normalize(*sums, np.float32(432), *arrays, 0.9, 1e-3), *(normal(21) for _ in range(4)))
 add(lambda *arrays: ops.normalize_for_inference(*arrays, 1e-3), *(abs(normal(21)) for _ in range(4)))
+images, motion = normal(5, 9, 7, 3), ops.Motion(*normal(8, 5))
+digest.update(np.asarray(jax.jit(ops.warp)(images, motion)).tobytes())
 print(digest.hexdigest())
 """
 

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build
-from mnist_jax.learning.optimizers import OPTIMIZERS, rmsprop
+from mnist_jax.learning.optimizers import OPTIMIZERS, from_optax, rmsprop, with_clipping
 
 # The weights after each of four updates of (1, -0.5) with these gradients and learning rates, printed by Keras 3.15.
 GRADIENTS = ((0.5, -2.0), (0.1, 1.0), (-0.3, 0.0), (1e-4, 0.7))
@@ -59,6 +60,37 @@ KERAS = [
         {},
         [[0.9209431, -0.4209431], [0.8248327, -0.389067], [0.7922171, -0.3571996], [0.6188965, -0.3701594]],
     ),
+    ('lion', {}, [[0.9, -0.4], [0.8, -0.5], [0.85, -0.45], [0.65, -0.65]]),
+    (
+        'nadam',
+        {},
+        [[0.8937212, -0.3937212], [0.8666039, -0.4329806], [0.8897284, -0.4314455], [0.8831559, -0.4932047]],
+    ),
+    (
+        'nadam',
+        {'beta_1': 0.8, 'epsilon': 0.01},
+        [[0.8916531, -0.390036], [0.859858, -0.429938], [0.8841934, -0.4281742], [0.8791015, -0.4997705]],
+    ),
+    (
+        'sgd',
+        {'momentum': 0.9, 'weight_decay': 0.05, 'decayed': 'all'},
+        [[0.945, -0.2975], [0.885275, -0.2160125], [0.8485618, -0.1434725], [0.8090062, -0.2172378]],
+    ),
+    (
+        'rmsprop',
+        {'weight_decay': 0.05, 'decayed': 'all'},
+        [[0.6787729, -0.1812723], [0.6101463, -0.3278078], [0.6950076, -0.3269883], [0.6879361, -0.5393328]],
+    ),
+    (
+        'lion',
+        {'weight_decay': 0.05, 'decayed': 'all'},
+        [[0.895, -0.3975], [0.790525, -0.4955125], [0.8385487, -0.4442737], [0.6301632, -0.6398309]],
+    ),
+]
+# The same for SGD with clipped gradients: arguments of `with_clipping`.
+CLIPPED = [
+    ((0.5, 0.0), [[0.9878732, -0.4514929], [0.982898, -0.5012447], [0.997898, -0.5012447], [0.9978837, -0.6012447]]),
+    ((0.0, 0.3), [[0.97, -0.47], [0.96, -0.5], [0.975, -0.5], [0.97498, -0.56]]),
 ]
 
 
@@ -75,6 +107,50 @@ def weights_after_each_update(optimizer, gradients, rates, weight):
 def test_updates_equal_those_of_keras(name, fields, expected):
     weights = weights_after_each_update(OPTIMIZERS[name](**fields), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
     np.testing.assert_allclose(weights, expected, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize(('limits', 'expected'), CLIPPED)
+def test_clipped_gradients_equal_those_of_keras(limits, expected):
+    optimizer = with_clipping(OPTIMIZERS['sgd'](), *limits)
+    weights = weights_after_each_update(optimizer, GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
+    np.testing.assert_allclose(weights, expected, rtol=2e-6, atol=2e-7)
+
+
+def test_the_norm_is_that_of_all_parameters_and_small_gradients_are_not_scaled():
+    optimizer = with_clipping(OPTIMIZERS['sgd'](), 1.0, 0.0)
+    grads = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([[4.0]])}  # a norm of 5
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads, learning_rate=jnp.float32(1))
+    np.testing.assert_allclose(updates['a'], [-0.6, 0])
+    np.testing.assert_allclose(updates['b'], [[-0.8]])
+    small = {'a': jnp.array([0.3, 0.0]), 'b': jnp.array([[0.4]])}
+    updates, _ = optimizer.update(small, optimizer.init(small), small, learning_rate=jnp.float32(1))
+    np.testing.assert_array_equal(updates['a'], -small['a'])
+    # The square of this gradient overflows: the update is not finite, and not 0 either.
+    huge = {'a': jnp.array([1e30, 0.0]), 'b': jnp.array([[1.0]])}
+    updates, _ = optimizer.update(huge, optimizer.init(huge), huge, learning_rate=jnp.float32(1))
+    assert np.isnan(updates['b']).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'decayed', 'bias'), [('sgd', 'kernels', 1), ('adam', 'all', 0.9), ('adamw', 'kernels', 1)]
+)
+def test_weight_decay_spares_biases_unless_all_is_set(name, decayed, bias):
+    optimizer = OPTIMIZERS[name](weight_decay=0.5, decayed=decayed)
+    params = {'bias': jnp.ones(2), 'kernel': jnp.ones((2, 2))}
+    zeros = {'bias': jnp.zeros(2), 'kernel': jnp.zeros((2, 2))}
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, learning_rate=jnp.float32(0.2))
+    np.testing.assert_allclose(params['kernel'] + updates['kernel'], 0.9)
+    np.testing.assert_allclose(params['bias'] + updates['bias'], bias)
+
+
+def test_any_optax_transformation_can_be_adapted():
+    # Adam of optax adds epsilon after the bias correction, so it differs from Keras only by that.
+    optimizer = from_optax(optax.scale_by_adam(eps=1e-9))
+    weights = weights_after_each_update(optimizer, GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5]))
+    ours = weights_after_each_update(
+        OPTIMIZERS['adam'](epsilon=1e-9), GRADIENTS, LEARNING_RATES, jnp.array([1.0, -0.5])
+    )
+    np.testing.assert_allclose(weights, ours, rtol=1e-5)
 
 
 def test_every_optimizer_is_compared_with_keras():
@@ -97,6 +173,8 @@ def test_rmsprop_by_hand():
         ('sgd', {'momentum': -0.1}, 'optimizer.momentum must be a number from 0 to 1, got -0.1'),
         ('adam', {'beta_2': 1.5}, 'optimizer.beta_2 must be a number from 0 to 1, got 1.5'),
         ('adamw', {'weight_decay': -1.0}, 'optimizer.weight_decay must be a finite number from 0, got -1.0'),
+        ('sgd', {'weight_decay': -1.0}, 'optimizer.weight_decay must be a finite number from 0, got -1.0'),
+        ('sgd', {'decayed': 'some'}, "optimizer.decayed must be one of all, kernels, got 'some'"),
         ('lamb', {'epsilon': float('nan')}, 'optimizer.epsilon must be a finite number from 0, got nan'),
     ],
 )
