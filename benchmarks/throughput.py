@@ -171,7 +171,8 @@ def write_task(model: str, directory: Path) -> tuple[Path, Task]:
         'config': f'configs/{model}.py',
         'dataset': config.dataset.name,
         'model': config.model.to_dict(),
-        'optimizer': config.optimizer.to_dict(),
+        # No config clips gradients, and the other programs call it by other names.
+        'optimizer': {field: value for field, value in config.optimizer.items() if not field.startswith('clip_')},
         'loss': config.loss.to_dict(),
         'batch_size': config.batch_size,
         'eval_batch_size': config.eval_batch_size,
