@@ -3,7 +3,7 @@
     python -m mnist_jax.main --config=configs/cifar10.py
 
 Published test accuracies: Network in Network 0.8959 without augmentation and 0.9119 with it (Lin et al. 2014),
-ResNet-20 0.9125 (He et al. 2016). Its accuracy with this config has not been measured. The dataset is downloaded
+ResNet-20 0.9125 (He et al. 2016). The accuracy of this config has not been measured. The dataset is downloaded
 from its publisher, or read from `dataset.raw_dir`; docs/data.md describes its files.
 """
 

@@ -3,7 +3,7 @@
     python -m mnist_jax.main --config=configs/cifar100.py
     python -m mnist_jax.main --config=configs/cifar100.py --config.dataset.labels=coarse
 
-Published test accuracy for the 100 classes: Network in Network 0.6432 (Lin et al. 2014). Its accuracy with this config
+Published test accuracy for the 100 classes: Network in Network 0.6432 (Lin et al. 2014). The accuracy of this config
 has not been measured. The dataset is downloaded from its publisher, or read from `dataset.raw_dir`; docs/data.md
 describes its files.
 """

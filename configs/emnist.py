@@ -4,7 +4,7 @@
     python -m mnist_jax.main --config=configs/emnist.py --config.dataset.variety=letters
 
 Published test accuracies: balanced 0.9106, letters 0.9596, digits 0.9984 (convolutional networks).
-Its accuracy with this config has not been measured. The dataset is downloaded from its
+The accuracy of this config has not been measured. The dataset is downloaded from its
 publisher, or read from `dataset.raw_dir`; docs/data.md describes its files.
 """
 

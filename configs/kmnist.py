@@ -2,8 +2,8 @@
 
     python -m mnist_jax.main --config=configs/kmnist.py
 
-Published test accuracies: 4 nearest neighbors 0.9156, a simple Keras CNN 0.9512, PreActResNet-18 with manifold mixup
-0.9883. Its accuracy with this config has not been measured. The dataset is downloaded from its publisher, or read
+Published test accuracies: 4-nearest-neighbor 0.9156, a simple Keras CNN 0.9512, PreActResNet-18 with manifold mixup
+0.9883. The accuracy of this config has not been measured. The dataset is downloaded from its publisher, or read
 from `dataset.raw_dir`; docs/data.md describes its files.
 """
 

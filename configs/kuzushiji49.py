@@ -1,10 +1,10 @@
-"""A CNN on Kuzushiji-49, 48 hiragana and an iteration mark; the classes are not balanced (Clanuwat et al. 2018).
+"""A CNN on Kuzushiji-49, 48 hiragana and an iteration mark; imbalanced (Clanuwat et al. 2018).
 
     python -m mnist_jax.main --config=configs/kuzushiji49.py
 
-Published test results, as balanced accuracy (macro-averaged recall): 4 nearest neighbors 0.8601, a simple Keras CNN
+Published test results, as balanced accuracy (macro-averaged recall): 4-nearest-neighbor 0.8601, a simple Keras CNN
 0.8925, PreActResNet-18 with manifold mixup 0.9733. The loss weights the classes, and the best epoch is that with the
-highest balanced accuracy. Its accuracy with this config has not been measured. The dataset is downloaded from its
+highest balanced accuracy. The accuracy of this config has not been measured. The dataset is downloaded from its
 publisher, or read from `dataset.raw_dir`; docs/data.md describes its files.
 """
 

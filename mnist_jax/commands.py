@@ -280,9 +280,11 @@ def compare() -> None:
 def explore() -> None:
     """Writes tables and figures that describe the dataset of --config."""
     from mnist_jax.report.explore import explore as explore_data
-    from mnist_jax.studies.label_audit import audit_labels
+    from mnist_jax.studies.label_audit import audit_config, audit_labels
 
     config = _config()
+    if config.folds:
+        audit_config(config)  # Report invalid fields before anything is written.
     workdir = _workdir(f'explore-{config.dataset.name}')
     explore_data(config, workdir)
     if config.folds:

@@ -4,6 +4,8 @@ import string
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from mnist_jax.data import idx
 from mnist_jax.data.arrays import make_contents, to_images, to_labels
 from mnist_jax.data.builder import Contents
@@ -11,6 +13,7 @@ from mnist_jax.data.framing import Framing
 from mnist_jax.data.idx_builders import FILES
 from mnist_jax.data.npz import read_file
 from mnist_jax.data.published import Published, find_files
+from mnist_jax.errors import UserError
 
 SPLITS = ('train', 'test')
 MERGED = string.digits + string.ascii_uppercase + 'abdefghnqrt'  # lower-case letters that look unlike the capitals
@@ -27,6 +30,7 @@ EMNIST_CLASSES = {
 class EmnistIdx(Published):
     """EMNIST (Cohen et al. 2017), handwritten letters and digits: gzip.zip, or the IDX files in it."""
 
+    IMAGE_SHAPE = (28, 28, 1)
     URL = 'https://biometrics.nist.gov/cs_links/EMNIST'
     FILES = {'gzip.zip': 'sha256:fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e'}
     FRAMING = Framing(box_size=24, center_by_mass=False)
@@ -45,8 +49,8 @@ class EmnistIdx(Published):
           raw_dir: The archive, or a directory with the archive or its files.
           split_seed: Not used.
           variety: byclass: 62 digits and letters; bymerge: 47 classes, with those lower-case letters that look like
-            their capitals merged with them; balanced: as many of each of these 47; letters: 26, upper and lower case
-            merged; digits: 10; mnist: 10, in the sizes of MNIST.
+            their capitals merged with them; balanced: equally many examples of each of these 47; letters: 26, upper and
+            lower case merged; digits: 10; mnist: 10, with as many examples as MNIST.
         """
         names = {
             split: tuple(f'emnist-{variety}-{split}-{kind}-ubyte' for kind in ('images-idx3', 'labels-idx1'))
@@ -58,13 +62,18 @@ class EmnistIdx(Published):
                 transposed = idx.read(paths[images_name], dimensions=3)
                 images[split] = to_images(images_name, transposed.transpose(0, 2, 1))
                 numbers = to_labels(labels_name, idx.read(paths[labels_name], dimensions=1))
-                labels[split] = numbers - 1 if variety == 'letters' else numbers  # The letters are numbered from 1.
+                if variety == 'letters':  # They are numbered from 1.
+                    if numbers.min(initial=1) < 1:
+                        raise UserError(f'{labels_name} in {str(raw_dir)!r} must have labels from 1 to 26, got 0')
+                    numbers = numbers - 1
+                labels[split] = numbers
         return make_contents(raw_dir, images, labels, 0.0, split_seed, EMNIST_CLASSES[variety])
 
 
 class KmnistIdx(Published):
     """Kuzushiji-MNIST (Clanuwat et al. 2018), ten classes of Japanese cursive characters: four IDX files."""
 
+    IMAGE_SHAPE = (28, 28, 1)
     URL = 'http://codh.rois.ac.jp/kmnist/dataset/kmnist'
     FILES = {
         'train-images-idx3-ubyte.gz': 'sha256:51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
@@ -89,8 +98,9 @@ class KmnistIdx(Published):
 
 
 class Kuzushiji49Npz(Published):
-    """Kuzushiji-49 (Clanuwat et al. 2018), 48 hiragana and an iteration mark, not balanced: four .npz files."""
+    """Kuzushiji-49 (Clanuwat et al. 2018), 48 hiragana and an iteration mark, imbalanced: four .npz files."""
 
+    IMAGE_SHAPE = (28, 28, 1)
     URL = 'http://codh.rois.ac.jp/kmnist/dataset/k49'
     FILES = {
         'k49-train-imgs.npz': 'md5:7ac088b20481cf51dcd01ceaab89d821',
@@ -108,7 +118,15 @@ class Kuzushiji49Npz(Published):
     def read(cls, raw_dir: Path, split_seed: int) -> Contents:
         """Reads all files."""
         with find_files(raw_dir, list(cls.FILES)) as paths:
-            arrays = {name: next(array for _, array in read_file(path)) for name, path in paths.items()}
+            arrays = {name: _read_array(path) for name, path in paths.items()}
         images = {split: to_images(name, arrays[name]) for split in SPLITS if (name := f'k49-{split}-imgs.npz')}
         labels = {split: to_labels(name, arrays[name]) for split in SPLITS if (name := f'k49-{split}-labels.npz')}
         return make_contents(raw_dir, images, labels, 0.0, split_seed, cls.NAMES.split())
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Returns the only array in a .npz file."""
+    arrays = [array for _, array in read_file(path)]
+    if len(arrays) != 1:
+        raise UserError(f'raw file {str(path)!r} must have one array, got {len(arrays) or "none"}')
+    return arrays[0]

@@ -55,11 +55,14 @@ def download_verified(directory: Path, url: str, digests: Mapping[str, str], hin
     """
     missing = {name: f'{url}/{name}' for name in digests if not (directory / name).is_file()}
     if missing:
+        check_reachable(next(iter(missing.values())), CONNECT_SECONDS, hint)
         logging.info('Downloading %s from %s to %s', ', '.join(missing), url, directory)
         manager = tfds.download.DownloadManager(download_dir=directory / 'incomplete')
-        for name, path in download(manager, missing, hint).items():
-            os.replace(path, directory / name)
-        shutil.rmtree(directory / 'incomplete')
+        try:
+            for name, path in download(manager, missing, hint).items():
+                os.replace(path, directory / name)
+        finally:
+            shutil.rmtree(directory / 'incomplete', ignore_errors=True)
     for name, expected in digests.items():
         algorithm = expected.partition(':')[0]
         with open(directory / name, 'rb') as file:

@@ -18,11 +18,12 @@ DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, 
 
 
 class Published(OpenBuilder):
-    """A dataset whose raw files are downloaded unless `raw_dir` is set; subclasses set where they are.
+    """A dataset whose raw files are downloaded unless `raw_dir` is set; subclasses set where to find them.
 
     Files in `raw_dir` are used as they are; those that are downloaded must have the digests in `FILES`.
     """
 
+    IMAGE_SHAPE: tuple[int, ...] = ()
     URL = ''  # the directory that the files are downloaded from
     FILES: Mapping[str, str] = {}  # their names and digests; see `download_verified`
 
@@ -31,11 +32,13 @@ class Published(OpenBuilder):
         if raw_dir is None and description is None:
             raw_dir = Path(data_dir) / 'downloads' / self.name
             hint = (
-                f'download {comma_separated(list(self.FILES))} from {self.URL} elsewhere, and set '
-                '--config.dataset.raw_dir to the directory that holds them'
+                f'elsewhere, download {", ".join(f"{self.URL}/{name}" for name in self.FILES)}, and set '
+                f'--config.dataset.raw_dir to the directory that holds {"them" if len(self.FILES) > 1 else "it"}'
             )
             download_verified(raw_dir, self.URL, self.FILES, hint)
         super().__init__(raw_dir=raw_dir, data_dir=data_dir, description=description, **fields)
+        if self.SHAPE != self.IMAGE_SHAPE:
+            raise UserError(f'the images in {str(raw_dir)!r} must have the shape {self.IMAGE_SHAPE}, got {self.SHAPE}')
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int, **options: Any) -> str:
@@ -50,7 +53,7 @@ class Published(OpenBuilder):
 
 @contextlib.contextmanager
 def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterator[dict[str, Path]]:
-    """Finds raw files in a directory, at any depth, or in an archive, from which they are extracted for a while.
+    """Finds raw files in a directory, at any depth, or in an archive, from which they are extracted temporarily.
 
     Args:
       raw_dir: The directory that holds the files or the archive, or the archive.
@@ -64,13 +67,21 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterat
       UserError: a file is missing, or the archive is damaged.
     """
     with tempfile.TemporaryDirectory() as extracted:
+        if raw_dir.is_file() and not archive:
+            raise UserError(
+                f'config.dataset.raw_dir must be the directory with {comma_separated(names)}, got the file '
+                f'{str(raw_dir)!r}'
+            )
         path = raw_dir if raw_dir.is_file() else raw_dir / archive
         if path.is_file():
             try:
                 _extract(path, names, Path(extracted))
             except DAMAGED as error:
-                reason = first_line(error) or type(error).__name__
-                raise UserError(f'raw file {str(path)!r} must be a {archive}, got a damaged one ({reason})') from None
+                reason = first_line(error).rstrip(':')
+                raise UserError(
+                    f'raw file {str(path)!r} must be an archive like {archive}, got a damaged one or another file '
+                    f'({reason})'
+                ) from None
         found = {
             file.name.removesuffix('.gz'): file
             for file in sorted(Path(extracted if path.is_file() else raw_dir).rglob('*'))

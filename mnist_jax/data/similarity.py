@@ -1,4 +1,4 @@
-"""Finds images of a dataset that are the same, nearly the same, blank, or unlike all others of their class."""
+"""Finds images of a dataset that are the same, nearly the same, blank, or unlike most others of their class."""
 
 from typing import NamedTuple
 
@@ -40,16 +40,17 @@ def blank_images(images_NxHxWxC: np.ndarray) -> np.ndarray:
 def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATION) -> Pairs | None:
     """Returns all pairs of different images whose pixels have at least the correlation `minimum`.
 
-    Images with the same pixels count as one, the first. The distance of two images, as vectors of mean 0 and length 1,
-    is sqrt(2 - 2 correlation). No projection onto orthonormal vectors makes it larger, so neighbors are searched in
-    few dimensions, and only the pixels of those that are found are compared.
+    Of images with the same pixels, each one is paired with those that are nearly the same. The distance of two images,
+    as vectors of mean 0 and length 1, is sqrt(2 - 2 correlation). No projection onto orthonormal vectors makes it
+    larger, so neighbors are searched in few dimensions, and only the pixels of those that are found are compared.
 
     Returns:
       The pairs; None if there are too many images, or if too many of them are similar.
     """
     if len(images_NxHxWxC) > MAX_IMAGES:
         return None
-    unique = np.unique(same_images(images_NxHxWxC))
+    groups = same_images(images_NxHxWxC)
+    unique = np.unique(groups)
     radius = np.sqrt(2 - 2 * minimum)
     features, usable = _block_features(images_NxHxWxC[unique])
     unique, components = unique[usable], _principal_components(features[usable], DIMENSIONS[-1])
@@ -63,15 +64,31 @@ def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATIO
             pairs = unique[candidates[near]]
             correlation = _correlations(images_NxHxWxC, pairs)
             order = np.argsort(-correlation, kind='stable')[: np.count_nonzero(correlation >= minimum)]
-            return Pairs(np.sort(pairs[order], axis=1), correlation[order]) if len(order) <= MAX_PAIRS else None
+            found = _with_copies(Pairs(pairs[order], correlation[order]), groups)
+            return found if len(found.indices) <= MAX_PAIRS else None
     return None
+
+
+def _with_copies(pairs: Pairs, groups_N: np.ndarray) -> Pairs:
+    """Returns the pairs of all images with the same pixels as those of `pairs`, which are the first of their groups."""
+    order = np.argsort(groups_N, kind='stable')
+    starts, ends = (np.searchsorted(groups_N[order], pairs.indices, side=side) for side in ('left', 'right'))
+    sizes = ends - starts
+    if sizes.prod(axis=1).sum() > MAX_PAIRS or (sizes == 1).all():
+        return Pairs(np.sort(pairs.indices, axis=1), pairs.correlation)
+    indices, repeats = [], sizes.prod(axis=1)
+    for (first, second), (first_end, second_end) in zip(starts, ends, strict=True):
+        members = np.meshgrid(order[first:first_end], order[second:second_end], indexing='ij')
+        indices.append(np.stack([member.ravel() for member in members], axis=1))
+    return Pairs(np.sort(np.concatenate(indices), axis=1), np.repeat(pairs.correlation, repeats))
 
 
 def outlier_scores(images_NxHxWxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     """Returns how far each image is from others of its class, N.
 
     The score is the distance to the fifth nearest of at most 1,000 other images of the class, divided by the median of
-    the class. Distances are those of principal components of the images, brought to the same brightness and contrast.
+    this distance in the class. Distances are those of the principal components of the images, normalized to the same
+    brightness and contrast.
     The score is NaN for blank images, and in classes of fewer than 7 images.
     """
     features, usable = _block_features(images_NxHxWxC)

@@ -150,7 +150,7 @@ class Source:
         if self._class_weights and len(self._class_weights) != count:
             raise UserError(
                 f'config.dataset.class_weights must have one number for each of the {count} classes, or be (), got '
-                f'{len(self._class_weights)}'
+                f'{len(self._class_weights)} number(s)'
             )
         if self._class_weights and not any(self._class_weights):
             raise UserError('config.dataset.class_weights must not all be 0')

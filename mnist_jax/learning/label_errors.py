@@ -18,11 +18,11 @@ class LabelSuspects(NamedTuple):
 
 
 def find_label_suspects(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> LabelSuspects:
-    """Returns the examples that are predicted as another class than their label.
+    """Returns the examples that are predicted as a class other than their label.
 
-    A class is confident for an example if its probability is at least the mean of this probability over the examples
-    with this label. The prediction is the most probable confident class, or the most probable class if none is
-    confident.
+    A class counts as confident for an example if its probability is at least the mean of this probability over the
+    examples with this label. The prediction is the most probable confident class, or the most probable class if none
+    is confident.
 
     Args:
       probabilities_NxK: The probabilities of the classes, from models that were not trained on the example.

@@ -215,20 +215,23 @@ def by_class(statistics: JsonObject) -> ReportFigure:
         classes = {name: classes[name] for name in worst[:MAX_ROWS]}
     figure, ((axis,),) = figures.new_figure(11, 1.2 + 0.3 * len(classes))
     tooltips: dict[str, str] = {}
+    labeled: set[str] = set()  # what the legend explains
     for index, (name, row) in enumerate(classes.items()):
         defined = [row[key] for key in ('precision', 'recall') if row[key] is not None]
         axis.plot(defined, [index] * len(defined), color=figures.BORDER, linewidth=3, zorder=1)
         for key, color, marker in (('precision', figures.BLUE, 'o'), ('recall', figures.ORANGE, 'D')):
             if row[key] is not None:
                 gid = f'{key}-{index}'
-                label = key if index == 0 else None
+                label = None if key in labeled else key
+                labeled.add(key)
                 axis.plot([row[key]], [index], marker, color=color, markersize=7, gid=gid, label=label, linestyle='')
                 tooltips[gid] = f'{name}: {key} {row[key]:.4f}'
     axis.set_yticks(range(len(classes)), list(classes))
     axis.invert_yaxis()
     axis.set(title='Precision and recall by class', xlabel='precision, recall', ylabel='class')
     figures.add_grid(axis)
-    axis.legend(loc='upper left', bbox_to_anchor=(1, 1))
+    if labeled:
+        axis.legend(loc='upper left', bbox_to_anchor=(1, 1))
     about = (
         'Precision is the fraction of the predictions of a class that are correct; recall is the fraction of the '
         'examples of a class that are predicted as that class.'

@@ -181,7 +181,13 @@ def _count_near(audit: DataAudit, first: int, second: int) -> list[str]:
 
 
 def findings(audit: DataAudit) -> Iterator[list[str]]:
-    """Yields a row of `FINDINGS_HEADER` for each pair of nearly the same images, each blank image and each outlier."""
+    """Yields rows of `FINDINGS_HEADER`: duplicates, pairs of nearly the same images, blank images and outliers.
+
+    A duplicate is listed with the first image that has the same pixels.
+    """
+    first = similarity.same_images(np.concatenate([split.image for split in audit.splits.values()]))
+    for index in np.flatnonzero(first != np.arange(len(first)))[:MAX_LISTED_PAIRS]:
+        yield ['duplicate', *_place(audit.example(index)), '', *_place(audit.example(first[index]))]
     for pair, correlation in itertools.islice(zip(*audit.pairs or ([], []), strict=True), MAX_LISTED_PAIRS):
         one, other = map(audit.example, pair)
         yield ['near-duplicate', *_place(other), f'{correlation:.5f}', *_place(one)]
@@ -230,15 +236,15 @@ def draw_near_duplicates(audit: DataAudit) -> ReportFigure | None:
             )
     about = (
         f'{len(drawn):,} of {len(indices):,} pairs of images whose pixels have a correlation of at least '
-        f'{similarity.NEAR_CORRELATION}, but are not the same: first those with different labels, then those across '
-        'splits.'
+        f'{similarity.NEAR_CORRELATION}, but which are not the same: first those with different labels, then those '
+        'across splits.'
     )
     return ReportFigure('Near-duplicates', about, figure, tooltips)
 
 
 @figures.styled
 def draw_outliers(audit: DataAudit) -> ReportFigure | None:
-    """Draws the most outlying images of the classes; returns None if all classes are too small to tell."""
+    """Draws the most outlying images of the classes; returns None if all classes are too small to score."""
     if not len(audit.outliers):
         return None
     indices = audit.outliers[:MAX_OUTLIERS]
@@ -253,8 +259,8 @@ def draw_outliers(audit: DataAudit) -> ReportFigure | None:
         _draw(axis, example, gid, fontsize=8)
         tooltips[gid] = f'{example}, class {example.class_name}: {score:.2f} times as far as usual'
     about = (
-        'Images that are far from all others of their class, the most outlying one of each class first: how far, in '
-        'units of the median of the class, is shown on hover. They may be rare, damaged or wrongly labeled.'
+        'Images that are far from most others of their class, the most outlying one of each class first. Hover over an '
+        'image to see its distance, relative to the median of its class. It may be rare, damaged or wrongly labeled.'
     )
     return ReportFigure('Outlying images', about, figure, tooltips)
 

@@ -16,6 +16,7 @@ from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.report import data_audit, figures
 from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.training.plan import make_plan
 
 EXAMPLES_PER_CLASS = 12
 AUGMENTED_EXAMPLES = 10
@@ -32,6 +33,9 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
         raise UserError('--config.dataset.in_memory must be True for --mode=explore, got False')
     config = config.copy_and_resolve_references()
     config.folds = config.fold = 0  # The training split as a whole.
+    source = make_plan(config).source
+    source.data.prepare()
+    config.batch_size = max(1, min(config.batch_size, source.count('train')))
     experiment = make_experiment(config)
     source = experiment.source
     splits = {}

@@ -12,6 +12,7 @@ from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 
 MAX_EXAMPLES, EXAMPLE_COLUMNS = 18, 6
+TRAINING = 'training example'
 MAX_FILTERS, FILTER_COLUMNS = 64, 16
 MAX_CHANNELS = 16  # maximum number of feature maps to draw per layer
 
@@ -65,10 +66,10 @@ def doubts(examples: PredictedExamples) -> ReportFigure | None:
 def label_suspects(examples: PredictedExamples, suspects: LabelSuspects) -> ReportFigure | None:
     """Draws the examples whose labels are most suspicious; returns None if there are none."""
     about = (
-        'Examples that models which were not trained on them predict as another class. Above each image: the label, '
-        'the predicted class and its probability.'
+        'Examples that models which were not trained on them predict as another class. Above each image: its index, '
+        'the label, the predicted class and its probability.'
     )
-    return _draw_examples(examples, suspects.example[:MAX_EXAMPLES], 'Label suspects', about, 'training example')
+    return _draw_examples(examples, suspects.example[:MAX_EXAMPLES], 'Label suspects', about, TRAINING)
 
 
 def suspect_rows(
@@ -105,7 +106,8 @@ def _draw_examples(
         if first == examples.label[index]:
             caption = f'{truth} {probabilities[first]:.0%}\nnext {names[second]} {probabilities[second]:.0%}'
         else:
-            caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
+            index_of_training = f'{index:,}: ' if kind == TRAINING else ''
+            caption = f'{index_of_training}{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
         axis.set_title(caption, fontsize=9, loc='center')
         likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
         tooltips[gid] = f'{kind} {index:,}, true class {truth}, predicted: {likely}'

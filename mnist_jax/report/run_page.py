@@ -128,7 +128,7 @@ def _make_tables(run: FinishedRun, model: RestoredModel, examples: PredictedExam
             classes,
             footer=mean_rows(statistics),
         ),
-        'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2),
+        **({'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2)} if errors else {}),
         **_make_suspects_table(examples),
         'layers': Table(
             'Layers',

@@ -16,25 +16,25 @@ from mnist_jax.learning.label_errors import LabelSuspects, find_label_suspects
 from mnist_jax.report import figures, image_grids
 from mnist_jax.report.image_grids import PredictedExamples
 from mnist_jax.studies.cross_validation import cross_validate
+from mnist_jax.training.plan import make_plan
 
 SHOWN_ROWS = 20  # rows of the table; label_suspects.csv has all
 
 
 def audit_labels(config: ConfigDict, workdir: str | Path) -> LabelSuspects:
-    """Cross-validates `config` in `workdir`, or resumes that, and lists the training examples with suspicious labels.
+    """Cross-validates `config` in `workdir`, and lists the training examples with suspicious labels.
 
-    Each example is predicted by the model of the fold that it was left out of. Writes `label_suspects.csv` and
-    `label_suspects.png`, and prints a table.
+    Resumes a previous cross-validation. Each example is predicted by the model of the fold that it was left out of.
+    Writes `label_suspects.csv` and `label_suspects.png`, and prints a table.
 
     Args:
-      config: The config; `config.folds` is at least 2.
+      config: The config; `config.folds` is at least 2. The folds replace its validation examples.
       workdir: Where to write; the runs of the folds are in its directory `folds`.
 
     Returns:
       The suspects. An index counts the examples of `config.dataset.train`.
     """
-    if config.fold:
-        raise UserError(f'config.fold must be 0 for --mode=explore, which trains all folds, got {config.fold}')
+    config = audit_config(config)
     workdir = files.user_path(workdir, '--workdir')
     logging.info('Cross-validating with %d folds to find wrong labels', config.folds)
     cross_validate(config, workdir / 'folds')
@@ -54,6 +54,22 @@ def audit_labels(config: ConfigDict, workdir: str | Path) -> LabelSuspects:
     table = text_tables.titled([header, *rows[:SHOWN_ROWS]])
     print('\n'.join([title, '', *table, '', f'All of them: {workdir / "label_suspects.csv"}']), flush=True)
     return suspects
+
+
+def audit_config(config: ConfigDict) -> ConfigDict:
+    """Returns the config of the cross-validation: without other validation examples than those of its folds.
+
+    Raises:
+      UserError: it is invalid.
+    """
+    if config.fold:
+        raise UserError(f'config.fold must be 0 for --mode=explore, which trains all folds, got {config.fold}')
+    config = config.copy_and_resolve_references()
+    config.dataset.validation, config.dataset.validation_fraction = '', 0.0
+    one_fold = config.copy_and_resolve_references()
+    one_fold.fold = 1
+    make_plan(one_fold)
+    return config
 
 
 def out_of_fold(workdir: Path, folds: int) -> PredictedExamples:

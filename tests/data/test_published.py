@@ -188,6 +188,36 @@ def write_truncated_tar(directory):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def write_empty_part(directory):
+    write_files(directory, {**cifar10_files()[0], 'data_batch_3.bin': b''})
+
+
+def write_no_names(directory):
+    write_files(directory, {**cifar10_files()[0], 'batches.meta.txt': b''})
+
+
+def write_large_kmnist(directory):
+    files = {}
+    for name in ('train', 't10k'):
+        files[f'{name}-images-idx3-ubyte'] = idx_bytes(images(3, 32, 32))
+        files[f'{name}-labels-idx1-ubyte'] = idx_bytes(np.arange(3, dtype=np.uint8))
+    write_files(directory, files)
+
+
+def write_svhn(pixels, labels=((1,), (2,), (3,))):
+    def write(directory):
+        directory.mkdir()
+        for split in ('train', 'test'):
+            contents = {'X': pixels, 'y': np.array(labels, np.uint8)}
+            scipy.io.savemat(directory / f'{split}_32x32.mat', contents)
+
+    return write
+
+
+def write_letters_from_zero(directory):
+    write_files(directory, emnist_files('letters')[0])
+
+
 def write_labels_of_other_variety(directory):
     files, _ = emnist_files('balanced', first=60)
     write_files(directory, files)
@@ -203,15 +233,30 @@ def write_unequal_emnist(directory):
     ('name', 'write', 'message'),
     [
         ('cifar10', lambda raw: write_files(raw, {'x': b''}), 'must contain cifar-10-binary.tar.gz, or its files, got'),
-        ('cifar10', write_wrong_size, 'must have 3,073 bytes per image, got 6,145 bytes'),
-        ('cifar10', write_damaged_tar, 'must be a cifar-10-binary.tar.gz, got a damaged one'),
-        ('cifar10', write_truncated_tar, 'must be a cifar-10-binary.tar.gz, got a damaged one'),
+        ('cifar10', write_wrong_size, 'test_batch.bin of'),
+        ('cifar10', write_damaged_tar, 'must be an archive like cifar-10-binary.tar.gz, got a damaged one or another'),
+        ('cifar10', write_truncated_tar, 'must be an archive like cifar-10-binary.tar.gz, got a damaged one'),
+        ('cifar10', write_empty_part, 'data_batch_3.bin of'),
+        ('cifar10', write_no_names, 'batches.meta.txt of'),
+        ('kmnist', write_large_kmnist, 'must have the shape (28, 28, 1), got (32, 32, 1)'),
+        ('svhn_cropped', write_svhn(images(3, 32, 32, 3)), 'must have the shape 32 x 32 x 3 x N, got (3, 32, 32, 3)'),
+        ('svhn_cropped', write_svhn(images(32, 32, 3, 3), [[0], [1], [2]]), 'must have labels from 1 to 10'),
+        (
+            'svhn_cropped',
+            lambda raw: raw.write_bytes(b'x'),
+            'must be the directory with test_32x32.mat, train_32x32.mat',
+        ),
+        ('emnist', write_letters_from_zero, 'must have labels from 1 to 26, got 0'),
         (
             'cifar10',
             lambda raw: write_files(raw, {'data_batch_1': b'', 'cifar-10-python.tar.gz': b''}),
-            'must be the binary version, cifar-10-binary.tar.gz, got',
+            'must be the binary version, cifar-10-binary.tar.gz, got the Python version in',
         ),
-        ('emnist', lambda raw: write_files(raw, {'gzip.zip': b'PK'}), 'must be a gzip.zip, got a damaged one'),
+        (
+            'emnist',
+            lambda raw: write_files(raw, {'gzip.zip': b'PK'}),
+            'must be an archive like gzip.zip, got a damaged one',
+        ),
         (
             'emnist',
             lambda raw: write_files(raw, emnist_files('digits')[0]),
@@ -223,7 +268,7 @@ def write_unequal_emnist(directory):
         (
             'svhn_cropped',
             lambda raw: write_files(raw, {'train_32x32.mat': b'no', 'test_32x32.mat': b'no'}),
-            'must be a MATLAB file with the arrays X and y',
+            'must be a MATLAB file with the arrays X and y, got ',
         ),
         (
             'kuzushiji49',
@@ -234,7 +279,8 @@ def write_unequal_emnist(directory):
 )
 def test_other_files_are_refused_in_one_line(tmp_path, name, write, message):
     write(tmp_path / 'raw')
-    error = refusal(name, tmp_path, tmp_path / 'raw')
+    options = {'variety': 'letters'} if write is write_letters_from_zero else {}
+    error = refusal(name, tmp_path, tmp_path / 'raw', **options)
     assert message in error
     assert '\n' not in error
 
@@ -307,10 +353,10 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
     with pytest.raises(UserError) as error:
         source.data.prepare()
     assert str(error.value) == (
-        'the dataset cannot be downloaded from 127.0.0.1:9 ([Errno 111] Connection refused); download '
-        'cifar-10-binary.tar.gz from http://127.0.0.1:9 elsewhere, and set --config.dataset.raw_dir to the directory '
-        'that holds them'
+        'the dataset cannot be downloaded from 127.0.0.1:9 ([Errno 111] Connection refused); elsewhere, download '
+        'http://127.0.0.1:9/cifar-10-binary.tar.gz, and set --config.dataset.raw_dir to the directory that holds it'
     )
+    assert not list((tmp_path / 'data').rglob('incomplete'))
 
 
 @pytest.mark.parametrize('name', PARAMETERS)

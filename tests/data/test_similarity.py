@@ -79,3 +79,12 @@ def test_small_classes_and_few_images_have_no_scores():
     assert np.isnan(similarity.outlier_scores(images, np.array([0, 0, 0, 0, 1, 1, 1, 1]))).all()
     assert len(similarity.near_duplicates(images[:1]).indices) == 0
     assert len(similarity.near_duplicates(np.zeros((3, 2, 2, 1), np.uint8)).indices) == 0
+
+
+def test_each_copy_of_an_image_is_paired_with_what_is_nearly_the_same():
+    images = random_images(6)
+    images[2] = images[5] = images[0]
+    images[3] = images[0] // 2
+    pairs = similarity.near_duplicates(images)
+    assert sorted(map(tuple, pairs.indices.tolist())) == [(0, 3), (2, 3), (3, 5)]
+    assert len(set(pairs.correlation.tolist())) == 1

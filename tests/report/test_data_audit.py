@@ -52,7 +52,8 @@ def test_tables_and_findings_of_known_data(tmp_path):
     data_audit.write_findings(audit, tmp_path / 'findings.csv')
     with open(tmp_path / 'findings.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    near, blank, *outliers = rows
+    copy, near, blank, *outliers = rows
+    assert (copy['finding'], copy['split'], copy['index'], copy['other_index']) == ('duplicate', 'test', '6', '4')
     assert (near['finding'], near['split'], near['index'], near['class']) == ('near-duplicate', 'test', '5', 'dog')
     assert (near['other_split'], near['other_index'], near['other_class']) == ('train', '3', 'cat')
     assert float(near['score']) == 1.0

@@ -9,7 +9,7 @@ from raw_data import idx_bytes
 
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
-from mnist_jax.studies.label_audit import audit_labels
+from mnist_jax.studies.label_audit import audit_config, audit_labels
 
 
 @pytest.fixture(scope='module')
@@ -47,6 +47,13 @@ def test_flipped_labels_are_among_the_first_suspects(flipped, small, tmp_path, c
     # Nothing is trained again.
     again = audit_labels(small(**fields), tmp_path / 'audit')
     np.testing.assert_equal(again, suspects)
+
+
+def test_the_folds_replace_the_validation_examples(small):
+    config = audit_config(small(folds=3, dataset__validation_fraction=0.1, early_stopping__restore_best=True))
+    assert config.dataset.validation_fraction == 0
+    with pytest.raises(UserError, match=r'config.optimizer.learning_rate must be'):
+        audit_config(small(folds=3, optimizer__learning_rate=-1.0))
 
 
 def test_a_single_fold_is_refused(small, tmp_path):
