@@ -324,6 +324,7 @@ def check_resumable(saved: ConfigDict, config: ConfigDict, defaults: Mapping[str
       config: The config to resume it with.
       defaults: The values of fields that both may leave out, by dotted name.
     """
+    defaults = {**ADDED_FIELDS, **defaults}
     old, new = dict(config_fields(saved)), dict(config_fields(config_from_json(json.loads(config_to_json(config)))))
     changed = [
         f'{name} (was {old.get(name)!r}, is {new.get(name)!r})'
