@@ -32,11 +32,13 @@ def download(manager: tfds.download.DownloadManager, urls: Mapping[str, str], hi
     Raises:
       UserError: the first address does not answer, or a download fails.
     """
-    check_reachable(next(iter(urls.values())), CONNECT_SECONDS, hint)
+    first = next(iter(urls.values()))
+    host = urllib.parse.urlsplit(first).netloc
+    check_reachable(first, CONNECT_SECONDS, hint)
+    logging.info('Downloading %s from %s', ', '.join(urls), host)
     try:
         paths = manager.download(dict(urls))
     except Exception as error:  # The download manager raises whatever its backend raises.
-        host = urllib.parse.urlsplit(next(iter(urls.values()))).netloc
         raise UserError(f'the download from {host} failed ({first_line(error)}); {hint}') from None
     return {name: Path(path) for name, path in paths.items()}
 
@@ -55,8 +57,6 @@ def download_verified(directory: Path, url: str, digests: Mapping[str, str], hin
     """
     missing = {name: f'{url}/{name}' for name in digests if not (directory / name).is_file()}
     if missing:
-        check_reachable(next(iter(missing.values())), CONNECT_SECONDS, hint)
-        logging.info('Downloading %s from %s to %s', ', '.join(missing), url, directory)
         manager = tfds.download.DownloadManager(download_dir=directory / 'incomplete')
         try:
             for name, path in download(manager, missing, hint).items():

@@ -64,23 +64,27 @@ def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATIO
             pairs = unique[candidates[near]]
             correlation = _correlations(images_NxHxWxC, pairs)
             order = np.argsort(-correlation, kind='stable')[: np.count_nonzero(correlation >= minimum)]
-            found = _with_copies(Pairs(pairs[order], correlation[order]), groups)
-            return found if len(found.indices) <= MAX_PAIRS else None
+            return _with_copies(Pairs(pairs[order], correlation[order]), groups)
     return None
 
 
-def _with_copies(pairs: Pairs, groups_N: np.ndarray) -> Pairs:
-    """Returns the pairs of all images with the same pixels as those of `pairs`, which are the first of their groups."""
+def _with_copies(pairs: Pairs, groups_N: np.ndarray) -> Pairs | None:
+    """Returns the pairs of all images with the same pixels as those of `pairs`, which are the first of their groups.
+
+    None if there are more than `MAX_PAIRS`.
+    """
     order = np.argsort(groups_N, kind='stable')
     starts, ends = (np.searchsorted(groups_N[order], pairs.indices, side=side) for side in ('left', 'right'))
-    sizes = ends - starts
-    if sizes.prod(axis=1).sum() > MAX_PAIRS or (sizes == 1).all():
+    counts = (ends - starts).prod(axis=1)
+    if counts.sum() > MAX_PAIRS:
+        return None
+    if (counts == 1).all():
         return Pairs(np.sort(pairs.indices, axis=1), pairs.correlation)
-    indices, repeats = [], sizes.prod(axis=1)
+    indices = []
     for (first, second), (first_end, second_end) in zip(starts, ends, strict=True):
         members = np.meshgrid(order[first:first_end], order[second:second_end], indexing='ij')
         indices.append(np.stack([member.ravel() for member in members], axis=1))
-    return Pairs(np.sort(np.concatenate(indices), axis=1), np.repeat(pairs.correlation, repeats))
+    return Pairs(np.sort(np.concatenate(indices), axis=1), np.repeat(pairs.correlation, counts))
 
 
 def outlier_scores(images_NxHxWxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
@@ -88,8 +92,7 @@ def outlier_scores(images_NxHxWxC: np.ndarray, label_N: np.ndarray) -> np.ndarra
 
     The score is the distance to the fifth nearest of at most 1,000 other images of the class, divided by the median of
     this distance in the class. Distances are those of the principal components of the images, normalized to the same
-    brightness and contrast.
-    The score is NaN for blank images, and in classes of fewer than 7 images.
+    brightness and contrast. The score is NaN for blank images, and in classes of fewer than 7 images.
     """
     features, usable = _block_features(images_NxHxWxC)
     components = _principal_components(features, DIMENSIONS[-1])

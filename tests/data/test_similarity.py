@@ -88,3 +88,11 @@ def test_each_copy_of_an_image_is_paired_with_what_is_nearly_the_same():
     pairs = similarity.near_duplicates(images)
     assert sorted(map(tuple, pairs.indices.tolist())) == [(0, 3), (2, 3), (3, 5)]
     assert len(set(pairs.correlation.tolist())) == 1
+
+
+def test_too_many_pairs_of_copies_are_not_a_result(monkeypatch):
+    images = random_images(6)
+    images[2] = images[5] = images[0]
+    images[3] = images[0] // 2
+    monkeypatch.setattr(similarity, 'MAX_PAIRS', 2)
+    assert similarity.near_duplicates(images) is None
