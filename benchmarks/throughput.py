@@ -47,6 +47,7 @@ PROGRAMS = {
     'onnxruntime': 'ONNX Runtime',
     'openvino': 'OpenVINO',
 }
+OWN_FIELDS = ('clip_norm', 'clip_value', 'sam_radius', 'accumulate')
 CALIBRATION_STEPS = 8  # initial number of steps when measuring how many fit into a round
 
 
@@ -171,8 +172,8 @@ def write_task(model: str, directory: Path) -> tuple[Path, Task]:
         'config': f'configs/{model}.py',
         'dataset': config.dataset.name,
         'model': config.model.to_dict(),
-        # No config clips gradients, and the other programs call it by other names.
-        'optimizer': {field: value for field, value in config.optimizer.items() if not field.startswith('clip_')},
+        # No measured config uses these fields, and the other programs call them by other names.
+        'optimizer': {field: value for field, value in config.optimizer.items() if field not in OWN_FIELDS},
         'loss': config.loss.to_dict(),
         'batch_size': config.batch_size,
         'eval_batch_size': config.eval_batch_size,

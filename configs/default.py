@@ -41,6 +41,11 @@ def get_config() -> ConfigDict:
     # default 1, the probability, such as ({'name': 'shift', 'pixels': 2}, {'name': 'flip'}).
     config.augmentation = ()
 
+    average = ConfigDict()
+    average.name = 'none'  # one of averaging.AVERAGES; further fields are its arguments
+    average.evaluated = 'average'  # what is evaluated and exported if there is an average: 'average' or 'last'
+    config.average = average
+
     config.dataset = _dataset()
     config.init = _init()
     config.early_stopping = _early_stopping()
@@ -63,6 +68,8 @@ def get_config() -> ConfigDict:
     optimizer.learning_rate = 1e-3  # the schedule multiplies it
     optimizer.clip_norm = 0.0  # largest norm of the gradient over all parameters; 0: no limit
     optimizer.clip_value = 0.0  # largest absolute value of an element of the gradient; 0: no limit
+    optimizer.sam_radius = 0.0  # radius of sharpness-aware minimization, which takes two gradients per update; 0: none
+    optimizer.accumulate = 1  # number of batches whose mean gradient makes one update of the parameters
     optimizer.rho = 0.9  # decay of the moving average of squared gradients
     optimizer.epsilon = 1e-7  # added to this average inside the square root
     config.optimizer = optimizer

@@ -41,7 +41,7 @@ def evaluate_snapshot(
       NonFiniteError: the loss is not finite; nothing is written.
     """
     state, source = snapshot.state, experiment.source
-    variables = state.variables  # Everything in the result is about these.
+    variables = state.variables  # Everything in the result is about these, except for 'other_weights'.
     examples = source.split('test') if split is None else _examples(source, split)
     totals, probabilities_NxK = evaluate_split(experiment, variables, examples)
     means = metrics.means(totals)
@@ -57,6 +57,7 @@ def evaluate_snapshot(
         'split': split or source.specs['test'],
         'split_sha256': examples.sha256,
         'step': int(state.step),
+        **_about_weights(experiment, snapshot, examples),
         'skipped_steps': snapshot.epoch.skipped,
         'count': int(totals['count']),
         **means,
@@ -91,6 +92,25 @@ def _about(
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, class_names),
     }
+
+
+def _about_weights(experiment: Experiment, snapshot: Snapshot, examples: Examples) -> JsonObject:
+    """Returns which weights a result is about, and the evaluation of the others, if the run averages them."""
+    state = snapshot.state
+    if state.average is None:
+        return {}
+    name = 'average' if state.average.evaluated else 'last'
+    others = {}
+    for other, variables in state.choices.items():
+        if other != name:
+            totals, _ = evaluate_split(experiment, variables, examples)
+            means = metrics.means(totals)
+            others[other] = {
+                'loss': means['loss'] if math.isfinite(means['loss']) else None,
+                'accuracy': means['accuracy'],
+                'params_sha256': params_sha256(variables),
+            }
+    return {'weights': name, 'other_weights': others}
 
 
 def _reschedules(workdir: Path, step: int) -> list[JsonObject]:

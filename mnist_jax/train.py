@@ -4,7 +4,6 @@ The loop over epochs and steps is `training.loop.Loop.run`; the step that it cal
 """
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import shlex
@@ -22,6 +21,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.learning.step import start_from
 from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.training.experiment import Experiment, make_experiment
@@ -163,12 +163,7 @@ def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, Js
     plan = make_plan(config, checkpoints.read_description())
     start = restore_snapshot(checkpoints, plan, init.step or None, 'config.init.step')
     variables, transfers = take_variables(snapshot.state.variables, start.state.variables)
-    state = dataclasses.replace(
-        snapshot.state,
-        params=variables.params,
-        batch_stats=variables.batch_stats,
-        opt_state=experiment.optimizer.init(variables.params),
-    )
+    state = start_from(snapshot.state, variables, experiment.optimizer)
     origin = {
         'workdir': str(path.resolve()),
         'step': int(start.state.step),

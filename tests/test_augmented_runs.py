@@ -18,6 +18,10 @@ EVERYTHING = (
     {'name': 'contrast'},
     {'name': 'erase'},
     {'name': 'noise', 'amount': 0.02},
+    {'name': 'elastic', 'probability': 0.5},
+    {'name': 'shift', 'pixels': 1, 'fill': 'reflect'},
+    {'name': 'mixup', 'probability': 0.5},
+    {'name': 'cutmix', 'probability': 0.5},
 )
 
 

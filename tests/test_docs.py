@@ -271,8 +271,8 @@ for info, block in code_blocks(PAGES['docs/extending.md'] + PAGES['docs/python.m
         EXAMPLES[match[1]] = EXAMPLES.get(match[1], '') + block
 
 
-def test_there_are_seven_examples():
-    assert len(EXAMPLES) == 7
+def test_there_are_eight_examples():
+    assert len(EXAMPLES) == 8
 
 
 def test_every_example_trains_a_model_that_learns(tmp_path, data_dir):

@@ -85,4 +85,4 @@ def test_the_step_is_three_calls_below_train(small, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='traced') as error:
         train(small(model__name='failing_mlp'), tmp_path)
     frames = [f.name for f in traceback.extract_tb(error.tb) if str(PACKAGE) in f.filename]
-    assert frames[:5] == ['train', 'run', 'train_steps', 'train_step', '_gradients_in_turn']
+    assert frames[:5] == ['train', 'run', 'train_steps', 'train_step', '_mean_gradient']

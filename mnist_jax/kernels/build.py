@@ -25,7 +25,7 @@ SOURCES = Path(__file__).parent
 TARGETS = (
     *('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient'),
     *('moments', 'moments_gradient', 'normalize', 'normalize_gradient', 'normalize_for_inference'),
-    *('scale_relu', 'scale_relu_gradient', 'all_finite', 'warp'),
+    *('scale_relu', 'scale_relu_gradient', 'all_finite', 'warp', 'distort'),
 )
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),

@@ -204,14 +204,27 @@ EXPORT XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
     return NULL;
 }
 
+static Warp warp_of(XLA_FFI_CallFrame* frame) {
+    XLA_FFI_Buffer* image = argument(frame, 0);
+    return (Warp){image->dims[0], image->dims[1],       image->dims[2],
+                  image->dims[3], .image = image->data, .result = result(frame, 0)->data};
+}
+
 // (images, motions) -> moved images
 EXPORT XLA_FFI_Error* mnist_jax_warp(XLA_FFI_CallFrame* frame) {
     if (answer_metadata_query(frame)) return NULL;
-    XLA_FFI_Buffer* image = argument(frame, 0);
-    Warp w = {
-        .examples = image->dims[0], .height = image->dims[1], .width = image->dims[2], .channels = image->dims[3]};
-    w.image = image->data, w.motion = argument(frame, 1)->data, w.result = result(frame, 0)->data;
+    Warp w = warp_of(frame);
+    w.motion = argument(frame, 1)->data;
     warp(frame, w);
+    return NULL;
+}
+
+// (images, noise, taps) -> distorted images
+EXPORT XLA_FFI_Error* mnist_jax_distort(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    Distortion d = {.images = warp_of(frame), .noise = argument(frame, 1)->data, .taps = argument(frame, 2)->data};
+    d.taps_count = argument(frame, 2)->dims[0];
+    distort(frame, d);
     return NULL;
 }
 

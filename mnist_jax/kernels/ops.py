@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -359,70 +358,27 @@ _all_finite = Operation('all_finite', plain_all_finite)
 
 
 def random_mask(keys_Bx2: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
-    """Returns a Bx`shape` mask that is True with this probability, drawn for each of the B keys (uint32) separately.
+    """Returns a Bx`shape` mask that is True with this probability, drawn for each of the B keys (uint32) separately."""
+    return _random_bits(keys_Bx2, shape) < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
+
+
+def random_numbers(keys_Bx2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns Bx`shape` numbers, uniform in [-1, 1), drawn for each of the B keys (uint32) separately."""
+    return (_random_bits(keys_Bx2, shape) >> 8).astype(jnp.float32) * 2.0**-23 - 1
+
+
+def _random_bits(keys_Bx2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns Bx`shape` random numbers, uint32.
 
     The index of each value is mixed with the two words of the key by Wellons's hash function "lowbias32", applied
     twice. That takes a few operations per value; JAX's default generator takes about 80.
     """
     key_Bx2 = keys_Bx2.reshape(-1, 2, *(1,) * len(shape))
     index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
-    bits = _lowbias32(_lowbias32(index ^ key_Bx2[:, 0]) ^ key_Bx2[:, 1])
-    return bits < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
+    return _lowbias32(_lowbias32(index ^ key_Bx2[:, 0]) ^ key_Bx2[:, 1])
 
 
 def _lowbias32(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-class Motion(NamedTuple):
-    """How `warp` changes images; arrays with one number per example.
-
-    Attributes:
-      cosine, sine: Of the angle by which an image is turned, clockwise.
-      zoom: The size of a source pixel in pixels of the result, inverted: 0.5 doubles the size of everything.
-      shear: By how many columns a row below the middle is shifted, per row.
-      down, right: By how many pixels everything is moved after that.
-      gain, offset: Factor of the pixel values, and what is added to them then.
-    """
-
-    cosine: jax.Array
-    sine: jax.Array
-    zoom: jax.Array
-    shear: jax.Array
-    down: jax.Array
-    right: jax.Array
-    gain: jax.Array
-    offset: jax.Array
-
-
-def warp(image_BxHxWxC: jax.Array, motion: Motion) -> jax.Array:
-    """Moves the pixels of images by bilinear interpolation, and changes their values; pixels from outside are 0."""
-    return _warp(image_BxHxWxC, jnp.stack(motion, axis=-1))
-
-
-def plain_warp(image_BxHxWxC: jax.Array, motion_Bx8: jax.Array) -> jax.Array:
-    """Specifies `warp`: the pixel (y, x) of the result is taken from (row, column) of the image."""
-    _, height, width, _ = image_BxHxWxC.shape
-    motion = Motion(*(number_B[:, None, None] for number_B in motion_Bx8.T))
-    y_1xHx1 = jnp.arange(height)[None, :, None] - (height - 1) / 2
-    x_1x1xW = jnp.arange(width)[None, None, :] - (width - 1) / 2
-    cosine, sine = motion.cosine * motion.zoom, motion.sine * motion.zoom
-    row_BxHxW = (cosine - sine * motion.shear) * y_1xHx1 - sine * x_1x1xW + (height - 1) / 2 - motion.down
-    column_BxHxW = (sine + cosine * motion.shear) * y_1xHx1 + cosine * x_1x1xW + (width - 1) / 2 - motion.right
-    i_BxHxW, j_BxHxW = jnp.floor(row_BxHxW), jnp.floor(column_BxHxW)
-    u, v = (row_BxHxW - i_BxHxW)[..., None], (column_BxHxW - j_BxHxW)[..., None]
-
-    def pixels(i_BxHxW: jax.Array, j_BxHxW: jax.Array) -> jax.Array:
-        is_inside = (i_BxHxW >= 0) & (i_BxHxW < height) & (j_BxHxW >= 0) & (j_BxHxW < width)
-        i, j = (jnp.where(is_inside, index, 0).astype(jnp.int32) for index in (i_BxHxW, j_BxHxW))
-        example = jnp.arange(len(image_BxHxWxC))[:, None, None]
-        return jnp.where(is_inside[..., None], image_BxHxWxC[example, i, j], 0)
-
-    top, bottom = ((1 - v) * pixels(i, j_BxHxW) + v * pixels(i, j_BxHxW + 1) for i in (i_BxHxW, i_BxHxW + 1))
-    value_BxHxWxC = (1 - u) * top + u * bottom
-    return motion.gain[..., None] * value_BxHxWxC + motion.offset[..., None]
-
-
-_warp = Operation('warp', plain_warp, by_example=(0, 1))

@@ -1,10 +1,10 @@
-// Moves the pixels of images, and changes their brightness and contrast, by different amounts for each image.
+// Moves the pixels of images, and changes their brightness and contrast, by different amounts for each image or pixel.
 
 #pragma once
 #include "simd.h"
 #include "xla/ffi/api/c_api.h"
 
-// The numbers of a motion, in this order; see plain_warp in ops.py.
+// The numbers of a motion, in this order; see plain_warp in warping.py.
 enum { COSINE, SINE, ZOOM, SHEAR, DOWN, RIGHT, GAIN, OFFSET, MOTION };
 
 typedef struct {
@@ -15,3 +15,12 @@ typedef struct {
 
 // Computes the moved images by bilinear interpolation. Outside of an image, its pixels are 0.
 void warp(XLA_FFI_CallFrame* frame, Warp w);
+
+typedef struct {
+    Warp images;  // without motion
+    const float *noise, *taps;
+    dim_t taps_count;
+} Distortion;
+
+// Computes the distorted images; see plain_distort in warping.py.
+void distort(XLA_FFI_CallFrame* frame, Distortion d);

@@ -1,22 +1,25 @@
 """Random changes of training images: each a function of (seed, epoch, index of the example), in the compiled step.
 
 Every constructor returns a function of images with the pixel values of the dataset, and of random keys. A config lists
-the steps in their order, each with a probability.
+the steps in their order, each with a probability. Most change each image by itself. Some mix it with another one, its
+partner: the example in its place if the order of the chunk is reversed.
 
 The bits of a result must not depend on the number of devices, but XLA rounds a * b + c once or twice, depending on the
-rest of the program. So random amounts are products here, and `ops.warp` adds them.
+rest of the program. So random amounts are products here, and `warping.warp` adds them.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 
 from mnist_jax.errors import UserError, check_range
-from mnist_jax.factory import Fraction, NonNegative, PositiveInt, Rate, build
-from mnist_jax.kernels import ops
+from mnist_jax.factory import Fraction, NonNegative, Positive, PositiveInt, Rate, build
+from mnist_jax.kernels import ops, warping
 
 
 class Draw(NamedTuple):
@@ -27,12 +30,14 @@ class Draw(NamedTuple):
       fixed_keys: A random key per example, B of them, the same in all epochs.
       epoch: The number of the epoch, from 0.
       max_pixel: The pixel value that stands for white.
+      is_paired: B booleans: whether neither the example nor its partner is padding.
     """
 
     keys: jax.Array
     fixed_keys: jax.Array
     epoch: jax.Array
     max_pixel: float
+    is_paired: jax.Array
 
     def uniform(self, count: int) -> list[jax.Array]:
         """Returns `count` arrays of B numbers, uniform in [-1, 1)."""
@@ -40,26 +45,73 @@ class Draw(NamedTuple):
         return list(draws_BxN.T)
 
 
-Step = Callable[[jax.Array, Draw], jax.Array]
+class Mixed(NamedTuple):
+    """Images BxHxWxC, each mixed with its partner, and the weights B of their own labels; the partner has the rest."""
+
+    image: jax.Array
+    own_weight: jax.Array
+
+
+Step = Callable[[jax.Array, Draw], jax.Array | Mixed]
 """Maps images BxHxWxC, float32 with the pixel values of the dataset, to changed ones."""
-Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""Maps images BxHxWxC, the indices B of the examples, a random key and the epoch to changed images."""
+Batch = dict[str, jax.Array]
+Augment = Callable[[Batch, jax.Array, jax.Array], Batch]
+"""Maps a chunk of a batch (image, label, mask, index), a random key and the epoch to the changed chunk.
+
+If images are mixed, it also has `labels` and `label_weights`, BxM, whose weights add up to 1 for each example.
+"""
 
 
-def _motion(count: int, **numbers: jax.Array) -> ops.Motion:
+def _motion(count: int, **numbers: jax.Array) -> warping.Motion:
     """Returns a motion of `count` examples with these numbers, and no change otherwise."""
     zeros, ones = jnp.zeros(count), jnp.ones(count)
     unchanged = {'cosine': ones, 'sine': zeros, 'zoom': ones, 'shear': zeros, 'down': zeros, 'right': zeros}
-    return ops.Motion(**{**unchanged, 'gain': ones, 'offset': zeros, **numbers})
+    return warping.Motion(**{**unchanged, 'gain': ones, 'offset': zeros, **numbers})
 
 
-def shift(pixels: PositiveInt = 2) -> Step:
-    """Moves the image by up to `pixels` whole pixels down or up and right or left; what comes in is 0."""
+def shift(pixels: PositiveInt = 2, fill: Literal['zero', 'edge', 'reflect'] = 'zero') -> Step:
+    """Moves the image by up to `pixels` whole pixels down or up and right or left: a random crop of the padded image.
+
+    Args:
+      pixels: The largest distance.
+      fill: What comes in: 0, the nearest pixel, or the image reflected at the middle of its outermost pixels.
+    """
+
+    def source(moved_B: jax.Array, size: int) -> jax.Array:
+        """Returns for each of `size` positions the one that its pixel comes from, BxS."""
+        position_BxS = jnp.arange(size)[None] - moved_B.astype(jnp.int32)[:, None]
+        if fill == 'edge':
+            return jnp.clip(position_BxS, 0, size - 1)
+        period = max(2 * (size - 1), 1)
+        return jnp.minimum(position_BxS % period, period - position_BxS % period) if size > 1 else 0 * position_BxS
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         # In [0, 2 pixels], each with the same probability. Halving and adding 1 are exact, so no rounding is fused.
         down, right = (jnp.floor((0.5 * number + 0.5) * (2 * pixels + 1)) - pixels for number in draw.uniform(2))
-        return ops.warp(image_BxHxWxC, _motion(len(image_BxHxWxC), down=down, right=right))
+        if fill == 'zero':
+            return warping.warp(image_BxHxWxC, _motion(len(image_BxHxWxC), down=down, right=right))
+        rows, columns = source(down, image_BxHxWxC.shape[1]), source(right, image_BxHxWxC.shape[2])
+        moved = jnp.take_along_axis(image_BxHxWxC, rows[:, :, None, None], axis=1)
+        return jnp.take_along_axis(moved, columns[:, None, :, None], axis=2)
+
+    return step
+
+
+def elastic(distance: NonNegative = 34.0, smoothness: Positive = 4.0) -> Step:
+    """Moves each pixel by a smooth random field, bilinearly interpolated (Simard et al. 2003); what comes in is 0.
+
+    Args:
+      distance: The largest distance in pixels before smoothing, in each direction; their alpha.
+      smoothness: The standard deviation of the Gaussian that smooths the field, in pixels; their sigma. It is cut off
+        at three standard deviations.
+    """
+    radius = max(1, round(3 * smoothness))
+    gaussian = np.exp(-0.5 * (np.arange(-radius, radius + 1) / smoothness) ** 2)
+    taps = np.asarray(gaussian / gaussian.sum() * math.sqrt(distance), np.float32)  # It is applied along two axes.
+
+    def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
+        noise = ops.random_numbers(jax.vmap(jax.random.key_data)(draw.keys), (2, *image_BxHxWxC.shape[1:3]))
+        return warping.distort(image_BxHxWxC, noise, jnp.asarray(taps))
 
     return step
 
@@ -88,7 +140,7 @@ def affine(rotation: NonNegative = 0.0, scale: Rate = 0.0, shear: NonNegative = 
             down=down * shift,
             right=right * shift,
         )
-        return ops.warp(image_BxHxWxC, motion)
+        return warping.warp(image_BxHxWxC, motion)
 
     return step
 
@@ -118,7 +170,7 @@ def brightness(amount: Fraction = 0.2) -> Step:
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         (change,) = draw.uniform(1)
         motion = _motion(len(image_BxHxWxC), offset=change * (amount * draw.max_pixel))
-        return jnp.clip(ops.warp(image_BxHxWxC, motion), 0, draw.max_pixel)
+        return jnp.clip(warping.warp(image_BxHxWxC, motion), 0, draw.max_pixel)
 
     return step
 
@@ -129,7 +181,7 @@ def contrast(amount: Rate = 0.2) -> Step:
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         gain = jnp.exp(draw.uniform(1)[0] * math.log1p(amount))
         motion = _motion(len(image_BxHxWxC), gain=gain, offset=(1 - gain) * (0.5 * draw.max_pixel))
-        return jnp.clip(ops.warp(image_BxHxWxC, motion), 0, draw.max_pixel)
+        return jnp.clip(warping.warp(image_BxHxWxC, motion), 0, draw.max_pixel)
 
     return step
 
@@ -151,14 +203,21 @@ def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: NonNeg
         ratio = jnp.exp((shape - 0.5) * math.log(max(elongation, 1.0)))
         rows = jnp.clip(jnp.round(height * jnp.sqrt(area) * ratio), 1, height)
         columns = jnp.clip(jnp.round(width * jnp.sqrt(area) / ratio), 1, width)
-        top, left = jnp.floor(down * (height - rows + 1)), jnp.floor(right * (width - columns + 1))
-        y_1xH, x_1xW = jnp.arange(height)[None], jnp.arange(width)[None]
-        in_rows_BxH = (y_1xH >= top[:, None]) & (y_1xH < (top + rows)[:, None])
-        in_columns_BxW = (x_1xW >= left[:, None]) & (x_1xW < (left + columns)[:, None])
-        is_erased_BxHxW = in_rows_BxH[:, :, None] & in_columns_BxW[:, None, :]
-        return jnp.where(is_erased_BxHxW[..., None], 0.0, image_BxHxWxC)
+        return jnp.where(_rectangle((height, width), rows, columns, down, right), 0.0, image_BxHxWxC)
 
     return step
+
+
+def _rectangle(
+    size: tuple[int, int], rows_B: jax.Array, columns_B: jax.Array, down_B: jax.Array, right_B: jax.Array
+) -> jax.Array:
+    """Returns BxHxWx1 booleans, True in a rectangle anywhere in the image, for `down_B` and `right_B` in [0, 1)."""
+    height, width = size
+    top, left = jnp.floor(down_B * (height - rows_B + 1)), jnp.floor(right_B * (width - columns_B + 1))
+    y_1xH, x_1xW = jnp.arange(height)[None], jnp.arange(width)[None]
+    in_rows_BxH = (y_1xH >= top[:, None]) & (y_1xH < (top + rows_B)[:, None])
+    in_columns_BxW = (x_1xW >= left[:, None]) & (x_1xW < (left + columns_B)[:, None])
+    return (in_rows_BxH[:, :, None] & in_columns_BxW[:, None, :])[..., None]
 
 
 def noise(amount: Fraction = 0.05) -> Step:
@@ -173,15 +232,66 @@ def noise(amount: Fraction = 0.05) -> Step:
     return step
 
 
+QUANTILES = 4096  # of a beta distribution, from which a weight is drawn
+
+
+def _beta(alpha: float) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function from uniform numbers in [-1, 1) to numbers that are distributed as Beta(alpha, alpha).
+
+    A table has the same bits in every program; the rejection sampling of `jax.random.beta` is also slow.
+    """
+    quantiles = scipy.special.betaincinv(alpha, alpha, (np.arange(QUANTILES) + 0.5) / QUANTILES).astype(np.float32)
+    return lambda number_B: jnp.asarray(quantiles)[((0.5 * number_B + 0.5) * QUANTILES).astype(jnp.int32)]
+
+
+def mixup(alpha: Positive = 0.2) -> Step:
+    """Adds image and partner, with weights drawn from Beta(alpha, alpha), as their labels (Zhang et al. 2018)."""
+    quantile = _beta(alpha)
+
+    def step(image_BxHxWxC: jax.Array, draw: Draw) -> Mixed:
+        own_weight_B = jnp.where(draw.is_paired, quantile(draw.uniform(1)[0]), 1.0)
+        own_BxHxWxC, partner_BxHxWxC = jax.lax.optimization_barrier(
+            tuple(
+                weight_B[:, None, None, None] * image
+                for weight_B, image in ((own_weight_B, image_BxHxWxC), (1 - own_weight_B, image_BxHxWxC[::-1]))
+            )
+        )
+        return Mixed(own_BxHxWxC + partner_BxHxWxC, own_weight_B)
+
+    return step
+
+
+def cutmix(alpha: Positive = 1.0) -> Step:
+    """Replaces a rectangle by that of the partner (Yun et al. 2019); the labels are weighted by the areas.
+
+    The fraction of the image that stays is drawn from Beta(alpha, alpha). The rectangle is a scaled-down image frame.
+    """
+    quantile = _beta(alpha)
+
+    def step(image_BxHxWxC: jax.Array, draw: Draw) -> Mixed:
+        _, height, width, _ = image_BxHxWxC.shape
+        stays, down, right = draw.uniform(3)
+        side_B = jnp.where(draw.is_paired, jnp.sqrt(1 - quantile(stays)), 0.0)
+        rows_B, columns_B = jnp.round(height * side_B), jnp.round(width * side_B)
+        is_partner = _rectangle((height, width), rows_B, columns_B, 0.5 * down + 0.5, 0.5 * right + 0.5)
+        mixed_BxHxWxC = jnp.where(is_partner, image_BxHxWxC[::-1], image_BxHxWxC)
+        return Mixed(mixed_BxHxWxC, (height * width - rows_B * columns_B) / (height * width))
+
+    return step
+
+
 AUGMENTATIONS: dict[str, Callable[..., Step]] = {
     'shift': shift,
     'affine': affine,
+    'elastic': elastic,
     'flip': flip,
     'alternating_flip': alternating_flip,
     'brightness': brightness,
     'contrast': contrast,
     'erase': erase,
     'noise': noise,
+    'mixup': mixup,
+    'cutmix': cutmix,
 }
 
 
@@ -207,16 +317,27 @@ def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) ->
     if not steps:
         return None
 
-    def augment(image_BxHxWxC: jax.Array, index_B: jax.Array, key: jax.Array, epoch: jax.Array) -> jax.Array:
+    def augment(chunk: Batch, key: jax.Array, epoch: jax.Array) -> Batch:
+        image_BxHxWxC, is_example_B = chunk['image'].astype(jnp.float32), chunk['mask'] > 0
+        labels_BxM, weights_BxM = chunk['label'][:, None], jnp.ones_like(chunk['mask'])[:, None]
         for number, (step, probability) in enumerate(steps):
             step_key = jax.random.fold_in(key, number)
-            fixed_key_B = jax.vmap(lambda index, step_key=step_key: jax.random.fold_in(step_key, index))(index_B)
+            fixed_key_B = jax.vmap(lambda index, step_key=step_key: jax.random.fold_in(step_key, index))(chunk['index'])
             choice_key_B, key_B = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, epoch)))(fixed_key_B).T
-            changed_BxHxWxC = step(image_BxHxWxC, Draw(key_B, fixed_key_B, epoch, max_pixel))
+            draw = Draw(key_B, fixed_key_B, epoch, max_pixel, is_example_B & is_example_B[::-1])
+            changed = step(image_BxHxWxC, draw)
+            changed_BxHxWxC, own_weight_B = changed if isinstance(changed, Mixed) else (changed, None)
             if probability < 1:
                 is_changed_B = jax.vmap(jax.random.uniform)(choice_key_B) < probability
                 changed_BxHxWxC = jnp.where(is_changed_B[:, None, None, None], changed_BxHxWxC, image_BxHxWxC)
+                if own_weight_B is not None:
+                    own_weight_B = jnp.where(is_changed_B, own_weight_B, 1.0)
+            if own_weight_B is not None:
+                own, partner = weights_BxM * own_weight_B[:, None], weights_BxM[::-1] * (1 - own_weight_B)[:, None]
+                weights_BxM = jnp.concatenate([own, partner], axis=1)
+                labels_BxM = jnp.concatenate([labels_BxM, labels_BxM[::-1]], axis=1)
             image_BxHxWxC = changed_BxHxWxC
-        return image_BxHxWxC
+        mixed = {'labels': labels_BxM, 'label_weights': weights_BxM} if labels_BxM.shape[1] > 1 else {}
+        return {**chunk, 'image': image_BxHxWxC, **mixed}
 
     return augment

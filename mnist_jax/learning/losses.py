@@ -1,5 +1,7 @@
 """Loss functions: each constructor returns a function of logits BxK and labels B that gives one loss per example."""
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -66,6 +68,19 @@ def weighted(loss: Loss, weights_K: np.ndarray | None) -> Loss:
     if weights_K is None:
         return loss
     return lambda logits_BxK, label_B: loss(logits_BxK, label_B) * jnp.asarray(weights_K)[label_B]
+
+
+def of_mixture(loss: Loss) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Returns a function of logits BxK, labels BxM and weights BxM: the weighted sum of the losses of the labels."""
+
+    def mixture(logits_BxK: jax.Array, labels_BxM: jax.Array, weights_BxM: jax.Array) -> jax.Array:
+        terms = [
+            weights_B * loss(logits_BxK, label_B)
+            for label_B, weights_B in zip(labels_BxM.T, weights_BxM.T, strict=True)
+        ]
+        return functools.reduce(operator.add, jax.lax.optimization_barrier(terms))
+
+    return mixture
 
 
 LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error, 'focal': focal}

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnist_jax.factory import Fraction, NonNegative
+from mnist_jax.factory import Fraction, NonNegative, PositiveInt
+from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum
 
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
@@ -62,6 +63,26 @@ def with_decay(optimizer: Optimizer, weight_decay: float, decayed: Decayed) -> O
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
+def global_norm(tree: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of all numbers of a pytree."""
+    squares = jax.lax.optimization_barrier(jax.tree.map(jnp.square, tree))  # so that no sum is fused with them
+    return jnp.sqrt(ordered_sum(jnp.stack([ordered_sum(leaf.ravel()) for leaf in jax.tree.leaves(squares)])))
+
+
+def with_accumulation(optimizer: Optimizer, steps: int) -> Optimizer:
+    """Returns `optimizer`, but it makes an update only after every `steps` gradients, with their mean."""
+    if steps == 1:
+        return optimizer
+    accumulating = optax.MultiSteps(optimizer, steps).gradient_transformation()
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
+        updates, state = accumulating.update(grads, state, params, **extra)
+        # A gradient of NaN must be noticed in its own step, not when the mean is used.
+        return jax.tree.map(lambda update, grad: update + 0.0 * grad, updates, grads), state
+
+    return optax.GradientTransformationExtraArgs(accumulating.init, update)
+
+
 def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> Optimizer:
     """Returns `optimizer`, but with gradients that are limited.
 
@@ -77,9 +98,7 @@ def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> 
         if clip_value:
             grads = jax.tree.map(lambda grad: jnp.clip(grad, -clip_value, clip_value), grads)
         if clip_norm:
-            squares = jax.lax.optimization_barrier(jax.tree.map(jnp.square, grads))  # so that no sum is fused with them
-            sums = [ordered_sum(leaf.ravel()) for leaf in jax.tree.leaves(squares)]
-            norm = jnp.sqrt(ordered_sum(jnp.stack(sums)))
+            norm = global_norm(grads)
             # If the square of a finite gradient overflows, the update must not be 0 without a word.
             factor = jnp.where(jnp.isfinite(norm), clip_norm / jnp.maximum(norm, clip_norm), jnp.nan)
             grads = jax.tree.map(lambda grad: grad * factor, grads)
@@ -201,6 +220,58 @@ def nadam(beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative
     return from_optax(optax.GradientTransformation(init, update))
 
 
+def muon(
+    momentum: Fraction = 0.95,
+    nesterov: bool = True,
+    steps: PositiveInt = 5,
+    adam_rate: NonNegative = 0.1,
+    beta_1: Fraction = 0.9,
+    beta_2: Fraction = 0.999,
+    epsilon: NonNegative = 1e-7,
+) -> Optimizer:
+    """Muon (Jordan 2024): for kernels, momentum with its singular values set to about 1; Adam for all other parameters.
+
+    The kernel of a convolution is a matrix with one column per feature. The update of a matrix with more rows than
+    columns is multiplied by the square root of their ratio.
+
+    Args:
+      momentum: The weight of the old momentum.
+      nesterov: Whether the gradient of the next step is anticipated.
+      steps: The number of Newton-Schulz iterations.
+      adam_rate: The learning rate of Adam as a multiple of that of the kernels.
+      beta_1, beta_2, epsilon: The arguments of Adam.
+    """
+    transformations = {
+        'muon': optax.chain(
+            optax.trace(momentum, nesterov),
+            optax.stateless(lambda updates, _: jax.tree.map(functools.partial(_orthogonalize, steps=steps), updates)),
+        ),
+        'adam': optax.chain(_scale_by_adam(beta_1, beta_2, epsilon), optax.scale(adam_rate)),
+    }
+    return from_optax(
+        optax.partition(
+            transformations, lambda params: jax.tree.map(lambda p: 'muon' if p.ndim > 1 else 'adam', params)
+        )
+    )
+
+
+def _orthogonalize(update: jax.Array, steps: int) -> jax.Array:
+    """Returns a matrix with the singular vectors of `update`, seen as a matrix, and singular values of about 1."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return ops.dense(a, b, jnp.zeros(b.shape[-1]), relu=False)
+
+    matrix = update.reshape(-1, update.shape[-1])
+    transposed = len(matrix) > matrix.shape[1]  # The smaller of both Gram matrices is the same for both.
+    x = matrix.T if transposed else matrix
+    x = x / (global_norm(x) + 1e-7)
+    for _ in range(steps):
+        gram = product(x, x.T)
+        x = 3.4445 * x + product(-4.7750 * gram + 2.0315 * product(gram, gram), x)
+    x = x.T if transposed else x
+    return x.reshape(update.shape) * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+
+
 def _decaying(constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
     """Adds the arguments `weight_decay` and `decayed` of `with_decay` to the constructor of an optimizer."""
 
@@ -229,4 +300,5 @@ OPTIMIZERS = {
     'lamb': _decaying(lamb),
     'lion': _decaying(lion),
     'nadam': _decaying(nadam),
+    'muon': _decaying(muon),
 }

@@ -21,10 +21,11 @@ import optax
 from mnist_jax.data.normalization import Normalization
 from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
-from mnist_jax.learning import lockstep, transfer
+from mnist_jax.learning import lockstep, losses, transfer
 from mnist_jax.learning.augmentation import Augment
+from mnist_jax.learning.averaging import Average, Averaging, Progress
 from mnist_jax.learning.losses import Loss, cross_entropy
-from mnist_jax.learning.optimizers import Optimizer
+from mnist_jax.learning.optimizers import Optimizer, global_norm
 from mnist_jax.models import linen
 from mnist_jax.models.layers import SHARED_STREAM, Training
 
@@ -57,11 +58,18 @@ class TrainState:
     batch_stats: PyTree  # moving averages of batch normalization; empty without it
     opt_state: optax.OptState
     learning_rate_scale: jax.Array | np.ndarray  # float32: multiplies the scheduled learning rate
+    average: Average | None = None  # of the variables, if the run averages them
 
     @property
     def variables(self) -> Variables:
-        """What is evaluated and used for inference: to use other parameters, such as an average, return them here."""
-        return Variables(self.params, self.batch_stats)
+        """What is evaluated and used for inference."""
+        return self.choices['average' if self.average is not None and self.average.evaluated else 'last']
+
+    @property
+    def choices(self) -> dict[str, Variables]:
+        """The variables of the last update and, if the run averages them, their average, by name."""
+        last = {'last': Variables(self.params, self.batch_stats)}
+        return last if self.average is None else last | {'average': self.average.variables}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +86,10 @@ class StepParts:
       skip_nonfinite: If true, a non-finite update or loss only increments the step.
       chunk_size: Examples per chunk; divides the number of examples on a device.
       frozen: Patterns of parameters and batch statistics that do not change; see `transfer.py`.
-      augment: Changes the images of a training batch at random; None for no change.
+      augment: Changes the images of a chunk of a training batch at random; None for no change.
       steps_per_epoch: The number of updates in an epoch.
+      averaging: How the variables are averaged; None for no average.
+      sam_radius: The radius of sharpness-aware minimization; 0 for none.
     """
 
     model: nn.Module
@@ -93,21 +103,43 @@ class StepParts:
     frozen: Sequence[str] = ()
     augment: Augment | None = None
     steps_per_epoch: int = 1
+    averaging: Averaging | None = None
+    sam_radius: float = 0.0
 
 
 def create_state(
-    model: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: int | jax.Array
+    model: nn.Module,
+    optimizer: Optimizer,
+    image_shape: tuple[int, ...],
+    seed: int | jax.Array,
+    average_evaluated: bool | None = None,
 ) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step; `average_evaluated` is None if the run has no average."""
     variables = model.init(_random_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
     linen.check_collections(variables)
     params = variables.get('params', {})
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get('batch_stats', {}),
         opt_state=optimizer.init(params),
         learning_rate_scale=jnp.ones((), jnp.float32),
+    )
+    if average_evaluated is None:
+        return state
+    average = Average(state.variables, jnp.zeros((), jnp.float32), average_evaluated)
+    return dataclasses.replace(state, average=average)
+
+
+def start_from(state: TrainState, variables: Variables, optimizer: Optimizer) -> TrainState:
+    """Returns the state before the first step with other variables."""
+    average = state.average and dataclasses.replace(state.average, variables=variables)
+    return dataclasses.replace(
+        state,
+        params=variables.params,
+        batch_stats=variables.batch_stats,
+        opt_state=optimizer.init(variables.params),
+        average=average,
     )
 
 
@@ -140,28 +172,36 @@ def train_step(
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
-        image = augment(chunk['image'], chunk['index'], seed, state.step // parts.steps_per_epoch, parts)
-        image = _normalize(image, parts.normalization, parts.dtype)
+        chunk = augment(chunk, seed, state.step // parts.steps_per_epoch, parts)
+        image = _normalize(chunk['image'], parts.normalization, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
     chunks = _split(_with_examples(batch, data), parts.chunk_size)
-    if state.batch_stats:
-        chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, state.params, chunks, all_sum)
-    else:
-        chunk_results, batch_stats = _gradients_in_turn(summed_loss, state.params, chunks), {}
+    mean_gradient = functools.partial(
+        _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, normalized=bool(state.batch_stats)
+    )
+    averaging, average = parts.averaging, state.average
+    point = state.params
+    if averaging is not None and average is not None:
+        point = averaging.gradient_point(state.params, average.variables.params)
+    grads, sums, batch_stats = mean_gradient(point)
+    if parts.sam_radius:  # Foret et al. 2021: the gradient at the worst point nearby, to first order
+        distance = parts.sam_radius / jnp.maximum(global_norm(grads), 1e-12)
+        nearby = jax.tree.map(lambda param, grad: param + distance * grad, point, grads)
+        grads, _, _ = mean_gradient(jax.lax.optimization_barrier(nearby))
     batch_stats = transfer.keep_frozen(parts.frozen, batch_stats, state.batch_stats)
-    # Without the barriers, the compiler may fuse gradient, sum and update differently on different device counts.
-    chunk_results = jax.lax.optimization_barrier(chunk_results)
-    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
-    grads = jax.tree.map(lambda grad: grad / sums['count'], grads)
     learning_rate = parts.learning_rate(state.step) * state.learning_rate_scale
-    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, point, learning_rate=learning_rate)
     params = optax.apply_updates(state.params, updates)
     new_state = dataclasses.replace(
         state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
+    if averaging is not None and average is not None:
+        progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate)
+        average = averaging.update(average, Variables(params, batch_stats), progress)
+        new_state = dataclasses.replace(new_state, average=average)
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
     finite = ops.all_finite((sums, params, batch_stats))
     if parts.skip_nonfinite:
@@ -172,14 +212,11 @@ def train_step(
     return new_state, {**sums, 'nonfinite': 1.0 - finite}
 
 
-def augment(
-    image_BxHxWxC: jax.Array, index_B: jax.Array, seed: int | jax.Array, epoch: int | jax.Array, parts: StepParts
-) -> jax.Array:
-    """Returns the training images with these indices, with the pixels of the dataset, as they are in an epoch."""
+def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: StepParts) -> Batch:
+    """Returns a chunk of a training batch with its images, and the mixtures of labels, as they are in an epoch."""
     if parts.augment is None:
-        return image_BxHxWxC
-    key = _random_stream(seed, AUGMENTATION_STREAM)
-    return parts.augment(image_BxHxWxC.astype(jnp.float32), index_B, key, jnp.int32(epoch))
+        return chunk
+    return parts.augment(chunk, _random_stream(seed, AUGMENTATION_STREAM), jnp.int32(epoch))
 
 
 def apply_to_chunk(
@@ -211,6 +248,29 @@ def train_steps(
     """Makes one update per batch; `batches` and the returned sums have a leading axis of steps."""
     step = functools.partial(train_step, seed=seed, data=data, parts=parts, all_sum=all_sum)
     return jax.lax.scan(step, state, batches)
+
+
+def _mean_gradient(
+    summed_loss: Callable, params: PyTree, *, chunks: list[Batch], all_sum: AllSum, normalized: bool
+) -> tuple[PyTree, Sums, PyTree]:
+    """Returns the gradient of the mean loss of the global batch, the sums, and the new batch_stats.
+
+    Args:
+      summed_loss: Maps parameters and a chunk to the loss, and to the sums and the new batch_stats.
+      params: Where the gradient is taken.
+      chunks: The chunks of this device.
+      all_sum: Sums a pytree over all devices.
+      normalized: Whether the model has batch normalization.
+    """
+    batch_stats: PyTree = {}
+    if normalized:
+        chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, params, chunks, all_sum)
+    else:
+        chunk_results = _gradients_in_turn(summed_loss, params, chunks)
+    # Without the barriers, the compiler may fuse gradient, sum and update differently on different device counts.
+    chunk_results = jax.lax.optimization_barrier(chunk_results)
+    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
+    return jax.tree.map(lambda grad: grad / sums['count'], grads), sums, batch_stats
 
 
 def _gradients_in_turn(summed_loss: Callable, params: PyTree, chunks: list[Batch]) -> list[tuple[PyTree, Sums]]:
@@ -356,8 +416,12 @@ def _cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
 def _sums(logits_BxK: jax.Array, batch: Batch, loss: Loss) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
+    if 'labels' in batch:
+        loss_B = losses.of_mixture(loss)(logits_BxK, batch['labels'], batch['label_weights'])
+    else:
+        loss_B = loss(logits_BxK, batch['label'])
     return {
-        'loss': ordered_sum(loss(logits_BxK, batch['label']) * mask_B),
+        'loss': ordered_sum(loss_B * mask_B),
         'correct': jnp.sum(correct_B * mask_B),
         'count': jnp.sum(mask_B),
     }

@@ -87,7 +87,9 @@ class Experiment(Plan):
 
     def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
         """Returns training images, float32 NxHxWxC, with the indices `index`, as the step changes them in an epoch."""
-        return np.asarray(step.augment(jnp.asarray(images), jnp.asarray(index), self.config.seed, epoch, self.parts))
+        label, mask = jnp.zeros(len(images), jnp.int32), jnp.ones(len(images))
+        chunk = {'image': jnp.asarray(images), 'label': label, 'mask': mask, 'index': jnp.asarray(index)}
+        return np.asarray(step.augment(chunk, self.config.seed, epoch, self.parts)['image'], np.float32)
 
     def on_devices(self, split: Examples) -> Data | None:
         """Returns a split in the memory of every device, or None if `on_device` is False."""
@@ -192,6 +194,7 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
     plan = make_plan(config, description)
     source = plan.source
     schedule = build('config.schedule', SCHEDULES, config.schedule)
+    augment = make_augmentation(config.augmentation, source.max_pixel)
     if config.schedule.get('warmup', 0) > config.epochs > 0:
         logging.warning(
             'config.schedule.warmup=%g is longer than the run, config.epochs=%d: the learning rate only rises',
@@ -234,8 +237,10 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         skip_nonfinite=skip_nonfinite,
         chunk_size=chunk_size,
         frozen=config.init.freeze,
-        augment=make_augmentation(config.augmentation, source.max_pixel),
+        augment=augment,
         steps_per_epoch=steps_per_epoch,
+        averaging=plan.averaging,
+        sam_radius=plan.sam_radius,
     )
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

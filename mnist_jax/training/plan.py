@@ -16,13 +16,15 @@ from mnist_jax.config_checks import check_config, check_layer_counts
 from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
-from mnist_jax.errors import UserError, check_range
+from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range
 from mnist_jax.factory import build, choose, construct
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
+from mnist_jax.learning.augmentation import AUGMENTATIONS
+from mnist_jax.learning.averaging import AVERAGES, Averaging
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
-from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_clipping
+from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_accumulation, with_clipping
 from mnist_jax.learning.step import TrainState
 from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
@@ -44,6 +46,8 @@ class Plan:
     base_learning_rate: float  # the schedule multiplies it
     callbacks: Callbacks
     dtype: jnp.dtype  # the compute dtype
+    averaging: Averaging | None = None
+    sam_radius: float = 0.0
 
     def infer(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
         """Returns the logits BxK; see `step.infer`."""
@@ -60,17 +64,21 @@ class Plan:
 
     @functools.cached_property
     def _create_state(self) -> Callable[[int | jax.Array], TrainState]:
-        return functools.partial(step.create_state, self.model, self.optimizer, self.source.image_shape)
+        evaluated = None if self.averaging is None else self.config.average.evaluated == 'average'
+        return functools.partial(
+            step.create_state, self.model, self.optimizer, self.source.image_shape, average_evaluated=evaluated
+        )
 
     def program_key(self, name: str) -> str | None:
         """Returns what determines the compiled program `name` besides the code; None if it must not be stored.
 
         A program with a part that is the user's own must not, because its code is not that of this package.
         """
-        for field in ('model', 'loss', 'optimizer', 'schedule'):
-            constructor = SECTIONS[field].table[self.config[field].name]
-            if not constructor.__module__.startswith('mnist_jax.'):
-                return None
+        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
+        # A run can be loaded without the steps that it was trained with.
+        parts += [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
+        if not all(part is not None and part.__module__.startswith('mnist_jax.') for part in parts):
+            return None
         fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
         data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
         return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
@@ -124,6 +132,11 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     clip = {field: options.pop(field, 0.0) for field in ('clip_norm', 'clip_value')}
     for field, limit in clip.items():
         check_range(f'config.optimizer.{field}', limit, 0.0, math.inf)
+    sam_radius, accumulate = options.pop('sam_radius', 0.0), options.pop('accumulate', 1)
+    check_range('config.optimizer.sam_radius', sam_radius, 0.0, math.inf)
+    check_integer('config.optimizer.accumulate', accumulate, 1, MAX_INT)
+    average = config.average.to_dict()
+    choose('config.average.evaluated', average.pop('evaluated', 'average'), {'average': True, 'last': False})
     callbacks = Callbacks(
         construct('config.early_stopping', EarlyStopping, config.early_stopping),
         construct('config.reduce_lr', ReduceLROnPlateau, config.reduce_lr),
@@ -137,6 +150,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
     rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
     optimizer = with_clipping(build('config.optimizer', OPTIMIZERS, options), **clip)
+    optimizer = with_accumulation(optimizer, accumulate)
     plan = Plan(
         config=config,
         source=source,
@@ -146,6 +160,8 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
+        averaging=build('config.average', AVERAGES, average),
+        sam_radius=sam_radius,
     )
     if config.init.freeze or config.init.rates:
         variables = plan.abstract_snapshot.state.variables

@@ -210,6 +210,11 @@ def format_result(result: JsonObject) -> str:
         f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
         *(f'{f"top {k}":<10} {accuracy:.4f}' for k, accuracy in result.get('top_k', {}).items()),
         f'loss       {result["loss"]:.4f}; cross-entropy {text_tables.number(result.get("cross_entropy"))}',
+        *(
+            f'{f"{name} weights":<15} accuracy {other["accuracy"]:.4f}, loss {text_tables.number(other["loss"])}; '
+            f'this result is about the {result["weights"]} weights'
+            for name, other in result.get('other_weights', {}).items()
+        ),
         f'kappa      {text_tables.number(overall["kappa"])}',
         f'baseline   {overall["no_information_rate"]:.4f} (always predicting the largest class); p-value of '
         f'accuracy > baseline: {_format_p_value(overall["p_value"])}',

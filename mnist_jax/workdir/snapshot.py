@@ -14,7 +14,7 @@ from mnist_jax.learning.callbacks import CallbackStates
 from mnist_jax.learning.step import TrainState, Variables
 from mnist_jax.learning.transfer import leaves_by_path
 
-INFERENCE_LEAVES = ('state/params/', 'state/batch_stats/')
+INFERENCE_LEAVES = ('state/params/', 'state/batch_stats/', 'state/average/')
 """The paths of what inference needs."""
 OPTIMIZER_LEAVES = 'state/opt_state/'
 

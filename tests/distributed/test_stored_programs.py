@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mnist_jax.distributed import stored_programs
 from mnist_jax.distributed.stored_programs import stored
+from mnist_jax.learning.augmentation import AUGMENTATIONS
 from mnist_jax.learning.losses import LOSSES, cross_entropy
 from mnist_jax.training.plan import make_plan
 
@@ -165,6 +166,11 @@ def test_programs_with_parts_of_the_user_are_not_stored(small, monkeypatch):
     assert key != make_plan(small(optimizer__learning_rate=0.5)).program_key('step')
     monkeypatch.setitem(LOSSES, 'own', lambda label_smoothing: cross_entropy(label_smoothing))
     assert make_plan(small(loss__name='own')).program_key('step') is None
+    augmented = make_plan(small(augmentation=({'name': 'shift'}, {'name': 'own'})))
+    assert augmented.program_key('step') is None  # It is not known here, as in a process that loads the run.
+    monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: lambda images, draw: images)
+    assert augmented.program_key('step') is None
+    assert make_plan(small(augmentation=({'name': 'shift'},))).program_key('step') is not None
 
 
 def test_the_command_stores_its_programs(data_dir, tmp_path):

@@ -14,7 +14,7 @@ HAS_AVX2 = CPUINFO.exists() and 'avx2' in CPUINFO.read_text()
 PROGRAM = """
 import hashlib, sys
 import jax, numpy as np
-from mnist_jax.kernels import build, ops
+from mnist_jax.kernels import build, ops, warping
 build.FLAGS += tuple(sys.argv[1:])
 assert build.kernels_available()
 build.set_threads(2)
@@ -42,8 +42,9 @@ add(ops.scale_relu, x, normal(21), normal(21))
 sums = ops.moments(x, np.ones(6, np.float32))
 add(lambda *arrays: ops.normalize(*sums, np.float32(432), *arrays, 0.9, 1e-3), *(normal(21) for _ in range(4)))
 add(lambda *arrays: ops.normalize_for_inference(*arrays, 1e-3), *(abs(normal(21)) for _ in range(4)))
-images, motion = normal(5, 9, 7, 3), ops.Motion(*normal(8, 5))
-digest.update(np.asarray(jax.jit(ops.warp)(images, motion)).tobytes())
+images, motion = normal(5, 9, 7, 3), warping.Motion(*normal(8, 5))
+digest.update(np.asarray(jax.jit(warping.warp)(images, motion)).tobytes())
+digest.update(np.asarray(jax.jit(warping.distort)(images, normal(5, 2, 9, 7), normal(5))).tobytes())
 print(digest.hexdigest())
 """
 

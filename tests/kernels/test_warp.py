@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from mnist_jax.kernels import ops
+from mnist_jax.kernels import warping
 from mnist_jax.kernels.build import kernels_available
 
-warp, plain_warp = jax.jit(ops.warp), jax.jit(lambda image, motion: ops.plain_warp(image, jnp.stack(motion, axis=-1)))
+warp, plain_warp = (
+    jax.jit(warping.warp),
+    jax.jit(lambda image, motion: warping.plain_warp(image, jnp.stack(motion, axis=-1))),
+)
 
 
 def make_motion(count, **numbers):
     unchanged = {'cosine': 1, 'sine': 0, 'zoom': 1, 'shear': 0, 'down': 0, 'right': 0, 'gain': 1, 'offset': 0}
-    return ops.Motion(**{name: jnp.full(count, value, jnp.float32) for name, value in {**unchanged, **numbers}.items()})
+    return warping.Motion(
+        **{name: jnp.full(count, value, jnp.float32) for name, value in {**unchanged, **numbers}.items()}
+    )
 
 
 def random_images(*shape):
@@ -24,7 +29,7 @@ def random_images(*shape):
 def random_motion(count, seed=1):
     rng = np.random.default_rng(seed)
     angle = rng.uniform(-0.6, 0.6, count)
-    return ops.Motion(*map(lambda array: jnp.asarray(array, jnp.float32), (
+    return warping.Motion(*map(lambda array: jnp.asarray(array, jnp.float32), (
         np.cos(angle), np.sin(angle), rng.uniform(0.7, 1.4, count), rng.uniform(-0.3, 0.3, count),
         rng.uniform(-4, 4, count), rng.uniform(-4, 4, count), rng.uniform(0.5, 1.5, count), rng.uniform(-9, 9, count),
     )))  # fmt: skip
@@ -88,3 +93,28 @@ def test_batches_of_batches_and_gradients_are_those_of_the_plain_form():
 
     gradients = [jax.grad(lambda image, f=f: total(f, image))(images[0]) for f in (warp, plain_warp)]
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 28, 28, 1), (2, 9, 14, 3), (2, 1, 7, 2)])
+def test_distortions_equal_those_of_scipy_and_of_the_plain_form(shape):
+    images, rng = random_images(*shape), np.random.default_rng(2)
+    noise = rng.uniform(-1, 1, (shape[0], 2, *shape[1:3])).astype(np.float32)
+    offsets = np.arange(-6, 7)
+    taps = np.exp(-0.5 * (offsets / 2) ** 2)
+    taps = (taps / taps.sum()).astype(np.float32) * np.float32(4)
+    result = np.asarray(jax.jit(warping.distort)(images, noise, taps))
+    np.testing.assert_allclose(result, warping.plain_distort(images, noise, jnp.asarray(taps)), rtol=1e-4, atol=5e-3)
+    for image, own_noise, distorted in zip(images, noise, result, strict=True):
+        fields = [
+            16 * scipy.ndimage.gaussian_filter(part.astype(float), 2, mode='constant', radius=6) for part in own_noise
+        ]
+        positions = np.mgrid[: shape[1], : shape[2]] + fields
+        for channel in range(shape[3]):
+            expected = scipy.ndimage.map_coordinates(image[..., channel], positions, order=1, mode='grid-constant')
+            np.testing.assert_allclose(distorted[..., channel], expected, rtol=1e-3, atol=2e-2)
+
+
+def test_distances_out_of_the_image_read_nothing():
+    noise = np.full((1, 2, 4, 4), np.nan, np.float32)
+    noise[0, 0, 0, 0] = 1e30
+    assert not np.asarray(warping.distort(random_images(1, 4, 4, 1), noise, np.ones(1, np.float32))).any()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning.augmentation import AUGMENTATIONS, make_augmentation
@@ -12,20 +13,30 @@ KEY = jax.random.key(0)
 COUNT = 200
 
 
-def augment(steps, images, epoch=0, index=None, max_pixel=255):
-    index = np.arange(len(images)) if index is None else index
-    function = make_augmentation(steps, max_pixel)
-    return np.asarray(jax.jit(function)(jnp.asarray(images, jnp.float32), jnp.asarray(index), KEY, jnp.int32(epoch)))
+def augment_chunk(steps, images, epoch=0, index=None, max_pixel=255, label=None, mask=None):
+    count = len(images)
+    chunk = {
+        'image': jnp.asarray(images, jnp.float32),
+        'label': jnp.zeros(count, jnp.int32) if label is None else jnp.asarray(label),
+        'mask': jnp.ones(count) if mask is None else jnp.asarray(mask, jnp.float32),
+        'index': jnp.arange(count) if index is None else jnp.asarray(index),
+    }
+    return jax.tree.map(np.asarray, jax.jit(make_augmentation(steps, max_pixel))(chunk, KEY, jnp.int32(epoch)))
+
+
+def augment(steps, images, **options):
+    return augment_chunk(steps, images, **options)['image']
 
 
 def images_like(image):
     return np.broadcast_to(np.asarray(image, np.float32), (COUNT, *np.shape(image)))
 
 
+MIXING = {'mixup', 'cutmix'}
 RANDOM = np.random.default_rng(0).uniform(0, 255, (COUNT, 9, 8, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize('name', AUGMENTATIONS)
+@pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - MIXING))
 def test_a_step_depends_on_seed_epoch_and_index_only(name):
     steps = [{'name': name, **({'rotation': 9, 'scale': 0.1, 'shift': 2} if name == 'affine' else {})}]
     whole = augment(steps, RANDOM)
@@ -77,7 +88,7 @@ def test_flips_mirror_about_half_of_the_images():
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch():
     steps = [{'name': 'alternating_flip'}]
-    epochs = [augment(steps, RANDOM, epoch) for epoch in range(3)]
+    epochs = [augment(steps, RANDOM, epoch=epoch) for epoch in range(3)]
     assert np.array_equal(epochs[0], epochs[2])
     assert np.array_equal(epochs[1], epochs[0][:, :, ::-1])
     is_mirrored = (epochs[0] == RANDOM[:, :, ::-1]).all(axis=(1, 2, 3))
@@ -144,3 +155,78 @@ def test_wrong_steps_are_refused(steps, message):
     with pytest.raises(UserError) as error:
         make_augmentation(steps, 255)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(('fill', 'expected'), [('edge', '0012 1233 3333'), ('reflect', '1012 1232 3210')])
+def test_what_comes_in_with_a_shift(fill, expected):
+    ramp = np.arange(4.0).reshape(1, 4, 1)
+    limit = 3 if expected.endswith('3210') or expected.endswith('3333') else 1
+    moved = augment([{'name': 'shift', 'pixels': limit, 'fill': fill}], images_like(ramp))[:, 0, :, 0]
+    rows = {''.join(str(int(value)) for value in row) for row in moved}
+    assert set(expected.split()) <= rows
+    # The image has one row, so moving it down or up shows the same row.
+    padded = np.pad(np.arange(4), 3, mode=fill)
+    assert rows == {''.join(map(str, padded[start : start + 4])) for start in range(7)}
+    assert np.array_equal(augment([{'name': 'shift', 'fill': fill}], np.ones((3, 1, 1, 1))), np.ones((3, 1, 1, 1)))
+
+
+def test_elastic_distances_have_the_deviation_worked_out_by_hand():
+    """A ramp shows by how much each pixel moved: noise of variance 1/3, times the sum of the squared weights."""
+    ramp = np.broadcast_to(np.arange(41.0).reshape(1, 41, 1), (41, 41, 1))
+    moved = augment([{'name': 'elastic', 'distance': 20.0, 'smoothness': 3.0}], images_like(ramp))[:, 14:27, 14:27, 0]
+    distances = moved - ramp[14:27, 14:27, 0]
+    deviation = 20 * (1 / 3) ** 0.5 / (2 * 3 * np.pi**0.5)
+    assert abs(distances.std() / deviation - 1) < 0.05 and abs(distances.mean()) < 0.1
+    # Neighbors move alike: the correlation of a Gaussian filter at a distance of one pixel is exp(-1 / (4 sigma^2)).
+    correlation = np.corrcoef(distances[:, :, 1:].ravel(), distances[:, :, :-1].ravel())[0, 1]
+    assert abs(correlation - np.exp(-1 / 36)) < 0.01
+
+
+def mixed(name, count, **options):
+    """Returns one-pixel images that hold their label, mixed, with their labels and weights."""
+    label = np.arange(count)
+    size = options.pop('size', 1)
+    images = np.broadcast_to(label.reshape(-1, 1, 1, 1), (count, size, size, 1))
+    return augment_chunk([{'name': name, **options.pop('step', {})}], images, label=label, **options)
+
+
+@pytest.mark.parametrize('name', sorted(MIXING))
+def test_mixed_images_have_the_labels_of_both_with_the_weights_of_both(name):
+    chunk = mixed(name, 200, size=8, step={'alpha': 1.0})
+    assert np.array_equal(chunk['labels'], np.stack([np.arange(200), np.arange(199, -1, -1)], axis=1))
+    assert chunk['label_weights'].min() >= 0
+    np.testing.assert_allclose(chunk['label_weights'].sum(-1), 1, rtol=1e-6)
+    # Each pixel holds a label, so the mean pixel is the mean label.
+    expected = (chunk['label_weights'] * chunk['labels']).sum(-1)
+    np.testing.assert_allclose(chunk['image'].mean(axis=(1, 2, 3)), expected, rtol=1e-5)
+    assert np.array_equal(chunk['label'], np.arange(200))
+    if name == 'cutmix':
+        assert np.isin(chunk['image'], np.arange(200)).all()
+        is_partner = chunk['image'][:50] > 100  # Those of the first examples have labels above 100.
+        for rectangle in is_partner[..., 0]:
+            rows, columns = np.flatnonzero(rectangle.any(1)), np.flatnonzero(rectangle.any(0))
+            assert rectangle.sum() == len(rows) * len(columns)
+
+
+def test_the_weights_have_a_beta_distribution():
+    own = np.concatenate([mixed('mixup', 2000, step={'alpha': 0.3}, epoch=e)['label_weights'][:, 0] for e in range(3)])
+    assert scipy.stats.kstest(own, scipy.stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize('name', sorted(MIXING))
+def test_padding_is_mixed_into_nothing(name):
+    chunk = mixed(name, 7, size=4, mask=[1, 1, 1, 1, 1, 0, 0])
+    assert np.array_equal(chunk['label_weights'][:2], [[1, 0], [1, 0]])
+    assert np.array_equal(chunk['image'][:2, 0, 0, 0], [0, 1])
+    assert not np.array_equal(chunk['label_weights'][2], [1, 0])
+
+
+def test_two_mixtures_have_four_labels_and_a_probability_leaves_examples_alone():
+    images = np.arange(100.0).reshape(-1, 1, 1, 1)
+    steps = [{'name': 'mixup', 'alpha': 1.0, 'probability': 0.5}, {'name': 'mixup', 'alpha': 1.0}]
+    chunk = augment_chunk(steps, images, label=np.arange(100))
+    assert chunk['labels'].shape == (100, 4)
+    expected = (chunk['label_weights'] * chunk['labels']).sum(-1)
+    np.testing.assert_allclose(chunk['image'].ravel(), expected, rtol=1e-5)
+    once = augment_chunk(steps[:1], images, label=np.arange(100))
+    assert 25 < (once['label_weights'][:, 0] == 1).sum() < 75

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import make_parts
 
@@ -108,3 +109,23 @@ def test_dropout_differs_between_steps_and_is_reproducible():
     first = train(state, batch)
     assert float(train(state, batch)[1]['loss']) == float(first[1]['loss'])
     assert float(train(first[0], batch)[1]['loss']) != float(first[1]['loss'])
+
+
+def test_sharpness_aware_minimization_takes_the_gradient_at_the_worst_point_nearby():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (6, 2, 2, 1), np.uint8), rng.integers(0, 3, 6)
+    parts = dataclasses.replace(make_parts(MLP(3, (4,)), 2, 0.5), sam_radius=0.3)
+    state = create_state(parts.model, parts.optimizer, (2, 2, 1), 0)
+    batch = {'image': images, 'label': labels, 'mask': np.ones(6, np.float32), 'index': np.arange(6, dtype=np.int32)}
+    new, _ = train_step(state, batch, 0, parts=parts, all_sum=lambda tree: tree)
+
+    def loss(params):
+        logits = parts.model.apply({'params': params}, images / np.float32(255))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    gradient = jax.grad(loss)(state.params)
+    norm = optax.tree.norm(gradient)
+    nearby = jax.tree.map(lambda param, grad: param + 0.3 * grad / norm, state.params, gradient)
+    expected = jax.tree.map(lambda param, grad: param - 0.5 * grad, state.params, jax.grad(loss)(nearby))
+    for own, other in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)

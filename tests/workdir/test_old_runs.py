@@ -123,13 +123,15 @@ def test_a_field_added_to_the_default_config_keeps_older_runs(old_run, old_confi
 
 def test_a_config_field_of_a_newer_version_is_an_error_that_names_it(old_run, old_config):
     def add(config):
-        config['early_stopping']['warmup'] = config['average'] = 3
+        config['early_stopping']['warmup'] = config['annealing'] = 3
 
     edit_config(old_run, add)
     for use in (evaluate_workdir, mnist_jax.load, lambda workdir: train(old_config(epochs=2), workdir)):
         with pytest.raises(UserError) as error:
             use(old_run)
-        message = 'is from another version of the program: this one has no config.average, config.early_stopping.warmup'
+        message = (
+            'is from another version of the program: this one has no config.annealing, config.early_stopping.warmup'
+        )
         assert message in str(error.value)
 
 

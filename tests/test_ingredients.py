@@ -1,0 +1,90 @@
+"""Whole runs with averages, other optimizers and other gradients: the same bits however they are executed."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import results
+
+import mnist_jax
+from mnist_jax.errors import Interrupted, UserError
+from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.train import train
+
+RUNS = {
+    'ema': {
+        'average__name': 'ema',
+        'optimizer': {'name': 'muon', 'learning_rate': 0.01, 'sam_radius': 0.05, 'accumulate': 2, 'clip_norm': 1.0},
+    },
+    'schedule_free': {'average__name': 'schedule_free', 'model__batch_norm': True},
+    'swa': {
+        'average__name': 'swa',
+        'average__evaluated': 'last',
+        'optimizer': {'name': 'nadam', 'learning_rate': 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_devices_calls_and_interruptions_do_not_change_the_bits(name, small, tmp_path):
+    def run(workdir, on_step=None, **fields):
+        model = 'mlp' if name == 'swa' else 'cnn'
+        config = small(model, **RUNS[name], **{'chunks': 8, 'devices': 1, 'dataset__train': 'train[:320]', **fields})
+        train(config, tmp_path / workdir, on_step=on_step)
+        return results(tmp_path / workdir)
+
+    once = run('once')
+    for devices in (2, 4, 8):
+        assert run(f'{devices}', devices=devices) == once
+    assert run('calls', steps_per_call=3) == once
+
+    def stop(step, request):
+        if step == 7:  # in the middle of the second epoch
+            request.signal = 15
+
+    with pytest.raises(Interrupted):
+        run('stopped', stop)
+    assert run('stopped') == once
+
+
+def test_both_weights_are_evaluated_and_the_chosen_ones_are_used(small, tmp_path):
+    outcomes = {}
+    for evaluated in ('average', 'last'):
+        config = small(average__name='ema', average__evaluated=evaluated, devices=1)
+        outcomes[evaluated] = train(config, tmp_path / evaluated)
+        model = mnist_jax.load(tmp_path / evaluated)
+        image = np.zeros((28, 28), np.uint8)
+        outcomes[evaluated, 'logits'] = model.logits(image[None])
+        again = evaluate_workdir(tmp_path / evaluated)
+        assert again == outcomes[evaluated] == json.loads((tmp_path / evaluated / 'eval.json').read_text())
+    average, last = outcomes['average'], outcomes['last']
+    assert average['weights'] == 'average' and last['weights'] == 'last'
+    for one, other, name in ((average, last, 'last'), (last, average, 'average')):
+        assert list(one['other_weights']) == [name]
+        assert one['other_weights'][name] == {field: other[field] for field in ('loss', 'accuracy', 'params_sha256')}
+    assert average['params_sha256'] != last['params_sha256']
+    assert not np.array_equal(outcomes['average', 'logits'], outcomes['last', 'logits'])
+    plain = train(small(devices=1), tmp_path / 'plain')
+    assert plain['params_sha256'] == last['params_sha256'] and 'weights' not in plain
+
+
+def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path):
+    first = train(small(average__name='ema', devices=1), tmp_path / 'first')
+    config = small(average__name='ema', devices=1, epochs=0, init__workdir=str(tmp_path / 'first'))
+    start = train(config, tmp_path / 'start')
+    assert start['params_sha256'] == first['params_sha256'] == start['other_weights']['last']['params_sha256']
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'average__name': 'mean'}, 'config.average.name must be one of'),
+        ({'average__evaluated': 'both'}, "config.average.evaluated must be one of average, last, got 'both'"),
+        ({'optimizer__sam_radius': -1.0}, 'config.optimizer.sam_radius must be'),
+        ({'optimizer__accumulate': 0}, 'config.optimizer.accumulate must be'),
+    ],
+)
+def test_wrong_fields_are_refused_before_anything_is_written(fields, message, small, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(small(**fields), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
