@@ -74,10 +74,10 @@ class Plan:
 
         A program with a part that is the user's own must not, because its code is not that of this package.
         """
-        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
         # A run can be loaded without the steps that it was trained with.
-        parts += [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
-        if not all(part is not None and part.__module__.startswith('mnist_jax.') for part in parts):
+        steps = [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
+        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
+        if not all(part is not None and part.__module__.startswith('mnist_jax.') for part in [*steps, *parts]):
             return None
         fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
         data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
