@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from mnist_jax.distributed.devices import start_backend
-from mnist_jax.kernels import ops
+from mnist_jax.kernels import norms, ops
 from mnist_jax.kernels.sums import PyTree
 
 CONVOLUTIONS = [  # height = width, channels, features; kernels of 3x3, padding 'SAME'
@@ -79,8 +79,8 @@ def memory_bound(size: int, channels: int, batch: int) -> list[Case]:
     shape = f'{size}x{size}, {channels}'
     return [
         Case(f'max pool {shape}', 0, lambda x: ops.max_pool(x, 2, 'VALID'), (x,)),
-        Case(f'scale and ReLU {shape}', 0, ops.scale_relu, (x, channel, channel)),
-        Case(f'moments {shape}', 0, ops.moments, (x, jnp.ones(batch))),
+        Case(f'scale and ReLU {shape}', 0, lambda *arrays: norms.scale(*arrays, 'relu'), (x, channel, channel)),
+        Case(f'moments {shape}', 0, norms.moments, (x, jnp.ones(batch))),
     ]
 
 

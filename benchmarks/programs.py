@@ -37,6 +37,7 @@ class Task(TypedDict):
     batch_size: int
     eval_batch_size: int
     chunks: int  # config.chunks of mnist_jax
+    image_shape: tuple[int, ...]
     data: str  # path of an .npz file with `image`, uint8 NxHxWxC, and `label`, both of the training split
 
 
@@ -151,6 +152,8 @@ class Keras:
     def _make_model(self, keras: Any) -> Any:
         model = keras.Sequential([keras.layers.Input(self.image.shape[1:])])
         spec = self._task['model']
+        if spec['name'] not in ('mlp', 'cnn'):
+            raise NotImplementedError(f'only mlp and cnn are written in Keras, got {spec["name"]}')
         for features_by_layer, pool, dropout in stages(spec):
             for features in features_by_layer:
                 model.add(keras.layers.Conv2D(features, spec['kernel'], padding=spec['padding']))
@@ -221,7 +224,12 @@ class Torch:
         self.label = torch.from_numpy(data['label'].astype(np.int64)).to(self._device)
         self._model = self._make_model().to(memory_format=torch.channels_last)
         options = dict(task['optimizer'])
-        optimizers = {'rmsprop': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adadelta': torch.optim.Adadelta}
+        optimizers = {
+            'rmsprop': torch.optim.RMSprop,
+            'adam': torch.optim.Adam,
+            'adamw': torch.optim.AdamW,
+            'adadelta': torch.optim.Adadelta,
+        }
         optimizer = optimizers[options.pop('name')]
         if 'beta_1' in options:
             options['betas'] = (options.pop('beta_1'), options.pop('beta_2'))
@@ -244,6 +252,10 @@ class Torch:
     def _make_model(self) -> Any:
         nn, spec = self._torch.nn, self._task['model']
         layers: list[Any] = []
+        if spec['name'] not in ('mlp', 'cnn'):
+            from torch_models import LAYERS
+
+            return self._finish(LAYERS[spec['name']](spec, self._task['image_shape']))
         for features_by_layer, pool, dropout in stages(spec):
             for features in features_by_layer:
                 layers.append(nn.LazyConv2d(features, spec['kernel'], padding=spec['padding']))
@@ -259,7 +271,10 @@ class Torch:
             layers += [nn.LazyLinear(width), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        model = nn.Sequential(*layers, nn.LazyLinear(10)).to(self._device)
+        return self._finish(layers)
+
+    def _finish(self, layers: list[Any]) -> Any:
+        model = self._torch.nn.Sequential(*layers, self._torch.nn.LazyLinear(10)).to(self._device)
         model(self.image[:2])  # fixes the shapes of the lazy layers
         return model
 

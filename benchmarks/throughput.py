@@ -33,10 +33,13 @@ from programs import EVALUATION_ONLY, Task
 
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
-from mnist_jax.factory import build
+from mnist_jax.factory import build, defaults
+from mnist_jax.models.architectures import MODELS as ARCHITECTURES
 
 HERE = Path(__file__).parent
 MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
+# Without a published experiment; not written in Keras.
+NEWER_MODELS = ('lenet5', 'resnet', 'depthwise', 'mixer', 'vit')
 # The programs of programs.py, and their titles in the tables.
 PROGRAMS = {
     'ours': 'mnist_jax',
@@ -171,13 +174,14 @@ def write_task(model: str, directory: Path) -> tuple[Path, Task]:
     task: Task = {
         'config': f'configs/{model}.py',
         'dataset': config.dataset.name,
-        'model': config.model.to_dict(),
+        'model': {**defaults(ARCHITECTURES[config.model.name]), **config.model.to_dict()},
         # No measured config uses these fields, and the other programs call them by other names.
         'optimizer': {field: value for field, value in config.optimizer.items() if field not in OWN_FIELDS},
         'loss': config.loss.to_dict(),
         'batch_size': config.batch_size,
         'eval_batch_size': config.eval_batch_size,
         'chunks': config.chunks,
+        'image_shape': source.image_shape,
         'data': str(data_path),
     }
     path = directory / 'task.json'
@@ -307,7 +311,7 @@ def processor() -> str:
 def main() -> None:
     """Measures, prints the tables and appends to the history."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', default=','.join(MODELS), help='comma-separated names of configs')
+    parser.add_argument('--models', default=','.join(MODELS), help=f'comma-separated; also {", ".join(NEWER_MODELS)}')
     parser.add_argument('--programs', default=','.join(PROGRAMS), help='comma-separated; ours is mnist_jax')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--seconds', type=float, default=3.0, help='per program in each round')

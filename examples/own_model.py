@@ -34,12 +34,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:
-        normalized = BatchNorm(MOMENTUM, relu=True)(x_BxHxWxC, training)
+        normalized = BatchNorm(MOMENTUM, activation='relu')(x_BxHxWxC, training)
         shortcut = x_BxHxWxC
         if x_BxHxWxC.shape[-1] != self.features:
             shortcut = Conv(self.features, size=1, padding='same', relu=False)(normalized)
         residual = Conv(self.features, size=3, padding='same', relu=False)(normalized)
-        residual = BatchNorm(MOMENTUM, relu=True)(residual, training)
+        residual = BatchNorm(MOMENTUM, activation='relu')(residual, training)
         residual = Conv(self.features, size=3, padding='same', relu=False)(residual)
         return shortcut + residual
 
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
             x = MaxPool(window=2, padding='same')(x)
             for _ in range(self.blocks):
                 x = ResidualBlock(features)(x, training)
-        x = BatchNorm(MOMENTUM, relu=True)(x, training)
+        x = BatchNorm(MOMENTUM, activation='relu')(x, training)
         x_BxC = Dropout(self.dropout)(x.mean((1, 2)), training)
         return Dense(self.num_classes)(x_BxC)
 

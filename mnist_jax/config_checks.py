@@ -71,18 +71,24 @@ def check_init(init: Mapping[str, Any]) -> None:
         check_range('each factor of config.init.rates', pair[1], 0.0, 1e6)
 
 
-def check_layer_counts(attributes: Mapping[str, Any]) -> None:
-    """Raises a UserError unless the attributes of an MLP or CNN that come in pairs have the same length."""
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Raises a UserError unless the attributes of a model fit each other, such as those with one value per layer."""
     for field, layers, optional in (
         ('dropout', 'hidden', True),
         ('stage_dropout', 'stages', True),
         ('pool', 'stages', False),
+        ('strides', 'widths', False),
     ):
-        values = attributes.get(field, ())
-        if layers not in attributes or field not in attributes or (optional and not values):
+        values = attributes.get(field)
+        if layers not in attributes or not isinstance(values, tuple | list) or (optional and not values):
             continue
         if len(values) != len(attributes[layers]):
             raise UserError(
                 f'config.model.{field} must have one value for each of the {len(attributes[layers])} entries of '
                 f'config.model.{layers}{", or be ()" if optional else ""}, got {tuple(values)}'
             )
+    if attributes.get('width', 0) % attributes.get('heads', 1):
+        raise UserError(
+            f'config.model.width must be a multiple of config.model.heads={attributes["heads"]}, got '
+            f'{attributes["width"]}'
+        )

@@ -22,6 +22,11 @@ DIGESTS = {
     'digits_cnn': '9e3a2c224a7c',
     'kaggle_mlp': 'e603389c234d',
     'kaggle_cnn': 'fd8717c38c3e',
+    'lenet5': '97baa6d6cc3c',
+    'resnet': '04e1f31c324f',
+    'depthwise': 'c98c02386646',
+    'mixer': '17d5b96ceec2',
+    'vit': 'd8471c5c0780',
     'fast': '62fe602d6fc2',
     'fast_gpu': '9f14dbed9ec9',
 }

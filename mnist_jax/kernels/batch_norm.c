@@ -131,24 +131,17 @@ void normalize_for_inference(Normalization n, float* factor, float* shift) {
 
 static inline float scaled(float x, float factor, float shift) { return x * factor + shift; }
 
-static void scale_relu_example(const void* context, dim_t n) {
+static inline __attribute__((always_inline)) void scale_example(Activation kind, const void* context, dim_t n) {
     BatchNorm norm = ((const Task*)context)->norm;
     const float* restrict x = norm.x + n * image_size(norm);
     const float* restrict factor = norm.factor, * restrict shift = norm.shift;
     float* restrict dst = norm.result + n * image_size(norm);
     for (dim_t pixel = 0; pixel < norm.height * norm.width; pixel++, x += norm.channels, dst += norm.channels)
-        for (dim_t c = 0; c < norm.channels; c++) {
-            float value = scaled(x[c], factor[c], shift[c]);
-            dst[c] = value <= 0 ? 0 : value;  // NaN is not <= 0.
-        }
+        for (dim_t c = 0; c < norm.channels; c++) dst[c] = activation(kind, scaled(x[c], factor[c], shift[c]));
 }
 
-void scale_relu(XLA_FFI_CallFrame* frame, BatchNorm norm) {
-    Task task = {norm, NULL};
-    parallel_for_examples(frame, &task, scale_relu_example);
-}
-
-static void scale_relu_gradient_example(const void* context, dim_t n) {
+static inline __attribute__((always_inline)) void scale_gradient_example(Activation kind, const void* context,
+                                                                         dim_t n) {
     Task task = *(const Task*)context;
     BatchNorm norm = task.norm;
     const float* restrict x = norm.x + n * image_size(norm), * restrict gradient = norm.gradient + n * image_size(norm);
@@ -163,9 +156,9 @@ static void scale_relu_gradient_example(const void* context, dim_t n) {
         memset(row_factor_sum, 0, 2 * norm.channels * sizeof(float));
         for (dim_t i = 0; i < norm.width; i++) {
             for (dim_t c = 0; c < norm.channels; c++) {
-                float relu_gradient = scaled(x[c], factor[c], shift[c]) > 0 ? gradient[c] : 0;
-                row_factor_sum[c] += relu_gradient * x[c], row_shift_sum[c] += relu_gradient;
-                dst[c] = relu_gradient * factor[c];
+                float scaled_gradient = activation_gradient(kind, scaled(x[c], factor[c], shift[c]), gradient[c]);
+                row_factor_sum[c] += scaled_gradient * x[c], row_shift_sum[c] += scaled_gradient;
+                dst[c] = scaled_gradient * factor[c];
             }
             x += norm.channels, gradient += norm.channels, dst += norm.channels;
         }
@@ -173,9 +166,30 @@ static void scale_relu_gradient_example(const void* context, dim_t n) {
     }
 }
 
-void scale_relu_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, float* factor_gradient, float* shift_gradient) {
+// The two functions above for each activation.
+#define DEFINE(KIND)                                                                            \
+    static void scale_##KIND(const void* context, dim_t n) { scale_example(KIND, context, n); } \
+    static void scale_gradient_##KIND(const void* context, dim_t n) { scale_gradient_example(KIND, context, n); }
+DEFINE(IDENTITY)
+DEFINE(RELU)
+DEFINE(LEAKY_RELU)
+DEFINE(GELU)
+DEFINE(SILU)
+DEFINE(TANH)
+
+static LoopBody* const SCALE[] = {scale_IDENTITY, scale_RELU, scale_LEAKY_RELU, scale_GELU, scale_SILU, scale_TANH};
+static LoopBody* const SCALE_GRADIENT[] = {scale_gradient_IDENTITY, scale_gradient_RELU, scale_gradient_LEAKY_RELU,
+                                           scale_gradient_GELU,     scale_gradient_SILU, scale_gradient_TANH};
+
+void scale(XLA_FFI_CallFrame* frame, BatchNorm norm, Activation kind) {
+    Task task = {norm, NULL};
+    parallel_for_examples(frame, &task, SCALE[kind]);
+}
+
+void scale_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, Activation kind, float* factor_gradient,
+                    float* shift_gradient) {
     Task task = make_task(norm);
-    parallel_for_examples(frame, &task, scale_relu_gradient_example);
+    parallel_for_examples(frame, &task, SCALE_GRADIENT[kind]);
     add_examples(&task, 0, factor_gradient);
     add_examples(&task, 1, shift_gradient);
 }

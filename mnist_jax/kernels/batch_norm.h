@@ -1,6 +1,8 @@
-// Batch normalization: moments per channel; from these, a factor and a shift per channel; and scale, shift and ReLU.
+// Batch normalization: moments per channel; from these, a factor and a shift per channel; and scale, shift and
+// activation.
 
 #pragma once
+#include "activation.h"
 #include "simd.h"
 #include "xla/ffi/api/c_api.h"
 
@@ -35,8 +37,9 @@ void normalize_gradient(Normalization n, const float* factor_gradient, const flo
 // Computes factor and shift from the moving averages.
 void normalize_for_inference(Normalization n, float* factor, float* shift);
 
-// Computes max(x * factor + shift, 0) from x, factor and shift. NaN stays NaN.
-void scale_relu(XLA_FFI_CallFrame* frame, BatchNorm norm);
+// Computes activation(kind, x * factor + shift) from x, factor and shift. NaN stays NaN.
+void scale(XLA_FFI_CallFrame* frame, BatchNorm norm, Activation kind);
 
 // Computes the gradients of x (the result), factor and shift from x, factor, shift and gradient.
-void scale_relu_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, float* factor_gradient, float* shift_gradient);
+void scale_gradient(XLA_FFI_CallFrame* frame, BatchNorm norm, Activation kind, float* factor_gradient,
+                    float* shift_gradient);

@@ -21,11 +21,14 @@ enabled = True
 """Whether to use the kernels. Set it to False before tracing to compute every layer with XLA, e.g. to compare them."""
 
 SOURCES = Path(__file__).parent
+ACTIVATIONS = ('identity', 'relu', 'leaky_relu', 'gelu', 'silu', 'tanh')  # of activation.h
 # The functions of ffi_handlers.c without their prefix mnist_jax_, which is also part of their names in XLA.
 TARGETS = (
     *('layer', 'layer_relu', 'input_gradient', 'kernel_gradient', 'pool', 'pool_gradient'),
     *('moments', 'moments_gradient', 'normalize', 'normalize_gradient', 'normalize_for_inference'),
-    *('scale_relu', 'scale_relu_gradient', 'all_finite', 'warp', 'distort'),
+    *(f'scale_{name}{ending}' for name in ACTIVATIONS for ending in ('', '_gradient')),
+    *('standardize', 'standardize_gradient', 'softmax', 'softmax_gradient', 'matrix_products'),
+    *('depthwise', 'depthwise_image_gradient', 'depthwise_kernel_gradient', 'all_finite', 'warp', 'distort'),
 )
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),

@@ -4,9 +4,12 @@
 #include "batch_norm.h"
 #include "convolution.h"
 #include "dense.h"
+#include "depthwise.h"
 #include "finite.h"
 #include "max_pool.h"
 #include "parallel_for.h"
+#include "products.h"
+#include "rows.h"
 #include "warp.h"
 #include "xla/ffi/api/c_api.h"
 
@@ -184,23 +187,134 @@ EXPORT XLA_FFI_Error* mnist_jax_normalize_for_inference(XLA_FFI_CallFrame* frame
     return NULL;
 }
 
-// (x, factor, shift) -> ReLU of x * factor + shift
-EXPORT XLA_FFI_Error* mnist_jax_scale_relu(XLA_FFI_CallFrame* frame) {
+static XLA_FFI_Error* scale_to_activation(XLA_FFI_CallFrame* frame, Activation kind) {
     if (answer_metadata_query(frame)) return NULL;
     BatchNorm norm = batch_norm_of(frame);
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.result = result(frame, 0)->data;
-    scale_relu(frame, norm);
+    scale(frame, norm, kind);
     return NULL;
 }
 
-// (x, factor, shift, gradient of the output) -> gradients of x, factor and shift
-EXPORT XLA_FFI_Error* mnist_jax_scale_relu_gradient(XLA_FFI_CallFrame* frame) {
+static XLA_FFI_Error* scale_to_activation_gradient(XLA_FFI_CallFrame* frame, Activation kind) {
     if (answer_metadata_query(frame)) return NULL;
     BatchNorm norm = batch_norm_of(frame);
     norm.factor = argument(frame, 1)->data, norm.shift = argument(frame, 2)->data;
     norm.gradient = argument(frame, 3)->data, norm.result = result(frame, 0)->data;
-    scale_relu_gradient(frame, norm, result(frame, 1)->data, result(frame, 2)->data);
+    scale_gradient(frame, norm, kind, result(frame, 1)->data, result(frame, 2)->data);
+    return NULL;
+}
+
+// mnist_jax_scale_NAME: (x, factor, shift) -> activation of x * factor + shift
+// mnist_jax_scale_NAME_gradient: (x, factor, shift, gradient of the output) -> gradients of x, factor and shift
+#define EXPORT_SCALE(KIND, NAME)                                                        \
+    EXPORT XLA_FFI_Error* mnist_jax_scale_##NAME(XLA_FFI_CallFrame* frame) {            \
+        return scale_to_activation(frame, KIND);                                        \
+    }                                                                                   \
+    EXPORT XLA_FFI_Error* mnist_jax_scale_##NAME##_gradient(XLA_FFI_CallFrame* frame) { \
+        return scale_to_activation_gradient(frame, KIND);                               \
+    }
+EXPORT_SCALE(IDENTITY, identity)
+EXPORT_SCALE(RELU, relu)
+EXPORT_SCALE(LEAKY_RELU, leaky_relu)
+EXPORT_SCALE(GELU, gelu)
+EXPORT_SCALE(SILU, silu)
+EXPORT_SCALE(TANH, tanh)
+
+static Rows rows_of(XLA_FFI_CallFrame* frame) {
+    XLA_FFI_Buffer* x = argument(frame, 0);
+    return (Rows){.rows = x->dims[0], .columns = x->dims[1], .x = x->data, .result = result(frame, 0)->data};
+}
+
+// (x, epsilon) -> x, standardized row by row
+EXPORT XLA_FFI_Error* mnist_jax_standardize(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    Rows rows = rows_of(frame);
+    rows.epsilon = scalar(frame, 1);
+    standardize(frame, rows);
+    return NULL;
+}
+
+// (x, epsilon, gradient of the output) -> gradient of x
+EXPORT XLA_FFI_Error* mnist_jax_standardize_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    Rows rows = rows_of(frame);
+    rows.epsilon = scalar(frame, 1), rows.gradient = argument(frame, 2)->data;
+    standardize_gradient(frame, rows);
+    return NULL;
+}
+
+// (x) -> softmax of each row
+EXPORT XLA_FFI_Error* mnist_jax_softmax(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    softmax(frame, rows_of(frame));
+    return NULL;
+}
+
+// (output, gradient of the output) -> gradient of x
+EXPORT XLA_FFI_Error* mnist_jax_softmax_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    Rows rows = rows_of(frame);
+    rows.gradient = argument(frame, 1)->data;
+    softmax_gradient(frame, rows);
+    return NULL;
+}
+
+// (a, b) -> products of the matrices of both
+EXPORT XLA_FFI_Error* mnist_jax_matrix_products(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *a = argument(frame, 0), *b = argument(frame, 1);
+    Products p = {a->dims[0], a->dims[1], a->dims[2], b->dims[2], a->data, b->data, result(frame, 0)->data};
+    multiply_matrices(frame, p);
+    return NULL;
+}
+
+// Returns the padding before the image if `output` positions, `stride` apart, are to cover `size` pixels. It is 0 if
+// the padding is 'VALID', because then nothing is missing.
+static dim_t padding_before(dim_t size, dim_t kernel, dim_t stride, dim_t output) {
+    dim_t missing = (output - 1) * stride + kernel - size;
+    return missing > 0 ? missing / 2 : 0;
+}
+
+// `image`, `kernel` and `output` are the buffers with their shapes.
+static Depthwise depthwise_of(XLA_FFI_CallFrame* frame, XLA_FFI_Buffer* image, XLA_FFI_Buffer* kernel,
+                              XLA_FFI_Buffer* output, dim_t stride) {
+    Depthwise d = {.examples = image->dims[0], .height = image->dims[1], .width = image->dims[2]};
+    d.channels = image->dims[3], d.kernel_height = kernel->dims[0], d.kernel_width = kernel->dims[1];
+    d.output_height = output->dims[1], d.output_width = output->dims[2], d.stride = stride;
+    d.top = padding_before(d.height, d.kernel_height, stride, d.output_height);
+    d.left = padding_before(d.width, d.kernel_width, stride, d.output_width);
+    d.result = result(frame, 0)->data;
+    return d;
+}
+
+// (image, kernel, bias, stride) -> output
+EXPORT XLA_FFI_Error* mnist_jax_depthwise(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *image = argument(frame, 0), *kernel = argument(frame, 1);
+    Depthwise d = depthwise_of(frame, image, kernel, result(frame, 0), scalar(frame, 3));
+    d.image = image->data, d.kernel = kernel->data, d.bias = argument(frame, 2)->data;
+    depthwise(frame, d);
+    return NULL;
+}
+
+// (gradient of the output, kernel, stride) -> gradient of the image
+EXPORT XLA_FFI_Error* mnist_jax_depthwise_image_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *gradient = argument(frame, 0), *kernel = argument(frame, 1);
+    Depthwise d = depthwise_of(frame, result(frame, 0), kernel, gradient, scalar(frame, 2));
+    d.gradient = gradient->data, d.kernel = kernel->data;
+    depthwise_image_gradient(frame, d);
+    return NULL;
+}
+
+// (image, gradient of the output, stride) -> gradients of the kernel and of the bias
+EXPORT XLA_FFI_Error* mnist_jax_depthwise_kernel_gradient(XLA_FFI_CallFrame* frame) {
+    if (answer_metadata_query(frame)) return NULL;
+    XLA_FFI_Buffer *image = argument(frame, 0), *gradient = argument(frame, 1);
+    Depthwise d = depthwise_of(frame, image, result(frame, 0), gradient, scalar(frame, 2));
+    d.image = image->data, d.gradient = gradient->data;
+    depthwise_kernel_gradient(frame, d, result(frame, 1)->data);
     return NULL;
 }
 

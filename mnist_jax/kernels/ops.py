@@ -1,8 +1,8 @@
 """Array operations that are slow on a CPU in their plain form, or whose sums must have a fixed order.
 
-On a CPU, layers, max pooling and the parts of batch normalization run as C kernels if these are available; everywhere
-else XLA computes them. The `plain_` functions are the specification: the kernels return the same values and gradients,
-except for rounding. README.md in this directory describes the kernels.
+On a CPU, layers and max pooling run as C kernels if these are available; everywhere else XLA computes them. So do the
+operations of `norms.py`, `depthwise.py`, `attention.py` and `warping.py`. The `plain_` functions are the specification:
+the kernels return the same values and gradients, except for rounding. README.md in this directory describes them.
 
 Shapes: B examples, H x W pixels, C input channels, F inputs, K output features, and h x w for the height and width of a
 convolution kernel.
@@ -44,9 +44,55 @@ def delay_until(earlier: PyTree, values: PyTree) -> PyTree:
     return jax.tree.map(lambda value: value + zero.astype(value.dtype), values)
 
 
-def conv(image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool) -> jax.Array:
-    """Returns the convolution with stride 1 plus the bias, or with `relu` its ReLU. `padding` is 'SAME' or 'VALID'."""
-    return _layer(padding, relu)(*_promote(image_BxHxWxC, kernel_hxwxCxK, bias_K))
+def separate(x: jax.Array) -> jax.Array:
+    """Returns x, such that XLA does not compute what is before it together with what follows, forward or backward.
+
+    XLA rounds a * b + c once or twice, depending on the rest of the program. A product that is separated from a
+    sum is rounded twice in every program.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+def conv(
+    image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, bias_K: jax.Array, padding: str, relu: bool, stride: int = 1
+) -> jax.Array:
+    """Returns the convolution plus the bias, or with `relu` its ReLU. `padding` is 'SAME' or 'VALID'."""
+    arrays = _promote(image_BxHxWxC, kernel_hxwxCxK, bias_K)
+    if stride == 1:
+        return _layer(padding, relu)(*arrays)
+    image, kernel, bias = arrays
+    return _layer('VALID', relu)(*_without_stride(image, kernel, padding, stride), bias)
+
+
+def _without_stride(
+    image_BxHxWxC: jax.Array, kernel_hxwxCxK: jax.Array, padding: str, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns image and kernel of the same convolution with stride 1 and 'VALID' padding.
+
+    Each square of stride x stride pixels becomes one pixel with as many times the channels, and the kernel likewise.
+    """
+    if kernel_hxwxCxK.shape[:2] == (1, 1):
+        return image_BxHxWxC[:, ::stride, ::stride], kernel_hxwxCxK
+    pads, positions = [], []
+    for size, window in zip(image_BxHxWxC.shape[1:3], kernel_hxwxCxK.shape[:2], strict=True):
+        outputs = -(-size // stride) if padding == 'SAME' else (size - window) // stride + 1
+        missing = max((outputs - 1) * stride + window - size, 0) if padding == 'SAME' else 0
+        # Squares that the whole kernel covers, for every output.
+        count = outputs - 1 + -(-window // stride)
+        pads.append((missing // 2, count * stride - size - missing // 2, 0))
+        positions.append((0, -window % stride, 0))
+
+    def squares(array: jax.Array, first: int) -> jax.Array:
+        """Moves the positions within squares of the axes `first` and `first + 1` to the axis after these."""
+        before, (height, width), after = array.shape[:first], array.shape[first : first + 2], array.shape[first + 2 :]
+        split = array.reshape(*before, height // stride, stride, width // stride, stride, *after)
+        moved = jnp.moveaxis(split, first + 2, first + 1)
+        return moved.reshape(*before, height // stride, width // stride, stride * stride * after[0], *after[1:])
+
+    zero = jnp.zeros((), image_BxHxWxC.dtype)
+    image = jax.lax.pad(image_BxHxWxC, zero, [(0, 0, 0), *pads, (0, 0, 0)])  # Negative padding crops.
+    kernel = jax.lax.pad(kernel_hxwxCxK, zero.astype(kernel_hxwxCxK.dtype), [*positions, (0, 0, 0), (0, 0, 0)])
+    return squares(image, 1), squares(kernel, 0)
 
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:
@@ -176,170 +222,6 @@ _max_pool_2x2 = Operation(
     'pool',
     _plain_max_pool_2x2,
     lambda x, output, gradient: (_max_pool_2x2_gradient(x, gradient),),
-    by_example=(0,),
-)
-
-
-def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums of x and of its squares per channel, over the examples whose mask is 1, not 0."""
-    return _moments(x_BxHxWxC, mask_B.astype(jnp.float32))
-
-
-def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Specifies `moments`."""
-    x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * mask_B.reshape(-1, 1, 1, 1)
-    return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
-
-
-def _plain_moments_gradient(
-    x_BxHxWxC: jax.Array, mask_B: jax.Array, sum_gradient_C: jax.Array, squares_gradient_C: jax.Array
-) -> jax.Array:
-    sum_gradient, squares_gradient = (array.reshape(1, 1, 1, -1) for array in (sum_gradient_C, squares_gradient_C))
-    return (sum_gradient + 2 * squares_gradient * x_BxHxWxC) * mask_B.reshape(-1, 1, 1, 1)
-
-
-_moments_gradient = Operation('moments_gradient', _plain_moments_gradient, by_example=(0, 1))
-
-
-def _moments_gradients(x: jax.Array, mask: jax.Array, *outputs_and_gradients: jax.Array) -> tuple[jax.Array, ...]:
-    gradients = outputs_and_gradients[2:]
-    mask_gradient = jax.vjp(functools.partial(plain_moments, x), mask)[1](gradients)[0]
-    return _moments_gradient(x, mask, *gradients).astype(x.dtype), mask_gradient
-
-
-_moments = Operation('moments', plain_moments, _moments_gradients)
-
-
-def normalize(
-    sum_C: jax.Array,
-    squares_C: jax.Array,
-    count: jax.Array,
-    scale_C: jax.Array,
-    bias_C: jax.Array,
-    moving_mean_C: jax.Array,
-    moving_variance_C: jax.Array,
-    momentum: jax.typing.ArrayLike,
-    epsilon: jax.typing.ArrayLike,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns what batch normalization computes per channel from the moments of a batch.
-
-    This is an operation of its own because XLA may round a * b + c once or twice, depending on the rest of the program.
-
-    Args:
-      sum_C: The sum over the pixels of the batch, and so on per channel.
-      squares_C: The sum of the squares.
-      count: The number of pixels.
-      scale_C: A parameter: the standard deviation after the normalization.
-      bias_C: A parameter: the mean after the normalization.
-      moving_mean_C: The moving average of the mean.
-      moving_variance_C: The moving average of the variance.
-      momentum: The weight of the old value in the new moving averages.
-      epsilon: Is added to the variance.
-
-    Returns:
-      factor and shift, such that x * factor + shift is normalized; and the new moving averages.
-    """
-    scalars = (jnp.asarray(value, jnp.float32) for value in (momentum, epsilon))
-    return _normalize(sum_C, squares_C, count, scale_C, bias_C, moving_mean_C, moving_variance_C, *scalars)
-
-
-def plain_normalize(
-    sum_C: jax.Array,
-    squares_C: jax.Array,
-    count: jax.Array,
-    scale_C: jax.Array,
-    bias_C: jax.Array,
-    moving_mean_C: jax.Array,
-    moving_variance_C: jax.Array,
-    momentum: jax.Array,
-    epsilon: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Specifies `normalize`."""
-    mean_C = sum_C / count
-    variance_C = jnp.maximum(squares_C / count - jnp.square(mean_C), 0.0)
-    new_mean_C, new_variance_C = (
-        momentum * moving_C + (1 - momentum) * current_C
-        for moving_C, current_C in ((moving_mean_C, mean_C), (moving_variance_C, variance_C))
-    )
-    return *plain_normalize_for_inference(scale_C, bias_C, mean_C, variance_C, epsilon), new_mean_C, new_variance_C
-
-
-def _plain_normalize_gradient(*arguments_and_gradients: jax.Array) -> tuple[jax.Array, ...]:
-    arguments, gradients = arguments_and_gradients[:9], arguments_and_gradients[9:]
-    sum_C, squares_C, _, scale_C, bias_C, *_ = jax.vjp(plain_normalize, *arguments)[1](gradients)
-    return sum_C, squares_C, scale_C, bias_C
-
-
-_normalize_gradient = Operation('normalize_gradient', _plain_normalize_gradient)
-
-
-def _normalize_gradients(*values: jax.Array) -> tuple[jax.Array, ...]:
-    arguments, gradients = values[:9], values[13:]
-    _, _, count, _, _, *others = jax.vjp(plain_normalize, *arguments)[1](gradients)
-    sum_C, squares_C, scale_C, bias_C = _normalize_gradient(*arguments, *gradients)
-    return sum_C, squares_C, count, scale_C, bias_C, *others
-
-
-_normalize = Operation('normalize', plain_normalize, _normalize_gradients)
-
-
-def normalize_for_inference(
-    scale_C: jax.Array,
-    bias_C: jax.Array,
-    moving_mean_C: jax.Array,
-    moving_variance_C: jax.Array,
-    epsilon: jax.typing.ArrayLike,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns factor and shift as `normalize` does, from the moving averages."""
-    return _normalize_for_inference(
-        scale_C, bias_C, moving_mean_C, moving_variance_C, jnp.asarray(epsilon, jnp.float32)
-    )
-
-
-def plain_normalize_for_inference(
-    scale_C: jax.Array, bias_C: jax.Array, mean_C: jax.Array, variance_C: jax.Array, epsilon: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Specifies `normalize_for_inference`."""
-    factor_C = scale_C * jax.lax.rsqrt(variance_C + epsilon)
-    return factor_C, bias_C - mean_C * factor_C
-
-
-_normalize_for_inference = Operation('normalize_for_inference', plain_normalize_for_inference)
-
-
-def scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    """Returns the ReLU of x * factor + shift, with one factor and one shift per channel."""
-    factor_C, shift_C = (
-        jnp.broadcast_to(array, x_BxHxWxC.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C)
-    )
-    return _scale_relu(x_BxHxWxC, factor_C, shift_C)
-
-
-def plain_scale_relu(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    """Specifies `scale_relu`."""
-    return jax.nn.relu(_scale(x_BxHxWxC, factor_C, shift_C)).astype(x_BxHxWxC.dtype)
-
-
-def scale(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    """Returns x * factor + shift, with one factor and one shift per channel; XLA computes it on every device."""
-    return _scale(x_BxHxWxC, factor_C, shift_C).astype(x_BxHxWxC.dtype)
-
-
-def _scale(x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array) -> jax.Array:
-    return x_BxHxWxC * factor_C.reshape(1, 1, 1, -1) + shift_C.reshape(1, 1, 1, -1)
-
-
-def _plain_scale_relu_gradients(
-    x_BxHxWxC: jax.Array, factor_C: jax.Array, shift_C: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    return jax.vjp(plain_scale_relu, x_BxHxWxC, factor_C, shift_C)[1](gradient)
-
-
-_scale_relu_gradients = Operation('scale_relu_gradient', _plain_scale_relu_gradients)
-_scale_relu = Operation(
-    'scale_relu',
-    plain_scale_relu,
-    lambda x, factor, shift, output, gradient: _scale_relu_gradients(x, factor, shift, gradient),
     by_example=(0,),
 )
 

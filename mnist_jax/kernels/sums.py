@@ -26,12 +26,13 @@ def tree_sum(parts: Sequence[PyTree]) -> PyTree:
 
 
 def ordered_sum(x_N: jax.Array) -> jax.Array:
-    """Returns the sum of a vector, repeatedly adding its second half to its first.
+    """Returns the sum over the first axis of an array, repeatedly adding its second half to its first.
 
     The order of XLA's own reductions depends on the vector width of the processor and on the operations that XLA
     compiles together with them.
     """
     while len(x_N) > 1:
         half = (len(x_N) + 1) // 2
-        x_N = x_N[:half] + jnp.pad(x_N[half:], (0, 2 * half - len(x_N)))
+        padding = [(0, 2 * half - len(x_N))] + [(0, 0)] * (x_N.ndim - 1)
+        x_N = x_N[:half] + jnp.pad(x_N[half:], padding)
     return x_N[0]

@@ -11,21 +11,37 @@ import flax.linen as nn
 import jax
 
 from mnist_jax.factory import Rate, Width
-from mnist_jax.models.layers import BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, Training
+from mnist_jax.models.convnets import DepthwiseCNN, LeNet5, ResNet
+from mnist_jax.models.layers import (
+    NORMALIZATIONS,
+    Activation,
+    ActivationName,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalMeanPool,
+    MaxPool,
+    NormalizationName,
+    Training,
+)
+from mnist_jax.models.token_models import Mixer, ViT
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron with ReLUs.
+    """A multi-layer perceptron.
 
     Attributes:
       num_classes: The number of logits.
       hidden: The width of each hidden layer.
       dropout: The dropout rate after each hidden layer; () for none.
+      activation: The activation of the hidden layers.
     """
 
     num_classes: int
     hidden: Sequence[Width] = (512, 512)
     dropout: Sequence[Rate] = ()
+    activation: ActivationName = 'relu'
 
     @nn.compact
     def __call__(self, image_BxHxWxC: jax.Array, training: Training | None = None) -> jax.Array:
@@ -33,7 +49,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Stages of convolutions with ReLUs, each followed by max pooling and dropout, then dense layers as in `MLP`.
+    """Stages of convolutions, each followed by max pooling and dropout, then dense layers as in `MLP`.
 
     Attributes:
       num_classes: The number of logits.
@@ -41,8 +57,11 @@ class CNN(nn.Module):
       kernel: Height and width of the kernels, in pixels.
       padding: The padding of convolutions and pooling.
       pool: Window size and stride of the max pooling after each stage, in pixels; 1 for none.
-      batch_norm: Whether batch normalization precedes the ReLU of each convolution.
+      batch_norm: Whether batch normalization precedes the activation of each convolution.
+      normalization: The same for normalizations of any kind.
+      activation: The activation of all layers.
       stage_dropout: The dropout rate after each stage; () for none.
+      global_pool: Whether the dense layers get the mean of each channel, instead of all pixels.
       hidden: The width of each hidden dense layer.
       dropout: The dropout rate after each hidden dense layer; () for none.
     """
@@ -53,7 +72,10 @@ class CNN(nn.Module):
     padding: Literal['same', 'valid'] = 'same'
     pool: Sequence[Width] = (2, 2)
     batch_norm: bool = False
+    normalization: NormalizationName = 'none'
+    activation: ActivationName = 'relu'
     stage_dropout: Sequence[Rate] = ()
+    global_pool: bool = False
     hidden: Sequence[Width] = (64, 64)
     dropout: Sequence[Rate] = ()
 
@@ -63,21 +85,27 @@ class CNN(nn.Module):
         dropout = self.stage_dropout or (0.0,) * len(self.stages)
         for stage, window, rate in zip(self.stages, self.pool, dropout, strict=True):
             for features in stage:
-                x_BxHxWxC = Conv(features, self.kernel, self.padding, relu=not self.batch_norm)(x_BxHxWxC)
-                if self.batch_norm:
-                    x_BxHxWxC = BatchNorm(relu=True)(x_BxHxWxC, training)
+                normalization = 'batch' if self.batch_norm else self.normalization
+                is_plain = normalization == 'none' and self.activation == 'relu'
+                x_BxHxWxC = Conv(features, self.kernel, self.padding, relu=is_plain)(x_BxHxWxC)
+                if not is_plain:
+                    x_BxHxWxC = NORMALIZATIONS[normalization](activation=self.activation)(x_BxHxWxC, training)
             if window > 1:
                 x_BxHxWxC = MaxPool(window, self.padding)(x_BxHxWxC)
             if rate:
                 x_BxHxWxC = Dropout(rate)(x_BxHxWxC, training)
+        if self.global_pool:
+            x_BxHxWxC = GlobalMeanPool()(x_BxHxWxC)
         return _dense_layers(self, x_BxHxWxC, training)
 
 
 def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:
-    """Flattens the input and applies the hidden layers of `model`, with ReLU and dropout, and the output layer."""
+    """Flattens the input and applies the hidden layers of `model`, with dropout, and the output layer."""
     x_BxF = Flatten()(x_BxHxWxC)
     for width, rate in zip(model.hidden, model.dropout or (0.0,) * len(model.hidden), strict=True):
-        x_BxF = Dense(width, relu=True)(x_BxF)
+        x_BxF = Dense(width, relu=model.activation == 'relu')(x_BxF)
+        if model.activation != 'relu':
+            x_BxF = Activation(model.activation)(x_BxF)
         if rate:
             x_BxF = Dropout(rate)(x_BxF, training)
     return Dense(model.num_classes)(x_BxF)
@@ -85,7 +113,15 @@ def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | N
 
 def is_own_model(model: nn.Module) -> bool:
     """Returns whether a model is the user's own, not one of this package."""
-    return type(model) not in (MLP, CNN)
+    return type(model).__module__.partition('.')[0] != 'mnist_jax'
 
 
-MODELS: dict[str, type[nn.Module]] = {'mlp': MLP, 'cnn': CNN}
+MODELS: dict[str, type[nn.Module]] = {
+    'mlp': MLP,
+    'cnn': CNN,
+    'lenet5': LeNet5,
+    'resnet': ResNet,
+    'depthwise': DepthwiseCNN,
+    'mixer': Mixer,
+    'vit': ViT,
+}

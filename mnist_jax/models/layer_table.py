@@ -97,8 +97,11 @@ def _layer(variables: PyTree, path: tuple[str, ...], kind: str, shape: tuple[int
         output_shape=shape,
         trainable=_count(parameters),
         non_trainable=_count(_own_arrays(variables.get('batch_stats', {}), path)),
-        # A convolution applies its whole kernel at every output position; a dense layer has one position.
-        multiply_adds=kernel * math.prod(shape[:-1]),
+        # A convolution applies its whole kernel at every output position; a dense layer has one position. Attention
+        # multiplies all pairs of tokens twice.
+        multiply_adds=2 * shape[0] * math.prod(shape)
+        if kind == 'AttentionProducts'
+        else kernel * math.prod(shape[:-1]),
     )
 
 

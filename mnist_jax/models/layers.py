@@ -4,14 +4,16 @@ A layer is a module even if it has no parameters, so that the layer table shows 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.kernels import ops
-from mnist_jax.kernels.sums import PyTree
+from mnist_jax.kernels import attention, depthwise, norms, ops
+from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 
 SHARED_STREAM = 'shared'
 """The random stream whose keys are the same for all chunks of a batch; those of other streams differ by chunk."""
@@ -34,11 +36,11 @@ class Training:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over the unpadded examples of the global batch and, with `relu`, a ReLU."""
+    """Batch normalization over the unpadded examples of the global batch, and an activation."""
 
     momentum: float = 0.99
     epsilon: float = 1e-3
-    relu: bool = dataclasses.field(kw_only=True)
+    activation: str = dataclasses.field(kw_only=True)
 
     @nn.compact
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
@@ -50,13 +52,13 @@ class BatchNorm(nn.Module):
         moving_variance = self.variable('batch_stats', 'variance', jnp.ones, (channels,))
         averages = moving_mean.value, moving_variance.value
         if training is None:
-            factor, shift = ops.normalize_for_inference(scale, bias, *averages, self.epsilon)
+            factor, shift = norms.normalize_for_inference(scale, bias, *averages, self.epsilon)
         else:
             sums = _batch_sums(x_BxHxWxC, training)
-            factor, shift, mean, variance = ops.normalize(*sums, scale, bias, *averages, self.momentum, self.epsilon)
+            factor, shift, mean, variance = norms.normalize(*sums, scale, bias, *averages, self.momentum, self.epsilon)
             if not self.is_initializing():
                 moving_mean.value, moving_variance.value = mean, variance
-        return (ops.scale_relu if self.relu else ops.scale)(x_BxHxWxC, factor, shift).reshape(x.shape)
+        return norms.scale(x, factor, shift, self.activation)
 
 
 def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
@@ -69,27 +71,109 @@ def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.A
 def _batch_sums(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the sums of x and of its squares over the global batch, per channel, and the number of pixels."""
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
-    return training.batch_sum((*ops.moments(x_BxHxWxC, training.mask), pixels))
+    return training.batch_sum((*norms.moments(x_BxHxWxC, training.mask), pixels))
 
 
 def _four_axes(x: jax.Array) -> jax.Array:
     return x if x.ndim == 4 else x.reshape(len(x), -1, 1, x.shape[-1])
 
 
+class LayerNorm(nn.Module):
+    """Layer normalization (Ba et al. 2016) over the channels, the last axis, and an activation."""
+
+    epsilon: float = 1e-3
+    activation: str = dataclasses.field(kw_only=True)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
+        standardized = norms.standardize(x.reshape(-1, x.shape[-1]), self.epsilon).reshape(x.shape)
+        return _scale_channels(self, standardized, self.activation)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization (Wu and He 2018) and an activation.
+
+    Attributes:
+      groups: The number of groups of channels; if it does not divide the number of channels, their greatest common
+        divisor.
+      epsilon: Is added to the variance.
+      activation: The name of the activation.
+    """
+
+    groups: int = 8
+    epsilon: float = 1e-3
+    activation: str = dataclasses.field(kw_only=True)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
+        groups = math.gcd(self.groups, x.shape[-1])
+        grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups).swapaxes(1, 2)
+        rows = grouped.reshape(len(x) * groups, -1)
+        standardized = norms.standardize(rows, self.epsilon).reshape(grouped.shape).swapaxes(1, 2).reshape(x.shape)
+        return _scale_channels(self, standardized, self.activation)
+
+
+def _scale_channels(module: nn.Module, x: jax.Array, activation: str) -> jax.Array:
+    scale = module.param('scale', nn.initializers.ones, x.shape[-1:])
+    bias = module.param('bias', nn.initializers.zeros, x.shape[-1:])
+    return norms.scale(x, scale, bias, activation)
+
+
+class Activation(nn.Module):
+    """An activation function."""
+
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
+        return jax.nn.relu(x) if self.activation == 'relu' else norms.activate(x, self.activation)
+
+
+ActivationName: TypeAlias = Literal['relu', 'leaky_relu', 'gelu', 'silu', 'tanh']
+NormalizationName: TypeAlias = Literal['none', 'batch', 'layer', 'group']
+NORMALIZATIONS: dict[str, type[nn.Module]] = {
+    'none': Activation,
+    'batch': BatchNorm,
+    'layer': LayerNorm,
+    'group': GroupNorm,
+}
+"""Normalizations by name, each with an activation."""
+
+
 class Conv(nn.Module):
-    """A convolution with stride 1 and `size` x `size` kernels, plus a bias and, with `relu`, a ReLU."""
+    """A convolution with `size` x `size` kernels, plus a bias and, with `relu`, a ReLU."""
 
     features: int
     size: int
     padding: str
     relu: bool
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return ops.conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.relu)
+        return ops.conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.relu, self.stride)
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of each channel with a `size` x `size` kernel of its own, plus a bias."""
+
+    size: int
+    padding: str
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        channels = x_BxHxWxC.shape[-1]
+        # Every output has size x size inputs. Keras's initializer would count those of all channels.
+        initializer = nn.initializers.variance_scaling(
+            1.0, 'fan_avg', 'uniform', in_axis=(), out_axis=(), batch_axis=(2,)
+        )
+        kernel = self.param('kernel', initializer, (self.size, self.size, channels))
+        bias = self.param('bias', nn.initializers.zeros, (channels,))
+        return depthwise.depthwise_conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.stride)
 
 
 class Dense(nn.Module):
@@ -114,6 +198,94 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         return ops.max_pool(x_BxHxWxC, self.window, self.padding.upper())
+
+
+class MeanPool(nn.Module):
+    """Average pooling with stride `window`, without padding."""
+
+    window: int
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        window = self.window
+        rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
+        offsets = [(i, j) for i in range(window) for j in range(window)]
+        total = tree_sum([x_BxHxWxC[:, i:rows:window, j:columns:window] for i, j in offsets])
+        return ops.separate(total) / window**2
+
+
+class GlobalMeanPool(nn.Module):
+    """The mean of each channel over all pixels."""
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        x_BxNxC = x_BxHxWxC.reshape(len(x_BxHxWxC), -1, x_BxHxWxC.shape[-1])
+        total_BxC = ordered_sum(ops.separate(x_BxNxC).swapaxes(0, 1))
+        return ops.separate(total_BxC) / x_BxNxC.shape[1]
+
+
+class SqueezeExcitation(nn.Module):
+    """Multiplies each channel by a factor from 0 to 1 that follows from the means of all channels (Hu et al. 2018).
+
+    Attributes:
+      reduction: The number of channels per unit of its hidden layer.
+    """
+
+    reduction: int = 4
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        channels = x_BxHxWxC.shape[-1]
+        hidden_BxF = Dense(max(1, channels // self.reduction), relu=True)(GlobalMeanPool()(x_BxHxWxC))
+        # The sigmoid of z is (tanh(z / 2) + 1) / 2.
+        tanh_BxC = norms.scale(Dense(channels)(hidden_BxF), jnp.full(channels, 0.5), jnp.zeros(channels), 'tanh')
+        factor_BxC = 0.5 * (tanh_BxC + 1)
+        return ops.separate(ops.separate(x_BxHxWxC) * ops.separate(factor_BxC)[:, None, None, :])
+
+
+class StochasticDepth(nn.Module):
+    """Sets the output of a residual branch to 0 for a random fraction `rate` of the examples (Huang et al. 2016)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
+        if training is None or self.rate == 0.0 or self.is_initializing():
+            return x
+        keep_B = example_mask(self.make_rng(SHARED_STREAM), training.index, (1,) * (x.ndim - 1), 1 - self.rate)
+        return ops.separate(jnp.where(keep_B, x / (1 - self.rate), 0.0))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the tokens of each example (Vaswani et al. 2017)."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x_BxTxF: jax.Array) -> jax.Array:
+        features = x_BxTxF.shape[-1]
+        queries, keys, values = jnp.split(Dense(3 * features)(x_BxTxF), 3, axis=-1)
+        return Dense(features)(AttentionProducts(self.heads)(queries, keys, values))
+
+
+class AttentionProducts(nn.Module):
+    """softmax(queries @ keys^T / sqrt(size)) @ values, for each head, which has `size` of the features."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, queries_BxTxF: jax.Array, keys_BxTxF: jax.Array, values_BxTxF: jax.Array) -> jax.Array:
+        examples, tokens, features = queries_BxTxF.shape
+        size = features // self.heads
+
+        def by_head(x_BxTxF: jax.Array) -> jax.Array:
+            heads = x_BxTxF.reshape(examples, tokens, self.heads, size).swapaxes(1, 2)
+            return heads.reshape(examples * self.heads, tokens, size)
+
+        queries, keys, values = map(by_head, (queries_BxTxF, keys_BxTxF, values_BxTxF))
+        scores = attention.matrix_products(queries * size**-0.5, keys.swapaxes(1, 2))
+        mixed = attention.matrix_products(attention.softmax(scores), values)
+        return mixed.reshape(examples, self.heads, tokens, size).swapaxes(1, 2).reshape(queries_BxTxF.shape)
 
 
 class Flatten(nn.Module):

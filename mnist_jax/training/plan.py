@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.config import ConfigDict
-from mnist_jax.config_checks import check_config, check_layer_counts
+from mnist_jax.config_checks import check_attributes, check_config
 from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
@@ -26,7 +26,7 @@ from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPla
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_accumulation, with_clipping
 from mnist_jax.learning.step import TrainState
-from mnist_jax.models.architectures import CNN, MLP, MODELS, is_own_model
+from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
@@ -181,8 +181,8 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
     model = build('config.model', MODELS, config, num_classes=num_classes)
     model_checks.check_interface(model)
-    if isinstance(model, MLP | CNN):
-        check_layer_counts(vars(model))
+    if not is_own_model(model):
+        check_attributes(vars(model))
     return model
 
 

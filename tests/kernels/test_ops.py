@@ -1,12 +1,14 @@
 """The operations against their plain forms and against Flax."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.kernels import ops
+from mnist_jax.kernels import attention, depthwise, norms, ops
 from mnist_jax.kernels.build import kernels_available
 
 
@@ -140,12 +142,10 @@ def test_max_pool_of_2x2_equals_the_plain_pool_even_at_ties(shape):
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 5, 7, 9), (2, 28, 28, 32), (16, 14, 14, 64)])
-def test_moments_and_scale_relu_equal_their_plain_forms(shape):
+def test_moments_equal_their_plain_form(shape):
     x = normal(0, shape)
     mask = (jnp.arange(shape[0]) != 1).astype(jnp.float32)
-    factor, shift = normal(1, shape[-1:]), normal(2, shape[-1:])
-    assert_equal_with_gradients(ops.moments, ops.plain_moments, x, mask, differentiable=1)
-    assert_equal_with_gradients(ops.scale_relu, ops.plain_scale_relu, x, factor, shift)
+    assert_equal_with_gradients(norms.moments, norms.plain_moments, x, mask, differentiable=1)
 
 
 @pytest.mark.parametrize('channels', [1, 5, 32, 33])
@@ -153,22 +153,22 @@ def test_normalize_equals_its_plain_form(channels):
     x, mask = normal(0, (4, 3, 5, channels)) + 2, np.array([1, 1, 0, 1], np.float32)
     x[..., 0] = 1.5  # a channel whose variance is 0
     scale, bias, mean, variance = (normal(seed, (channels,)) for seed in range(1, 5))
-    sums = *ops.plain_moments(x, mask), jnp.float32(3 * 3 * 5)
+    sums = *norms.plain_moments(x, mask), jnp.float32(3 * 3 * 5)
     arrays = (*sums, scale, bias, mean, variance**2)
     constants = jnp.float32(0.9), jnp.float32(1e-3)
-    assert_equal_with_gradients(ops.normalize, ops.plain_normalize, *arrays, *constants, differentiable=7)
+    assert_equal_with_gradients(norms.normalize, norms.plain_normalize, *arrays, *constants, differentiable=7)
     inference = scale, bias, mean, variance**2, constants[1]
-    assert_equal_with_gradients(ops.normalize_for_inference, ops.plain_normalize_for_inference, *inference)
+    assert_equal_with_gradients(norms.normalize_for_inference, norms.plain_normalize_for_inference, *inference)
 
 
 def test_normalize_by_hand():
     # Four pixels of one channel, 1, 1, 3, 3: the mean is 2, the variance 1.
     sums = jnp.array([8.0]), jnp.array([20.0]), jnp.float32(4)
     scale, bias, zero, one = (jnp.array([value]) for value in (6.0, 1.0, 0.0, 1.0))
-    factor, shift, mean, variance = ops.normalize(*sums, scale, bias, zero, one, momentum=0.75, epsilon=3.0)
+    factor, shift, mean, variance = norms.normalize(*sums, scale, bias, zero, one, momentum=0.75, epsilon=3.0)
     assert (factor, shift, mean, variance) == (6 / 2, 1 - 2 * 6 / 2, 0.25 * 2, 1)
-    assert ops.normalize_for_inference(scale, bias, zero, one, 3.0) == (3, 1)
-    assert np.isnan(ops.normalize(sums[0] * jnp.nan, *sums[1:], scale, bias, zero, one, 0.75, 3.0)).all()
+    assert norms.normalize_for_inference(scale, bias, zero, one, 3.0) == (3, 1)
+    assert np.isnan(norms.normalize(sums[0] * jnp.nan, *sums[1:], scale, bias, zero, one, 0.75, 3.0)).all()
 
 
 def test_dtypes_and_shapes_are_promoted_and_broadcast_like_numpys():
@@ -178,8 +178,8 @@ def test_dtypes_and_shapes_are_promoted_and_broadcast_like_numpys():
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.array([0.5]), False), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ops.dense(x, kernel, jnp.bfloat16(0.5), False), expected, rtol=1e-5, atol=1e-5)
     image, mask = normal(2, (3, 4, 4, 2)), jnp.array([True, False, True])
-    np.testing.assert_allclose(ops.moments(image, mask)[0], image[::2].sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
-    output = ops.scale_relu(image, jnp.array([2]), jnp.float32(1))
+    np.testing.assert_allclose(norms.moments(image, mask)[0], image[::2].sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    output = norms.scale(image, jnp.array([2]), jnp.float32(1), 'relu')
     np.testing.assert_allclose(output, np.maximum(2 * image + 1, 0), rtol=1e-5)
     # A kernel that is larger than the image gives an empty output and a zero gradient.
     empty, vjp = jax.vjp(lambda kernel: ops.conv(image, kernel, jnp.zeros(7), 'VALID', True), jnp.ones((5, 5, 2, 7)))
@@ -198,7 +198,11 @@ def test_nan_stays_nan():
     x = jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(jnp.nan)
     ones = jnp.ones(1)
     assert np.isnan(ops.max_pool(x, 2, 'VALID')).all()
-    assert np.isnan(ops.scale_relu(x, ones, ones)).sum() == 1
+    for activation in norms.ACTIVATIONS:
+        assert np.isnan(norms.scale(x, ones, ones, activation)).sum() == 1
+    assert np.isnan(norms.standardize(x.reshape(2, 2), 1e-3)).sum() == 2
+    assert np.isnan(attention.softmax(x.reshape(2, 2))).sum() == 2
+    assert np.isnan(depthwise.depthwise_conv(x, jnp.ones((1, 1, 1)), ones, 'SAME')).sum() == 1
     assert np.isnan(ops.conv(x, jnp.ones((1, 1, 1, 1)), ones, 'SAME', True)).sum() == 1
     assert np.isnan(ops.dense(x.reshape(1, 4), jnp.ones((4, 1)), ones, True)).all()
 
@@ -219,3 +223,88 @@ def test_one_value_that_is_not_finite_is_found_in_any_array(bad, shape):
 def test_other_types_are_checked_too():
     assert ops.all_finite({'count': jnp.arange(3), 'low': jnp.ones(3, jnp.bfloat16), 'empty': jnp.zeros(0)})
     assert not ops.all_finite({'count': jnp.arange(3), 'low': jnp.full(3, jnp.inf, jnp.bfloat16)})
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 5, 7, 9), (2, 14, 14, 64)])
+@pytest.mark.parametrize('activation', norms.ACTIVATIONS)
+def test_scale_equals_its_plain_form(activation, shape):
+    x, factor, shift = 3 * normal(0, shape), normal(1, shape[-1:]), normal(2, shape[-1:])
+    plain = functools.partial(norms.plain_scale, activation)
+    assert_equal_with_gradients(functools.partial(norms.scale, activation=activation), plain, x, factor, shift)
+
+
+@pytest.mark.parametrize('activation', norms.ACTIVATIONS)
+def test_activations_are_accurate_for_numbers_of_any_size(activation):
+    x = np.concatenate([np.linspace(-100, 100, 4001), [0.0, -0.0, 1e-30, -1e30, 1e30]]).astype(np.float32)[:, None]
+    wide = x.astype(np.float64)
+    with np.errstate(over='ignore'):
+        expected = {
+            'identity': lambda: wide,
+            'relu': lambda: np.maximum(wide, 0),
+            'leaky_relu': lambda: np.where(wide > 0, wide, 0.01 * wide),
+            'gelu': lambda: 0.5 * wide * (1 + np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3))),
+            'silu': lambda: wide / (1 + np.exp(-wide)),
+            'tanh': lambda: np.tanh(wide),
+        }[activation]()
+    np.testing.assert_allclose(norms.activate(x, activation), expected, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 2), (65, 16), (130, 49), (7, 100)])
+def test_rows_equal_their_plain_forms(shape):
+    x = 2 * normal(0, shape) + 3
+    if shape[1] > 1:  # The gradient of one column is that of a constant, rounding errors over a small deviation.
+        assert_equal_with_gradients(lambda x: norms.standardize(x, 0.1), lambda x: norms.plain_standardize(x, 0.1), x)
+    assert_equal_with_gradients(attention.softmax, attention.plain_softmax, x)
+
+
+def test_rows_by_hand():
+    x = jnp.array([[1.0, 1, 3, 3], [0, 0, 0, 0]])
+    np.testing.assert_allclose(norms.standardize(x, 3.0), [[-0.5, -0.5, 0.5, 0.5], [0, 0, 0, 0]])
+    np.testing.assert_allclose(attention.softmax(jnp.log(jnp.array([[1.0, 3.0]]))), [[0.25, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(attention.softmax(jnp.array([[1000.0, 0, -1e30]])), [[1, 0, 0]], atol=1e-30)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (5, 16, 8, 16), (3, 49, 33, 17), (2, 7, 100, 130)])
+def test_matrix_products_equal_their_plain_form(sizes):
+    count, rows, terms, columns = sizes
+    a, b = normal(0, (count, rows, terms)) / terms**0.5, normal(1, (count, terms, columns))
+    assert_equal_with_gradients(attention.matrix_products, attention.plain_matrix_products, a, b)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize(
+    ('shape', 'kernel'),
+    [((2, 7, 8, 5), (3, 3)), ((3, 6, 5, 16), (2, 4)), ((2, 2, 7, 17), (2, 7)), ((1, 9, 9, 35), (5, 5))],
+)
+def test_depthwise_convolutions_equal_their_plain_form(shape, kernel, stride, padding):
+    arrays = normal(0, shape), normal(1, (*kernel, shape[-1])), normal(2, shape[-1:])
+
+    def plain(image, kernel, bias):
+        return depthwise.plain_depthwise_conv(padding, stride, image, kernel, bias, jnp.float32(stride))
+
+    assert_equal_with_gradients(lambda *arrays: depthwise.depthwise_conv(*arrays, padding, stride), plain, *arrays)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('stride', [2, 3])
+@pytest.mark.parametrize(('size', 'window'), [((7, 8), 3), ((6, 5), 1), ((9, 12), 5), ((4, 4), 4), ((5, 5), 2)])
+def test_convolutions_with_a_stride_equal_those_of_xla(size, window, stride, padding):
+    arrays = normal(0, (2, *size, 3)), normal(1, (window, window, 3, 4)), normal(2, (4,))
+
+    def plain(image, kernel, bias):
+        dimensions = ('NHWC', 'HWIO', 'NHWC')
+        product = jax.lax.conv_general_dilated(image, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+        return jax.nn.relu(product + bias.reshape(1, 1, 1, -1))
+
+    assert_equal_with_gradients(lambda *arrays: ops.conv(*arrays, padding, True, stride), plain, *arrays)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+def test_a_depthwise_kernel_larger_than_the_image(stride):
+    arrays = normal(0, (2, 2, 3, 17)), normal(1, (7, 5, 17)), normal(2, (17,))
+
+    def plain(image, kernel, bias):
+        return depthwise.plain_depthwise_conv('SAME', stride, image, kernel, bias, jnp.float32(stride))
+
+    assert_equal_with_gradients(lambda *arrays: depthwise.depthwise_conv(*arrays, 'SAME', stride), plain, *arrays)

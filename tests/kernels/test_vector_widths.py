@@ -14,7 +14,7 @@ HAS_AVX2 = CPUINFO.exists() and 'avx2' in CPUINFO.read_text()
 PROGRAM = """
 import hashlib, sys
 import jax, numpy as np
-from mnist_jax.kernels import build, ops, warping
+from mnist_jax.kernels import attention, build, depthwise, norms, ops, warping
 build.FLAGS += tuple(sys.argv[1:])
 assert build.kernels_available()
 build.set_threads(2)
@@ -37,11 +37,16 @@ for batch, inputs, features in ((1, 300, 10), (17, 785, 33), (64, 64, 129)):
     add(lambda x, w, b: ops.dense(x, w, b, False), normal(batch, inputs), normal(inputs, features), normal(features))
 x = normal(6, 9, 8, 21)
 add(lambda x: ops.max_pool(x, 2, 'VALID'), x)
-add(lambda x: ops.moments(x, np.array([1, 1, 0, 1, 1, 0], np.float32)), x)
-add(ops.scale_relu, x, normal(21), normal(21))
-sums = ops.moments(x, np.ones(6, np.float32))
-add(lambda *arrays: ops.normalize(*sums, np.float32(432), *arrays, 0.9, 1e-3), *(normal(21) for _ in range(4)))
-add(lambda *arrays: ops.normalize_for_inference(*arrays, 1e-3), *(abs(normal(21)) for _ in range(4)))
+add(lambda x: norms.moments(x, np.array([1, 1, 0, 1, 1, 0], np.float32)), x)
+for activation in norms.ACTIVATIONS:
+    add(lambda *arrays, a=activation: norms.scale(*arrays, a), 3 * x, normal(21), normal(21))
+sums = norms.moments(x, np.ones(6, np.float32))
+add(lambda *arrays: norms.normalize(*sums, np.float32(432), *arrays, 0.9, 1e-3), *(normal(21) for _ in range(4)))
+add(lambda *arrays: norms.normalize_for_inference(*arrays, 1e-3), *(abs(normal(21)) for _ in range(4)))
+add(lambda x: norms.standardize(x, 1e-3), normal(70, 37))
+add(attention.softmax, 3 * normal(70, 37))
+add(attention.matrix_products, normal(3, 17, 9), normal(3, 9, 35))
+add(lambda *arrays: depthwise.depthwise_conv(*arrays, 'SAME', 2), x, normal(3, 3, 21), normal(21))
 images, motion = normal(5, 9, 7, 3), warping.Motion(*normal(8, 5))
 digest.update(np.asarray(jax.jit(warping.warp)(images, motion)).tobytes())
 digest.update(np.asarray(jax.jit(warping.distort)(images, normal(5, 2, 9, 7), normal(5))).tobytes())

@@ -1,11 +1,14 @@
 """Parameter counts of the published models, and errors in their configs."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.models.architectures import MODELS
+from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training.plan import make_model, model_summary
 
 # Parameters of the published models: the total, and how many of them are not trainable.
@@ -18,6 +21,12 @@ PUBLISHED = {
     'digits_cnn': (994, 0),
     'kaggle_mlp': (550_346, 0),
     'kaggle_cnn': (1_199_882, 0),
+    # Not reproduced: of the same architectures in PyTorch (`benchmarks/torch_models.py`), with running averages.
+    'lenet5': (61_706, 0),
+    'resnet': (176_650, 1_120),
+    'depthwise': (20_266, 960),
+    'mixer': (82_062, 0),
+    'vit': (138_890, 0),
 }
 
 
@@ -30,7 +39,7 @@ def test_parameter_counts(name):
     total, fixed = PUBLISHED[name]
     table = model_summary(load(name))
     assert table.splitlines()[-1].startswith(
-        f'parameters: {total:,} (trainable {total - fixed:,}, not trainable {fixed})'
+        f'parameters: {total:,} (trainable {total - fixed:,}, not trainable {fixed:,})'
     )
 
 
@@ -41,7 +50,10 @@ def test_every_model_has_a_pinned_count():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ({'name': 'cmn'}, "config.model.name must be one of cnn, mlp, got 'cmn' (did you mean 'cnn'?)"),
+        (
+            {'name': 'cmn'},
+            "config.model.name must be one of cnn, depthwise, lenet5, mixer, mlp, resnet, vit, got 'cmn' (did you mean",
+        ),
         ({'name': 'mlp', 'hiden': (3,)}, "config.model.hiden is not a field for 'mlp' (did you mean 'hidden'?)"),
         ({'name': 'mlp', 'hidden': (0,)}, 'config.model.hidden[0] must be an integer from 1 to 1000000, got 0'),
         ({'name': 'mlp', 'hidden': (3, True)}, 'config.model.hidden[1] must be of type int, got True'),
@@ -63,6 +75,14 @@ def test_every_model_has_a_pinned_count():
             "config.model.padding must be one of same, valid, got 'sane' (did you mean 'same'?)",
         ),
         ({'name': 'cnn', 'batch_norm': 'yes'}, "config.model.batch_norm must be of type bool, got 'yes'"),
+        ({'name': 'cnn', 'activation': 'swish'}, 'config.model.activation must be one of'),
+        ({'name': 'cnn', 'normalization': 'batchnorm'}, 'config.model.normalization must be one of'),
+        (
+            {'name': 'depthwise', 'strides': (1, 2)},
+            'config.model.strides must have one value for each of the 4 entries',
+        ),
+        ({'name': 'vit', 'heads': 5}, 'config.model.width must be a multiple of config.model.heads=5, got 64'),
+        ({'name': 'resnet', 'stochastic_depth': 1.0}, 'config.model.stochastic_depth must be at least 0 and less'),
         ({'name': 'cnn', 'num_classes': 3}, "config.model.num_classes is not a field for 'cnn'"),
     ],
 )
@@ -70,3 +90,36 @@ def test_a_wrong_field_is_an_error_that_names_it(config, message):
     with pytest.raises(UserError) as error:
         make_model(config, 10)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (32, 32, 3), (5, 17, 2)])
+@pytest.mark.parametrize('name', sorted(set(MODELS) - {'mlp', 'cnn', 'lenet5'}))
+def test_architectures_take_images_of_any_shape_and_any_number_of_classes(name, shape):
+    model = MODELS[name](7)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    logits = jax.eval_shape(model.apply, variables, jnp.zeros((3, *shape)))
+    assert logits.shape == (3, 7)
+
+
+def test_a_shape_that_leaves_no_pixels_is_an_error():
+    config = load('lenet5')
+    config.dataset.name = 'digits'
+    with pytest.raises(UserError, match=r'does not fit images of shape \(8, 8, 1\): no pixels are left'):
+        model_summary(config)
+
+
+def test_batch_norm_is_the_earlier_name_of_a_normalization():
+    image = jnp.ones((2, 8, 8, 1))
+    old, new = (MODELS['cnn'](10, stages=((3,),), pool=(2,), **fields) for fields in OLD_AND_NEW)
+    variables = old.init(jax.random.key(0), image)
+    assert jax.tree.structure(variables) == jax.tree.structure(new.init(jax.random.key(0), image))
+    assert (old.apply(variables, image) == new.apply(variables, image)).all()
+
+
+OLD_AND_NEW = ({'batch_norm': True}, {'normalization': 'batch'})
+
+
+def test_attention_counts_its_products():
+    layers = list_layers(MODELS['vit'](10, depth=1), (28, 28, 1))
+    (products,) = [layer for layer in layers if layer.kind == 'AttentionProducts']
+    assert products.multiply_adds == 2 * 49 * 49 * 64  # scores, and sums of values, over all heads

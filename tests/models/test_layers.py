@@ -6,7 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_jax.models.architectures import MLP
-from mnist_jax.models.layers import SHARED_STREAM, BatchNorm, Dropout, Training
+from mnist_jax.models.layers import (
+    SHARED_STREAM,
+    BatchNorm,
+    DepthwiseConv,
+    Dropout,
+    GlobalMeanPool,
+    GroupNorm,
+    LayerNorm,
+    MeanPool,
+    SelfAttention,
+    SqueezeExcitation,
+    StochasticDepth,
+    Training,
+)
 
 
 def make_training(size, index=None, mask=None):
@@ -42,7 +55,7 @@ def test_dropout_depends_only_on_the_example_and_the_step():
 def test_batch_norm_equals_that_of_linen_on_the_rows_without_padding():
     x = jax.random.normal(jax.random.key(1), (12, 5, 5, 3)) * 3 + 2
     mask = np.array([1] * 9 + [0] * 3, np.float32)
-    ours, theirs = BatchNorm(relu=True), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
+    ours, theirs = BatchNorm(activation='relu'), nn.BatchNorm(use_running_average=False, momentum=0.99, epsilon=1e-3)
     ours_variables = ours.init(jax.random.key(0), x, None)
     theirs_variables = theirs.init(jax.random.key(0), x)
     y, updated = ours.apply(ours_variables, x, make_training(12, mask=mask), mutable=['batch_stats'])
@@ -54,3 +67,84 @@ def test_batch_norm_equals_that_of_linen_on_the_rows_without_padding():
     inference = ours.apply({**ours_variables, **updated}, x, None)
     by_hand = (x - stats['mean'].reshape(1, 1, 1, 3)) / np.sqrt(stats['variance'].reshape(1, 1, 1, 3) + 1e-3)
     np.testing.assert_allclose(inference, np.maximum(by_hand, 0), atol=1e-5)
+
+
+def assert_equals_linen(ours, theirs, x, rename=lambda params: params):
+    """Compares outputs and gradients, with random parameters."""
+    rng = np.random.default_rng(0)
+    params = ours.init(jax.random.key(0), x)['params']
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), params)
+    weights = rng.normal(size=ours.apply({'params': params}, x).shape).astype(np.float32)
+
+    def output(module, params, x):
+        return (module.apply({'params': params}, x) * weights).sum()
+
+    own = jax.value_and_grad(output, argnums=(1, 2))(ours, params, x)
+    other = jax.value_and_grad(output, argnums=(1, 2))(theirs, rename(params), x)
+    np.testing.assert_allclose(own[0], other[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(own[1][1], other[1][1], rtol=2e-3, atol=2e-4)
+    for mine, his in zip(jax.tree.leaves(rename(own[1][0])), jax.tree.leaves(other[1][0]), strict=True):
+        np.testing.assert_allclose(mine, his, rtol=2e-3, atol=2e-4)
+
+
+IMAGES = np.random.default_rng(1).normal(size=(3, 6, 5, 12)).astype(np.float32) * 2 + 1
+
+
+def test_layer_and_group_normalization_equal_those_of_linen():
+    assert_equals_linen(LayerNorm(activation='identity'), nn.LayerNorm(1e-3), IMAGES)
+    assert_equals_linen(GroupNorm(8, activation='identity'), nn.GroupNorm(4, epsilon=1e-3), IMAGES)  # gcd(8, 12)
+
+
+def test_attention_equals_that_of_linen():
+    tokens = np.random.default_rng(1).normal(size=(2, 7, 12)).astype(np.float32)
+
+    def rename(params):
+        names = ('query', 'key', 'value')
+        kernels = np.split(np.asarray(params['Dense_0']['kernel']), 3, axis=1)
+        biases = np.split(np.asarray(params['Dense_0']['bias']), 3)
+        out = params['Dense_1']
+        return {
+            **{
+                name: {'kernel': kernel.reshape(12, 3, 4), 'bias': bias.reshape(3, 4)}
+                for name, kernel, bias in zip(names, kernels, biases, strict=True)
+            },
+            'out': {'kernel': out['kernel'].reshape(3, 4, 12), 'bias': out['bias']},
+        }
+
+    assert_equals_linen(SelfAttention(3), nn.MultiHeadDotProductAttention(3), tokens, rename)
+
+
+def test_depthwise_convolutions_equal_those_of_linen():
+    theirs = nn.Conv(12, (3, 3), strides=2, feature_group_count=12)
+    assert_equals_linen(
+        DepthwiseConv(3, 'same', 2),
+        theirs,
+        IMAGES,
+        lambda params: {'kernel': params['kernel'].reshape(3, 3, 1, 12), 'bias': params['bias']},
+    )
+
+
+def test_squeeze_and_excitation_multiplies_by_a_sigmoid_of_the_means():
+    layer = SqueezeExcitation(4)
+    params = layer.init(jax.random.key(0), IMAGES)['params']
+    first, second = (jax.tree.map(np.asarray, params[name]) for name in ('Dense_0', 'Dense_1'))
+    assert first['kernel'].shape == (12, 3)
+    hidden = np.maximum(IMAGES.mean((1, 2)) @ first['kernel'] + first['bias'], 0)
+    factors = 1 / (1 + np.exp(-(hidden @ second['kernel'] + second['bias'])))
+    expected = IMAGES * factors[:, None, None]
+    np.testing.assert_allclose(layer.apply({'params': params}, IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mean_pools():
+    np.testing.assert_allclose(GlobalMeanPool().apply({}, IMAGES), IMAGES.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(MeanPool(2).apply({}, IMAGES), nn.avg_pool(IMAGES, (2, 2), (2, 2)), rtol=1e-5)
+
+
+def test_stochastic_depth_drops_whole_examples():
+    x = jnp.ones((4000, 2, 2, 1))
+    layer = StochasticDepth(0.3)
+    dropped = np.asarray(layer.apply({}, x, make_training(4000), rngs={SHARED_STREAM: jax.random.key(0)}))
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
+    assert (dropped == dropped[:, :1, :1]).all()
+    assert abs((dropped[:, 0, 0] == 0).mean() - 0.3) < 0.03
+    assert layer.apply({}, x, None) is x
