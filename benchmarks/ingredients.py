@@ -34,7 +34,7 @@ AFFINE = {'name': 'affine', 'rotation': 10.0, 'scale': 0.1, 'shift': 1.5}
 INGREDIENTS: dict[str, dict[str, Any]] = {
     'shift by 1 pixel': {'augmentation': ({'name': 'shift', 'pixels': 1},)},
     'shift by 2 pixels': {'augmentation': ({'name': 'shift', 'pixels': 2},)},
-    'rotation, scale and shift': {'augmentation': (AFFINE,)},
+    'rotation with scale and shift': {'augmentation': (AFFINE,)},
     'elastic distortion': {'augmentation': ({'name': 'elastic', 'distance': 20.0},)},
     'flip': {'augmentation': ({'name': 'flip'},)},
     'alternating flip': {'augmentation': ({'name': 'alternating_flip'},)},

@@ -46,6 +46,12 @@ def get_config() -> ConfigDict:
     average.evaluated = 'average'  # what is evaluated and exported if there is an average: 'average' or 'last'
     config.average = average
 
+    distillation = ConfigDict()
+    distillation.workdirs = ()  # runs whose mean probabilities are targets too; (): none
+    distillation.weight = 0.7  # weight of their loss; that of the labels has the rest
+    distillation.temperature = 2.0  # divides the logits of both in their loss
+    config.distillation = distillation
+
     config.dataset = _dataset()
     config.init = _init()
     config.early_stopping = _early_stopping()

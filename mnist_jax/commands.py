@@ -36,6 +36,8 @@ Train, evaluate and compare small-image classifiers.
                                                            classify your own images
   mnist-jax --mode=export --workdir=runs/cnn               export the model to StableHLO, and with --onnx to ONNX
   mnist-jax --mode=serve --workdir=runs/cnn                serve a page to draw on or to open images with
+  mnist-jax --mode=eval --run='runs/cnn-*' --workdir=runs/ensemble
+                                                           average the predictions of several runs
   mnist-jax --mode=compare --run='runs/*'                  compare finished runs
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table
@@ -81,7 +83,15 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer('port', 8000, 'serve: the port to listen on; 0 for any free port')
 flags.DEFINE_bool('onnx', False, 'export: write ONNX as well')
-flags.DEFINE_multi_string('run', [], "compare, report: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated")
+flags.DEFINE_multi_string(
+    'run',
+    [],
+    "compare, report: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated. eval: the runs of an "
+    'ensemble, which --workdir then holds',
+)
+flags.DEFINE_string('combine', 'probabilities', 'eval with --run: what is averaged, probabilities or logits')
+flags.DEFINE_integer('shift', 0, 'eval with --run: average over shifts of the image by up to this many pixels')
+flags.DEFINE_bool('flip', False, 'eval with --run: average over the image and its mirror image')
 flags.DEFINE_integer('processes', None, 'train, eval: start this many processes on this machine')
 flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0 (the coordinator)')
 flags.DEFINE_integer('num_processes', None, 'train, eval on several hosts: the total number of processes')
@@ -216,6 +226,9 @@ def evaluate() -> None:
     """Evaluates a checkpoint of --workdir."""
     from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
 
+    if FLAGS.run:
+        _evaluate_ensemble()
+        return
     workdir = _run_directory()
     if FLAGS.input:
         if FLAGS.split is not None or len(FLAGS.input) > 1:
@@ -224,6 +237,23 @@ def evaluate() -> None:
         return
     with _connected():
         evaluate_workdir(workdir, FLAGS.step, FLAGS.split)
+
+
+def _evaluate_ensemble() -> None:
+    """Evaluates every --run together, and keeps the ensemble in --workdir."""
+    from mnist_jax.evaluate import evaluate_ensemble
+    from mnist_jax.inference.ensemble import Ensemble, Views
+    from mnist_jax.workdir.comparison import find_runs
+
+    for name in ('input', *PROCESS_FLAGS):
+        if FLAGS[name].present:
+            raise UserError(f'--{name} must not be combined with --run, which makes an ensemble')
+    workdir = _workdir('ensemble')
+    if (workdir / 'config.json').is_file():
+        raise UserError(f'--workdir must be another directory than that of a run, got {str(workdir)!r}')
+    views = Views(FLAGS.shift, FLAGS.flip)
+    model = Ensemble.load_runs(workdir, find_runs(FLAGS.run), FLAGS.step, FLAGS.combine, views)
+    evaluate_ensemble(model, FLAGS.split)
 
 
 def report() -> None:
@@ -308,7 +338,7 @@ class Mode(NamedTuple):
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
     'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', *PROCESS_FLAGS)),
-    'eval': Mode(evaluate, ('workdir', 'step', 'split', 'input', *PROCESS_FLAGS)),
+    'eval': Mode(evaluate, ('workdir', 'step', 'split', 'input', 'run', 'combine', 'shift', 'flip', *PROCESS_FLAGS)),
     'report': Mode(report, ('workdir', 'run')),
     'predict': Mode(predict, ('workdir', 'input', 'output', 'step', 'strict')),
     'export': Mode(export, ('workdir', 'step', 'onnx')),

@@ -46,6 +46,9 @@ ADDED_FIELDS = {
     'optimizer.accumulate': 1,
     'average.name': 'none',
     'average.evaluated': 'average',
+    'distillation.workdirs': (),
+    'distillation.weight': 0.7,
+    'distillation.temperature': 2.0,
     'init.workdir': '',
     'init.step': '',
     'init.freeze': (),
@@ -64,7 +67,10 @@ CHANGEABLE_FIELDS = (
     'dataset.on_device',
     'epochs',
 )
-TUPLES_OF_TEXTS = ('init.freeze',)  # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
+TUPLES_OF_TEXTS = (
+    'init.freeze',
+    'distillation.workdirs',
+)  # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
 
 
 def find_config(path: str | Path) -> Path:

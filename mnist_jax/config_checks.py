@@ -46,6 +46,7 @@ def check_config(config: ConfigDict) -> None:
         check_integer(f'config.{name}', config[name], minimum, maximum)
     check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
     check_init(config.init)
+    check_distillation(config.distillation)
     if config.folds == 1:
         raise UserError('config.folds must be 0 or at least 2, got 1')
     if config.fold > config.folds:
@@ -69,6 +70,17 @@ def check_init(init: Mapping[str, Any]) -> None:
                 f'{init["rates"]!r}'
             )
         check_range('each factor of config.init.rates', pair[1], 0.0, 1e6)
+
+
+def check_distillation(distillation: Mapping[str, Any]) -> None:
+    """Raises a UserError unless the fields of `config.distillation` have their types and ranges."""
+    workdirs = distillation['workdirs']
+    if not isinstance(workdirs, tuple) or not all(isinstance(workdir, str) for workdir in workdirs):
+        raise UserError(
+            f"config.distillation.workdirs must be a tuple of paths, such as ('runs/cnn',), got {workdirs!r}"
+        )
+    check_range('config.distillation.weight', distillation['weight'], 0.0, 1.0)
+    check_range('config.distillation.temperature', distillation['temperature'], 0.01, 1000.0)
 
 
 def check_attributes(attributes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split."""
+"""Evaluates a run: a snapshot on the test split, or a checkpoint in a workdir on any split; and ensembles of runs."""
 
 import hashlib
 import itertools
@@ -9,13 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mnist_jax.config import ConfigDict
 from mnist_jax.data import image_folder
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import JsonObject, user_path
+from mnist_jax.inference import ensemble
+from mnist_jax.inference.calibration import assess, cross_entropy
+from mnist_jax.inference.ensemble import Ensemble
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
+from mnist_jax.inference.teacher import read_teacher
 from mnist_jax.learning import metrics
 from mnist_jax.learning.step import Variables
 from mnist_jax.training.evaluation import evaluate_split
@@ -23,6 +28,8 @@ from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
+
+EXAMPLES_AT_ONCE = 4096  # of a split that an ensemble predicts
 
 
 def evaluate_snapshot(
@@ -68,7 +75,13 @@ def evaluate_snapshot(
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'origin': read_origin(workdir),
+        **({'teachers': teacher.runs} if (teacher := read_teacher(workdir)) else {}),
     }
+    if split is None and source.validated:
+        validation = source.split('validation')
+        _, validation_NxK = evaluate_split(experiment, variables, validation)
+        if np.isfinite(validation_NxK).all():
+            result['uncertainty'] = assess(probabilities_NxK, examples.label, validation_NxK, validation.label)
     if processes.is_main():
         try:
             write_result(workdir, suffix, result, examples.label, probabilities_NxK)
@@ -87,11 +100,15 @@ def _about(
     """Returns the part of a result that follows from the variables and their predictions."""
     return {
         'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables)),
+        'parameters': _count(variables),
         'params_sha256': params_sha256(variables),
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, class_names),
     }
+
+
+def _count(variables: Variables) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _about_weights(experiment: Experiment, snapshot: Snapshot, examples: Examples) -> JsonObject:
@@ -146,12 +163,102 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
       split: A split in TFDS's slicing notation, or 'validation'; None for the test split of the config.
     """
     workdir = user_path(workdir, '--workdir')
+    if (workdir / ensemble.FILE).is_file():
+        return evaluate_ensemble(Ensemble.load(workdir, step), split)
     checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config, checkpoints.read_description())
     checkpoints.check_data(experiment.source.data.digests)
     snapshot = restore_snapshot(checkpoints, experiment, step)
     suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
     return evaluate_snapshot(experiment, snapshot, workdir, split, suffix)
+
+
+def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
+    """Evaluates an ensemble, and each of its runs alone; writes, prints and returns the result.
+
+    Args:
+      model: The ensemble. Its workdir gets `eval.json` and `predictions.npz`.
+      split: See `evaluate_workdir`.
+
+    Raises:
+      UserError: the runs have different splits, so the test examples of one may be training examples of another.
+    """
+    source = model.plan.source
+    for member in model.members[1:]:
+        own, other = (_splits(run.plan.config) for run in (model, member))
+        for field, value in own.items():
+            if value != other[field]:
+                raise UserError(
+                    f'--run: all runs of an ensemble must have the same config.dataset.{field}: {value!r} in '
+                    f'{str(model.members[0].workdir)!r}, got {other[field]!r} in {str(member.workdir)!r}'
+                )
+    source.data.prepare()
+    examples = source.split('test') if split is None else _examples(source, split)
+    label_N = examples.label
+    probabilities_NxK = _predict_examples(model, examples)
+    runs = [
+        {
+            'workdir': str(member.workdir),
+            'step': int(member.snapshot.state.step),
+            **metrics.paired(probabilities_NxK, _predict_examples(member, examples), label_N),
+        }
+        for member in model.members
+    ]
+    result = {
+        'dataset': source.name,
+        'split': split or source.specs['test'],
+        'split_sha256': examples.sha256,
+        'step': max(run['step'] for run in runs),
+        **_from_probabilities(probabilities_NxK, label_N, model.class_names),
+        'parameters': model.parameter_count,
+        'params_sha256': model.sha256,
+        'combine': model.combine,
+        'views': model.views.number,
+        'runs': runs,
+        'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
+    }
+    if split is None and source.validated:
+        validation = source.split('validation')
+        validation_NxK = _predict_examples(model, validation)
+        result['uncertainty'] = assess(probabilities_NxK, label_N, validation_NxK, validation.label)
+    model.save()
+    write_result(model.workdir, split, result, label_N, probabilities_NxK)
+    print(format_result(result), flush=True)
+    return result
+
+
+def _splits(config: ConfigDict) -> JsonObject:
+    """Returns the fields that determine the splits of a run."""
+    names = ('name', 'train', 'validation', 'test', 'validation_fraction', 'split_seed')
+    return {**{name: config.dataset[name] for name in names}, 'fold': (config.fold, config.folds)}
+
+
+def _predict_examples(model: RestoredModel, examples: Examples) -> np.ndarray:
+    """Returns the probabilities NxK of the classes of all examples."""
+    starts = range(0, examples.size, EXAMPLES_AT_ONCE)
+    parts = [
+        model.predict(examples.take(np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))).image)
+        for start in starts
+    ]
+    return np.concatenate(parts)
+
+
+def _from_probabilities(probabilities_NxK: np.ndarray, label_N: np.ndarray, class_names: Sequence[str]) -> JsonObject:
+    """Returns the part of a result that follows from the predictions, if the loss is the cross-entropy."""
+    classes = len(class_names)
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (label_N, probabilities_NxK.argmax(-1)), 1)
+    loss = cross_entropy(probabilities_NxK, label_N)
+    return {
+        'count': len(label_N),
+        'loss': loss,
+        'accuracy': int(np.trace(matrix)) / len(label_N),
+        'cross_entropy': loss,
+        'correct': int(np.trace(matrix)),
+        'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
+        'confusion_matrix': matrix.tolist(),
+        'statistics': metrics.statistics(matrix, class_names),
+    }
 
 
 def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None = None) -> JsonObject:
@@ -174,7 +281,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         raise UserError(
             f'--input must be a directory with one directory per class, got {str(directory)!r}, which {problem}'
         )
-    model = RestoredModel.load(workdir, step)
+    model = ensemble.load_model(workdir, step)
     paths, label_N = image_folder.labeled_files(directory, model.class_names)
     parts, digest = [], hashlib.sha256()
     for start in range(0, len(paths), MAX_BATCH):
@@ -182,22 +289,18 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         digest.update(np.ascontiguousarray(images).data)
         parts.append(model.predict(np.stack(images)))
     probabilities_NxK = np.concatenate(parts)
-    classes = len(model.class_names)
-    matrix = np.zeros((classes, classes), int)
-    np.add.at(matrix, (label_N, probabilities_NxK.argmax(-1)), 1)
-    own = np.take_along_axis(probabilities_NxK, label_N[:, None], axis=1)
-    cross_entropy = float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean(dtype=np.float64))
+    variables = model.snapshot.state.variables
+    size, digest_of_model = _count(variables), params_sha256(variables)
+    if isinstance(model, Ensemble):
+        size, digest_of_model = model.parameter_count, model.sha256
     result = {
         'dataset': str(directory),
         'split': directory.name,
         'split_sha256': digest.hexdigest(),
         'step': int(model.snapshot.state.step),
-        'count': len(paths),
-        'loss': cross_entropy,
-        'accuracy': int(np.trace(matrix)) / len(paths),
-        'cross_entropy': cross_entropy,
-        'correct': int(np.trace(matrix)),
-        **_about(model.snapshot.state.variables, matrix, label_N, probabilities_NxK, model.class_names),
+        **_from_probabilities(probabilities_NxK, label_N, model.class_names),
+        'parameters': size,
+        'params_sha256': digest_of_model,
     }
     suffix = '-'.join(name for name in (step and f'step{result["step"]}', directory.name) if name)
     write_result(model.workdir, suffix, result, label_N, probabilities_NxK)

@@ -4,6 +4,7 @@ The loop over epochs and steps is `training.loop.Loop.run`; the step that it cal
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import shlex
@@ -21,6 +22,8 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.inference.teacher import FILE as TEACHER_FILE
+from mnist_jax.inference.teacher import make_teacher
 from mnist_jax.learning.step import start_from
 from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.models.layer_table import format_table
@@ -76,6 +79,9 @@ def train(
     for name in experiment.source.split_names:
         experiment.source.split(name)
     first = None if steps else _first_snapshot(experiment, workdir)
+    teacher = make_teacher(experiment, workdir)
+    if teacher is not None:
+        experiment = dataclasses.replace(experiment, teacher=teacher.probabilities)
     files.make_directory(workdir, '--workdir')
     with contextlib.ExitStack() as stack:
         lock = (
@@ -96,6 +102,7 @@ def train(
                 '--reschedule': str(reschedule),
                 'dataset': str(digests),
                 'checkpoints in --workdir': str(steps),
+                'config.distillation.workdirs': str(teacher and teacher.runs),
             }
         )
         processes.check_shared_directory(workdir)
@@ -115,6 +122,8 @@ def train(
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests, experiment.source.description)
+            if teacher is not None and not (workdir / TEACHER_FILE).exists():
+                files.write_bytes(workdir / TEACHER_FILE, teacher.contents)
             record_start(
                 workdir,
                 int(snapshot.state.step),
@@ -294,6 +303,8 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
     logging.info('dataset   %s: %s%s', source.name, sizes, '; on the devices' if experiment.on_device else '')
     if overlaps := describe_overlaps([overlap._asdict() for overlap in source.overlaps()]):
         logging.warning('overlap   %s', overlaps)
+    if experiment.teacher is not None:
+        logging.info('teachers  %s', ', '.join(experiment.config.distillation.workdirs))
     logging.info('workdir   %s', workdir)
     for line in format_table(experiment.model, source.image_shape).splitlines():
         logging.info('%s', line)

@@ -1,7 +1,9 @@
 """Whole runs with averages, other optimizers and other gradients: the same bits however they are executed."""
 
 import json
+import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import results
@@ -9,6 +11,7 @@ from conftest import results
 import mnist_jax
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.learning import losses
 from mnist_jax.train import train
 
 RUNS = {
@@ -88,3 +91,51 @@ def test_wrong_fields_are_refused_before_anything_is_written(fields, message, sm
     with pytest.raises(UserError, match=message):
         train(small(**fields), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+def test_distillation_learns_from_other_runs(small, tmp_path):
+    for seed in range(2):
+        train(small('mlp', seed=seed, devices=1, epochs=3), tmp_path / f'teacher-{seed}')
+    teachers = tuple(str(tmp_path / f'teacher-{seed}') for seed in range(2))
+
+    def run(workdir, on_step=None, **fields):
+        fields = {
+            'chunks': 8,
+            'devices': 1,
+            'augmentation': ({'name': 'shift'}, {'name': 'mixup'}),
+            'distillation__workdirs': teachers,
+            **fields,
+        }
+        return train(small('cnn', **fields), tmp_path / workdir, on_step=on_step)
+
+    once = run('once')
+    for devices in (2, 4, 8):
+        assert run(f'{devices}', devices=devices)['params_sha256'] == once['params_sha256']
+    assert run('calls', steps_per_call=2, dataset__on_device='on')['params_sha256'] == once['params_sha256']
+    for name, value in (('weight', 0.2), ('temperature', 5.0), ('workdirs', ())):
+        assert run(name, **{f'distillation__{name}': value})['params_sha256'] != once['params_sha256']
+    models = [mnist_jax.load(teacher) for teacher in teachers]
+    images = models[0].plan.source.split('train').image
+    expected = np.mean([model.predict(images) for model in models], axis=0)
+    np.testing.assert_allclose(np.load(tmp_path / 'once' / 'teacher.npz')['probabilities'], expected, rtol=1e-6)
+    assert [run['workdir'] for run in once['teachers']] == list(teachers)
+
+    def stop(step, request):
+        if step == 7:
+            request.signal = 15
+
+    with pytest.raises(Interrupted):
+        run('stopped', stop)
+    for teacher in teachers:  # It is not needed any more.
+        shutil.rmtree(teacher)
+    assert run('stopped') == once
+    with pytest.raises(UserError, match=r'config.distillation.workdirs must be the directory of a run'):
+        run('new')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_distillation_by_hand():
+    """With temperature 2, the logits (2 ln 3, 0) are (ln 3, 0), and the target (0.9, 0.1) becomes (0.75, 0.25)."""
+    logits, target = jnp.array([[2 * np.log(3), 0.0]]), jnp.array([[0.9, 0.1]])
+    expected = -4 * (0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    np.testing.assert_allclose(losses.distillation(logits, target, 2.0), [expected], rtol=1e-6)

@@ -13,6 +13,7 @@ from jax import export as jax_export
 from mnist_jax import files
 from mnist_jax.config import CHECKOUT
 from mnist_jax.errors import UserError
+from mnist_jax.inference.ensemble import Ensemble, load_model
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels import ops
 from mnist_jax.workdir.snapshot import params_sha256
@@ -40,7 +41,7 @@ def export(workdir: str | Path, step: str | None = None, onnx: bool = False) -> 
         raise UserError(
             f'--onnx needs the converter jax2onnx, which is not installed: pip install --no-deps {requirements}'
         )
-    model = RestoredModel.load(workdir, step)
+    model = load_model(workdir, step)
     contents = {STABLEHLO: to_stablehlo(model)}
     if onnx:
         contents[ONNX] = to_onnx(model)
@@ -84,9 +85,17 @@ def to_onnx(model: RestoredModel) -> bytes:
 def _format_readme(model: RestoredModel, onnx: bool) -> str:
     """Returns the README, whose code the tests run as it stands."""
     plan, state = model.plan, model.snapshot.state
-    lines = [
+    about = (
         f'{plan.config.model.name} trained on {plan.source.name}, step {int(state.step)}, '
-        f'params_sha256 {params_sha256(state.variables)}.',
+        f'params_sha256 {params_sha256(state.variables)}.'
+    )
+    if isinstance(model, Ensemble):
+        about = (
+            f'Ensemble of {len(model.members)} runs trained on {plan.source.name}: the mean of their {model.combine} '
+            f'over {model.views.number} views of each image, params_sha256 {model.sha256}.'
+        )
+    lines = [
+        about,
         '',
         f'Input: uint8 images, B x {" x ".join(map(str, model.image_shape))}, with pixel values from 0 to '
         f'{plan.source.max_pixel}; any batch size B.',

@@ -22,6 +22,7 @@ from mnist_jax.data.builder import seems_scaled
 from mnist_jax.data.framing import FramedImage
 from mnist_jax.errors import UserError
 from mnist_jax.factory import choose
+from mnist_jax.inference.ensemble import load_model
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel
 
 TOP_CLASSES = 3  # classes per image in the table
@@ -76,7 +77,7 @@ def predict(
     if is_csv and output is None:
         output = Path('submission.csv')
     format_predictions = _choose_format(output, paths, is_csv)
-    model = RestoredModel.load(workdir, step)
+    model = load_model(workdir, step)
     opened = [(_open_csv if is_csv else _open_file)(path, model) for path in paths]
     predictions = list(_predict_all(model, opened, skipped))
     if not predictions:

@@ -21,7 +21,7 @@ from absl import logging
 from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
-from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.inference.ensemble import load_model
 
 PAGE = Path(__file__).with_name('draw.html')
 MAX_BYTES = 2**20  # maximum size of a request body
@@ -47,7 +47,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     """
     if not 0 <= port <= 65535:
         raise UserError(f'--port must be from 0 (any free port) to 65535, got {port}')
-    endpoint = Endpoint(RestoredModel.load(workdir, step))
+    endpoint = Endpoint(load_model(workdir, step))
     # Compile the model before the first request.
     endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
     try:

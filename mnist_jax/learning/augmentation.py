@@ -58,7 +58,8 @@ Batch = dict[str, jax.Array]
 Augment = Callable[[Batch, jax.Array, jax.Array], Batch]
 """Maps a chunk of a batch (image, label, mask, index), a random key and the epoch to the changed chunk.
 
-If images are mixed, it also has `labels` and `label_weights`, BxM, whose weights add up to 1 for each example.
+If images are mixed, it also has `labels` and `label_weights`, BxM, whose weights add up to 1 for each example, and the
+probabilities of the teachers, `teacher` BxK, are mixed too.
 """
 
 
@@ -250,15 +251,15 @@ def mixup(alpha: Positive = 0.2) -> Step:
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> Mixed:
         own_weight_B = jnp.where(draw.is_paired, quantile(draw.uniform(1)[0]), 1.0)
-        own_BxHxWxC, partner_BxHxWxC = jax.lax.optimization_barrier(
-            tuple(
-                weight_B[:, None, None, None] * image
-                for weight_B, image in ((own_weight_B, image_BxHxWxC), (1 - own_weight_B, image_BxHxWxC[::-1]))
-            )
-        )
-        return Mixed(own_BxHxWxC + partner_BxHxWxC, own_weight_B)
+        return Mixed(_mix(image_BxHxWxC, own_weight_B), own_weight_B)
 
     return step
+
+
+def _mix(array: jax.Array, own_weight_B: jax.Array) -> jax.Array:
+    """Returns the weighted sum of the array of each example and that of its partner."""
+    weight = own_weight_B.reshape(-1, *(1,) * (array.ndim - 1))
+    return ops.separate(weight * array) + ops.separate((1 - weight) * array[::-1])
 
 
 def cutmix(alpha: Positive = 1.0) -> Step:
@@ -336,6 +337,8 @@ def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) ->
                 own, partner = weights_BxM * own_weight_B[:, None], weights_BxM[::-1] * (1 - own_weight_B)[:, None]
                 weights_BxM = jnp.concatenate([own, partner], axis=1)
                 labels_BxM = jnp.concatenate([labels_BxM, labels_BxM[::-1]], axis=1)
+                if 'teacher' in chunk:
+                    chunk = {**chunk, 'teacher': _mix(chunk['teacher'], own_weight_B)}
             image_BxHxWxC = changed_BxHxWxC
         mixed = {'labels': labels_BxM, 'label_weights': weights_BxM} if labels_BxM.shape[1] > 1 else {}
         return {**chunk, 'image': image_BxHxWxC, **mixed}

@@ -83,4 +83,19 @@ def of_mixture(loss: Loss) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Ar
     return mixture
 
 
+def distillation(logits_BxK: jax.Array, target_BxK: jax.Array, temperature: float) -> jax.Array:
+    """Returns the cross-entropy between two softmaxes whose logits are divided by `temperature`, times its square.
+
+    The square keeps the size of the gradient (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+    Args:
+      logits_BxK: The logits of the model.
+      target_BxK: The probabilities of the teacher, without a temperature.
+      temperature: The temperature.
+    """
+    target_logits_BxK = jnp.log(jnp.maximum(target_BxK, np.finfo(np.float32).tiny)) / temperature
+    terms_BxK = jax.nn.softmax(target_logits_BxK) * jax.nn.log_softmax(logits_BxK / temperature)
+    return -(temperature**2) * jax.lax.optimization_barrier(terms_BxK).sum(-1)
+
+
 LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error, 'focal': focal}

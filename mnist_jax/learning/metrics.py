@@ -130,6 +130,25 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(scipy.special.bdtr(fewer, count, 0.5)))
 
 
+def paired(first_NxK: np.ndarray, second_NxK: np.ndarray, label_N: np.ndarray) -> Statistics:
+    """Compares two classifiers on the same examples, given their probabilities.
+
+    Returns:
+      accuracy, that of the second one; only_first and only_second, the numbers of examples that only one of them gets
+      right; and p_value, of `mcnemar_exact`.
+    """
+    first_correct, second_correct = (array.argmax(-1) == label_N for array in (first_NxK, second_NxK))
+    only_first, only_second = (
+        int((own & ~other).sum()) for own, other in ((first_correct, second_correct), (second_correct, first_correct))
+    )
+    return {
+        'accuracy': float(second_correct.mean()),
+        'only_first': only_first,
+        'only_second': only_second,
+        'p_value': mcnemar_exact(only_first, only_second),
+    }
+
+
 def by_class(matrix: np.ndarray) -> list[dict[str, Number]]:
     """Returns the statistics of each class against all other classes."""
     count = int(matrix.sum())

@@ -30,7 +30,10 @@ from mnist_jax.models import linen
 from mnist_jax.models.layers import SHARED_STREAM, Training
 
 Batch = dict[str, jax.Array]
-"""image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split."""
+"""image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split.
+
+With distillation also teacher: float32 BxK, the probabilities of the teachers.
+"""
 Data = dict[str, jax.Array]
 """The examples of a split on this device, from which a batch without image and label takes them by their index."""
 Sums = dict[str, jax.Array]
@@ -90,6 +93,7 @@ class StepParts:
       steps_per_epoch: The number of updates in an epoch.
       averaging: How the variables are averaged; None for no average.
       sam_radius: The radius of sharpness-aware minimization; 0 for none.
+      distillation: The weight and the temperature of the loss whose targets are those of the teachers.
     """
 
     model: nn.Module
@@ -105,6 +109,7 @@ class StepParts:
     steps_per_epoch: int = 1
     averaging: Averaging | None = None
     sam_radius: float = 0.0
+    distillation: tuple[float, float] = (0.0, 1.0)
 
 
 def create_state(
@@ -175,7 +180,7 @@ def train_step(
         chunk = augment(chunk, seed, state.step // parts.steps_per_epoch, parts)
         image = _normalize(chunk['image'], parts.normalization, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
-        sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts.loss)
+        sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
     chunks = _split(_with_examples(batch, data), parts.chunk_size)
@@ -330,7 +335,7 @@ def eval_step(
         label_BxK = jax.nn.one_hot(chunk['label'], classes) * chunk['mask'][:, None]
         prediction_BxK = jax.nn.one_hot(logits_BxK.argmax(-1), classes)
         sums = {
-            **_sums(logits_BxK, chunk, parts.loss),
+            **_sums(logits_BxK, chunk, parts),
             'cross_entropy': ordered_sum(cross_entropy()(logits_BxK, chunk['label']) * chunk['mask']),
             'confusion_matrix': label_BxK.T @ prediction_BxK,
         }
@@ -413,13 +418,17 @@ def _cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _sums(logits_BxK: jax.Array, batch: Batch, loss: Loss) -> Sums:
+def _sums(logits_BxK: jax.Array, batch: Batch, parts: StepParts) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
     if 'labels' in batch:
-        loss_B = losses.of_mixture(loss)(logits_BxK, batch['labels'], batch['label_weights'])
+        loss_B = losses.of_mixture(parts.loss)(logits_BxK, batch['labels'], batch['label_weights'])
     else:
-        loss_B = loss(logits_BxK, batch['label'])
+        loss_B = parts.loss(logits_BxK, batch['label'])
+    if 'teacher' in batch:
+        weight, temperature = parts.distillation
+        soft_B = weight * losses.distillation(logits_BxK, batch['teacher'], temperature)
+        loss_B = ops.separate((1 - weight) * loss_B) + ops.separate(soft_B)
     return {
         'loss': ordered_sum(loss_B * mask_B),
         'correct': jnp.sum(correct_B * mask_B),

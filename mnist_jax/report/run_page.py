@@ -8,6 +8,7 @@ from mnist_jax import text_tables
 from mnist_jax.config import config_fields, default_config
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.label_errors import find_label_suspects
 from mnist_jax.models.layer_table import HEADER, table_row
@@ -129,6 +130,7 @@ def _make_tables(run: FinishedRun, model: RestoredModel, examples: PredictedExam
             footer=mean_rows(statistics),
         ),
         **({'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2)} if errors else {}),
+        **_make_sets_table(run.result.get('uncertainty')),
         **_make_suspects_table(examples),
         'layers': Table(
             'Layers',
@@ -139,6 +141,31 @@ def _make_tables(run: FinishedRun, model: RestoredModel, examples: PredictedExam
         ),
         'config': _make_config_table(run),
     }
+
+
+def _make_sets_table(uncertainty: JsonObject | None) -> dict[str, Table]:
+    """Returns the table of conformal prediction sets, if the run has validation examples."""
+    if uncertainty is None:
+        return {}
+    about = (
+        'A prediction set holds the classes with at least this probability, which was chosen on '
+        f'{uncertainty["validation_examples"]:,} validation examples (split conformal prediction). Of new examples '
+        'like these, at least the target fraction has its class in its set. The temperature with the smallest '
+        f'cross-entropy on the validation examples is {uncertainty["temperature"]:.3f}; it changes the cross-entropy '
+        f'of the test examples from {uncertainty["cross_entropy"]:.4f} to '
+        f'{uncertainty["cross_entropy_with_temperature"]:.4f}.'
+    )
+    rows = [
+        [
+            f'{row["coverage"]:.0%}',
+            f'{row["smallest_probability"]:.4g}',
+            f'{row["covered"]:.4f}',
+            f'{row["mean_size"]:.3f}',
+        ]
+        for row in uncertainty['prediction_sets']
+    ]
+    header = ['target', 'smallest probability', 'covered test examples', 'mean number of classes']
+    return {'prediction_sets': Table('Prediction sets', about, header, rows)}
 
 
 def _make_suspects_table(examples: PredictedExamples) -> dict[str, Table]:

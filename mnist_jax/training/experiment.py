@@ -54,6 +54,7 @@ class Experiment(Plan):
     eval_batch_size: int  # examples
     padded_eval_batch_size: int
     eval_steps_per_call: int
+    teacher: np.ndarray | None = None  # float32 NxK: targets of the training examples, besides their labels
 
     def train_step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, Sums]:
         """Makes one update on all devices; `state` is donated. See `step.train_step`."""
@@ -164,10 +165,11 @@ class Experiment(Plan):
         config, size = self.config, self.padded_batch_size
         rows, split = self.replicas.local_rows(size), self.source.split('train')
         order = self.source.train_order(config.seed, epoch)
-        return map(
-            self.replicas.shard,
-            batches.train_batches(split, order, config.batch_size, size, rows, first, self.on_device),
-        )
+        examples = batches.train_batches(split, order, config.batch_size, size, rows, first, self.on_device)
+        if self.teacher is not None:
+            teacher = self.teacher
+            examples = ({**batch, 'teacher': teacher[batch['index']]} for batch in examples)
+        return map(self.replicas.shard, examples)
 
     def train_calls(self, epoch: int, first: int = 0) -> Iterator[list[HostBatch]]:
         """Yields the batches of an epoch in groups of `steps_per_call`, each for one call of `train_steps`."""
@@ -241,6 +243,7 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         steps_per_epoch=steps_per_epoch,
         averaging=plan.averaging,
         sam_radius=plan.sam_radius,
+        distillation=(config.distillation.weight, config.distillation.temperature),
     )
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

@@ -184,7 +184,16 @@ def caveats(result: JsonObject) -> dict[str, str]:
             f'from step {origin["step"]:,} of {origin["workdir"]} (parameters {origin["params_sha256"][:12]}), '
             f'{origin["taken"]} of {origin["arrays"]} arrays'
         )
-    texts = {'overlap': overlaps, 'schedule': '; '.join(changes), 'bits': bits, 'origin': start}
+    teachers = ', '.join(
+        f'{run["workdir"]} (parameters {run["params_sha256"][:12]})' for run in result.get('teachers', [])
+    )
+    texts = {
+        'overlap': overlaps,
+        'schedule': '; '.join(changes),
+        'bits': bits,
+        'origin': start,
+        'teachers': teachers,
+    }
     return {name: text for name, text in texts.items() if text}
 
 
@@ -215,6 +224,8 @@ def format_result(result: JsonObject) -> str:
             f'this result is about the {result["weights"]} weights'
             for name, other in result.get('other_weights', {}).items()
         ),
+        *_uncertainty_lines(result.get('uncertainty')),
+        *_run_lines(result),
         f'kappa      {text_tables.number(overall["kappa"])}',
         f'baseline   {overall["no_information_rate"]:.4f} (always predicting the largest class); p-value of '
         f'accuracy > baseline: {_format_p_value(overall["p_value"])}',
@@ -233,6 +244,34 @@ def format_result(result: JsonObject) -> str:
     if errors[1:]:
         lines += ['', 'most frequent errors', '', *text_tables.titled(errors, left=2)]
     return '\n'.join(lines)
+
+
+def _uncertainty_lines(uncertainty: JsonObject | None) -> list[str]:
+    """Returns what validation examples say about the probabilities, as text."""
+    if uncertainty is None:
+        return []
+    sets = '; '.join(
+        f'{row["coverage"]:.0%}: {row["covered"]:.4f} covered, {row["mean_size"]:.2f} classes'
+        for row in uncertainty['prediction_sets']
+    )
+    return [
+        f'sharpness  temperature {uncertainty["temperature"]:.3f}, fitted on '
+        f'{uncertainty["validation_examples"]:,} validation examples; cross-entropy with it '
+        f'{uncertainty["cross_entropy_with_temperature"]:.4f}',
+        f'sets       {sets}',
+    ]
+
+
+def _run_lines(result: JsonObject) -> list[str]:
+    """Returns the runs of an ensemble, compared with it, as text."""
+    if 'runs' not in result:
+        return []
+    views = f', {result["views"]} views of each image' if result['views'] > 1 else ''
+    return [f'ensemble   mean of the {result["combine"]} of {len(result["runs"])} runs{views}'] + [
+        f'  alone    {run["accuracy"]:.4f}  {run["workdir"]}, step {run["step"]:,}; right only in the ensemble: '
+        f'{run["only_first"]}, only alone: {run["only_second"]}, p-value {_format_p_value(run["p_value"])}'
+        for run in result['runs']
+    ]
 
 
 def class_rows(statistics: JsonObject) -> list[list[str]]:

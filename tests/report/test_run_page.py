@@ -25,7 +25,7 @@ CAVEATS = {
     'overlaps': [{'first': 'train', 'second': 'test', 'examples': 1234}],
     'reschedules': [{'step': 188, 'epochs_before': 1, 'epochs_after': 3}],
 }
-TABLES = ('statistics', 'errors', 'label_suspects', 'layers', 'config')
+TABLES = ('statistics', 'errors', 'prediction_sets', 'label_suspects', 'layers', 'config')
 DATA_FIGURES = ('outliers',)
 DATA = ('data', 'duplicates', *DATA_FIGURES)
 

@@ -1,0 +1,195 @@
+"""Several runs as one model, and predictions averaged over shifted and mirrored images.
+
+An ensemble is a directory with `ensemble.json`, which names its runs. It is used like the workdir of a run for
+evaluation, prediction, serving and export.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnist_jax import files
+from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject, user_path
+from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.kernels.sums import PyTree, tree_sum
+from mnist_jax.workdir.snapshot import params_sha256
+
+FILE = 'ensemble.json'
+MAX_SHIFT = 8  # pixels; (2 x 8 + 1)^2 views
+
+
+class Views(NamedTuple):
+    """The changed copies of an image whose predictions are averaged.
+
+    Attributes:
+      shift: All shifts by up to this many pixels along each axis are views; what comes in is 0.
+      flip: Whether the mirror images of all views are views too.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    @property
+    def number(self) -> int:
+        """The number of views."""
+        return (2 * self.shift + 1) ** 2 * (1 + self.flip)
+
+    def of(self, image_BxHxWxC: jax.Array) -> list[jax.Array]:
+        """Returns all views of images; the first one is the images themselves."""
+        size, (height, width) = self.shift, image_BxHxWxC.shape[1:3]
+        padded = jnp.pad(image_BxHxWxC, ((0, 0), (size, size), (size, size), (0, 0)))
+        moves = sorted(
+            itertools.product(range(-size, size + 1), repeat=2), key=lambda move: (max(map(abs, move)), move)
+        )
+        views = [padded[:, size + y : size + y + height, size + x : size + x + width] for y, x in moves]
+        return views + [view[:, :, ::-1] for view in views] if self.flip else views
+
+
+class Ensemble(RestoredModel):
+    """Several runs that predict together; its layers and feature maps are those of the first run.
+
+    Attributes:
+      members: The runs.
+      combine: What is averaged: 'probabilities' or 'logits'.
+      views: The views of each image.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        members: Sequence[RestoredModel],
+        combine: str = 'probabilities',
+        views: Views = Views(),  # noqa: B008  # It is immutable.
+    ):
+        super().__init__(workdir, members[0].plan, members[0].snapshot)
+        self.members, self.combine, self.views = list(members), combine, views
+        for member in members[1:]:
+            self._check_same('classes', member, list(self.class_names), list(member.class_names))
+            self._check_same('image shape', member, self.image_shape, member.image_shape)
+            own, other = self.plan.source.data.description, member.plan.source.data.description
+            self._check_same('framing', member, (own.framing, own.fit), (other.framing, other.fit))
+
+    def _check_same(self, what: str, member: RestoredModel, expected: object, got: object) -> None:
+        if expected != got:
+            raise UserError(
+                f'--run: all runs of an ensemble must have the same {what}: {expected} in '
+                f'{str(self.members[0].workdir)!r}, got {got} in {str(member.workdir)!r}'
+            )
+
+    @classmethod
+    def load_runs(
+        cls, workdir: Path, runs: Sequence[str | Path], step: str | None, combine: str, views: Views
+    ) -> 'Ensemble':
+        """Restores the runs; `step` is the checkpoint of each of them, see `restored.restore_snapshot`."""
+        if combine not in ('probabilities', 'logits'):
+            raise UserError(f'--combine must be probabilities or logits, got {combine!r}')
+        if not 0 <= views.shift <= MAX_SHIFT:
+            raise UserError(f'--shift must be from 0 to {MAX_SHIFT}, got {views.shift}')
+        return cls(workdir, [RestoredModel.load(run, step) for run in runs], combine, views)
+
+    @classmethod
+    def load(cls, workdir: str | Path, step: str | None = None) -> Self:
+        """Restores the ensemble in `workdir`.
+
+        Raises:
+          UserError: `ensemble.json` is damaged, or the parameters of a run are not those that it was made of.
+        """
+        workdir = user_path(workdir, '--workdir')
+        if step is not None:
+            raise UserError(
+                f'--step must not be set for an ensemble, whose ensemble.json names the steps, got {step!r}'
+            )
+        path = workdir / FILE
+        try:
+            saved: Any = files.read_json(path)
+            runs = [(Path(run['workdir']), str(run['step']), str(run['params_sha256'])) for run in saved['runs']]
+            views = Views(int(saved['shift']), bool(saved['flip']))
+            combine = saved['combine']
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval with --run writes it') from None
+        members = [RestoredModel.load(run, step) for run, step, _ in runs]
+        for member, (_, _, digest) in zip(members, runs, strict=True):
+            if (found := params_sha256(member.snapshot.state.variables)) != digest:
+                raise UserError(
+                    f'the parameters of {str(member.workdir)!r} must have the SHA-256 {digest}, as in {str(path)!r}, '
+                    f'got {found}'
+                )
+        return cls(workdir, members, combine, views)
+
+    def save(self) -> None:
+        """Writes `ensemble.json`."""
+        files.make_directory(self.workdir, '--workdir')
+        files.write_text(self.workdir / FILE, json.dumps(self.description(), indent=2) + '\n')
+
+    def description(self) -> JsonObject:
+        """Returns the contents of `ensemble.json`."""
+        digests = self._digests
+        return {
+            'runs': [
+                {
+                    'workdir': str(member.workdir.resolve()),
+                    'step': int(member.snapshot.state.step),
+                    'params_sha256': digest,
+                }
+                for member, digest in zip(self.members, digests, strict=True)
+            ],
+            'combine': self.combine,
+            'shift': self.views.shift,
+            'flip': self.views.flip,
+        }
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what determines the predictions: the parameters of all runs, and how they are combined."""
+        identity = {**self.description(), 'runs': self._digests}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _digests(self) -> list[str]:
+        return [params_sha256(member.snapshot.state.variables) for member in self.members]
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters and batch statistics of all runs."""
+        return sum(leaf.size for member in self.members for leaf in jax.tree.leaves(member.snapshot.state.variables))
+
+    def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
+        return self.members[0].feature_maps(image_HxWxC)
+
+    @functools.cached_property
+    def variables(self) -> PyTree:
+        """The variables of all runs."""
+        return [member.variables for member in self.members]
+
+    def _probabilities(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
+        outputs = []
+        for member, own in zip(self.members, variables, strict=True):
+            for view in self.views.of(image_BxHxWxC):
+                logits_BxK = member.plan.infer(own, view)
+                outputs.append(logits_BxK if self.combine == 'logits' else jax.nn.softmax(logits_BxK))
+        mean_BxK = tree_sum(outputs) / len(outputs)
+        return jax.nn.softmax(mean_BxK) if self.combine == 'logits' else mean_BxK
+
+    @functools.cached_property
+    def _compiled_probabilities(self) -> Callable[[PyTree, np.ndarray], jax.Array]:
+        return jax.jit(self._probabilities)
+
+    @functools.cached_property
+    def _compiled_logits(self) -> Callable[[PyTree, np.ndarray | jax.Array], jax.Array]:
+        """The logarithms of the probabilities, because an ensemble has no logits."""
+        return jax.jit(lambda variables, image: jnp.log(self._probabilities(variables, image)))
+
+
+def load_model(workdir: str | Path, step: str | None = None) -> RestoredModel:
+    """Restores the run or the ensemble in `workdir`."""
+    is_ensemble = (user_path(workdir, '--workdir') / FILE).is_file()
+    return Ensemble.load(workdir, step) if is_ensemble else RestoredModel.load(workdir, step)

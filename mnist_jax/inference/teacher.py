@@ -1,0 +1,93 @@
+"""The targets of distillation: the mean probabilities of other runs for the training examples, computed once."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mnist_jax.errors import UserError
+from mnist_jax.files import JsonObject, user_path
+from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot
+from mnist_jax.training.experiment import Experiment
+from mnist_jax.training.plan import make_plan
+from mnist_jax.workdir.snapshot import params_sha256
+
+FILE = 'teacher.npz'
+FIELD = 'config.distillation.workdirs'
+EXAMPLES_AT_ONCE = 4096
+
+
+class Teacher(NamedTuple):
+    """What several runs predict for the training examples.
+
+    Attributes:
+      probabilities: float32 NxK, the mean over the runs.
+      runs: The workdir and the digest of the parameters of each run.
+    """
+
+    probabilities: np.ndarray
+    runs: list[JsonObject]
+
+    @property
+    def contents(self) -> bytes:
+        """The contents of the file that `read_teacher` reads."""
+        arrays = io.BytesIO()
+        np.savez(arrays, probabilities=self.probabilities, runs=np.array(json.dumps(self.runs)))
+        return arrays.getvalue()
+
+
+def read_teacher(workdir: Path) -> Teacher | None:
+    """Returns the teacher of the run in `workdir`; None if there is none, or if its file is damaged."""
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Teacher(arrays['probabilities'], json.loads(str(arrays['runs'])))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logging.warning('%s is damaged (%s); the teachers predict again', path, error)
+        return None
+
+
+def make_teacher(experiment: Experiment, workdir: Path) -> Teacher | None:
+    """Returns the teacher of a run: the one that its workdir has already, or a new one; None without distillation.
+
+    Raises:
+      UserError: a run of `config.distillation.workdirs` does not exist, or has other images or classes.
+    """
+    workdirs = experiment.config.distillation.workdirs
+    if not workdirs:
+        return None
+    examples, classes = experiment.source.split('train'), len(experiment.source.class_names)
+    teacher = read_teacher(workdir)
+    if teacher is not None and teacher.probabilities.shape == (examples.size, classes):
+        return teacher
+    models = [_restore(experiment, text) for text in workdirs]
+    total_NxK = np.zeros((examples.size, classes), np.float32)
+    for start in range(0, examples.size, EXAMPLES_AT_ONCE):
+        indices = np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))
+        images = examples.take(indices).image
+        for model in models:
+            total_NxK[indices] += model.predict(images)
+    runs = [
+        {'workdir': str(model.workdir.resolve()), 'params_sha256': params_sha256(model.snapshot.state.variables)}
+        for model in models
+    ]
+    return Teacher(total_NxK / np.float32(len(models)), runs)
+
+
+def _restore(experiment: Experiment, text: str) -> RestoredModel:
+    path = user_path(text, FIELD)
+    checkpoints, config = open_workdir(path, FIELD)
+    plan = make_plan(config, checkpoints.read_description())
+    for what, own, other in (
+        ('classes', list(experiment.source.class_names), list(plan.source.class_names)),
+        ('image shape', experiment.source.image_shape, plan.source.image_shape),
+    ):
+        if own != other:
+            raise UserError(f'{FIELD} must be runs with the {what} of this one, {own}, got {other} in {str(path)!r}')
+    return RestoredModel(path, plan, restore_snapshot(checkpoints, plan))
