@@ -40,6 +40,8 @@ Train, evaluate and compare small-image classifiers.
                                                            average the predictions of several runs
   mnist-jax --mode=compare --run='runs/*'                  compare finished runs
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
+  mnist-jax --mode=check --config=configs/cnn.py           check that a config can learn, and how long an epoch takes
+  mnist-jax --mode=find_lr --config=configs/cnn.py         search for the learning rate
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table
   mnist-jax --mode=reproduce --seeds=3                     reproduce all published experiments
 
@@ -50,7 +52,7 @@ flags.DEFINE_string('config', None, "The experiment's config file; --config.FIEL
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, report, predict, export, serve, compare, explore, summary or reproduce',
+    'train (or resume), eval, report, predict, export, serve, compare, explore, check, find_lr, summary or reproduce',
 )
 flags.DEFINE_string('workdir', None, "The directory of the run; 'runs/<config name>' by default")
 flags.DEFINE_string(
@@ -321,6 +323,21 @@ def explore() -> None:
         audit_labels(config, workdir)
 
 
+def check() -> int:
+    """Trains on one batch of --config again and again; returns the exit status."""
+    from mnist_jax.studies.trial_steps import check as check_config_learns
+
+    return check_config_learns(_config())
+
+
+def find_lr() -> None:
+    """Searches for the learning rate of --config."""
+    from mnist_jax.studies.trial_steps import find_learning_rate
+
+    config = _config()
+    find_learning_rate(config, _workdir(f'find_lr-{Path(FLAGS.config).stem}'))
+
+
 def reproduce() -> None:
     """Trains every published experiment, and compares the results."""
     from mnist_jax.studies.reproduction import reproduce as reproduce_experiments
@@ -346,6 +363,8 @@ MODES = {
     'summary': Mode(summary, ('config',)),
     'compare': Mode(compare, ('run',)),
     'explore': Mode(explore, ('config', 'workdir')),
+    'check': Mode(check, ('config',)),
+    'find_lr': Mode(find_lr, ('config', 'workdir')),
     'reproduce': Mode(reproduce, ('workdir', 'seeds', 'experiments')),
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -186,3 +187,19 @@ def accuracies(runs: Sequence[FinishedRun]) -> ReportFigure:
         figures.add_grid(axis)
     about = 'One point per run; the bars are exact (Clopper-Pearson) 95% confidence intervals.'
     return ReportFigure('Test accuracy', about, figure, tooltips)
+
+
+@figures.styled
+def learning_rate_search(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggested: float) -> ReportFigure:
+    """Draws the loss against the learning rate, which rises from update to update."""
+    figure, ((axis,),) = figures.new_figure(8, 4)
+    axis.plot(rates, losses, color=figures.BLUE, alpha=0.3, linewidth=1, label='loss of a batch')
+    axis.plot(rates, smoothed, color=figures.BLUE, linewidth=1.8, label='moving average')
+    axis.axvline(suggested, color=figures.ORANGE, linestyle='--', linewidth=1.4, label=f'suggested: {suggested:.2g}')
+    low, high = smoothed.min(), max(smoothed[0], np.median(losses))
+    margin = 0.15 * max(high - low, 1e-6)
+    axis.set(xscale='log', xlabel='learning rate', ylabel='loss', ylim=(low - margin, high + 3 * margin))
+    axis.set_title('Learning-rate search')
+    axis.legend(fontsize=9)
+    figures.add_grid(axis)
+    return ReportFigure('Learning-rate search', 'The loss falls fastest at the suggested learning rate.', figure, {})

@@ -1,0 +1,75 @@
+"""Short trials: what is reported for configs that learn and for configs that cannot."""
+
+import csv
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_jax.errors import UserError
+from mnist_jax.models.architectures import MODELS
+from mnist_jax.studies.trial_steps import check, find_learning_rate, smooth, steepest
+
+
+def test_a_config_that_learns_passes_all_checks(small, capsys):
+    config = small('cnn', devices=1, batch_size=32, model__stages=((8,), (16,)), model__hidden=(32,))
+    config.augmentation = ({'name': 'noise', 'amount': 1.0},)  # It is left out.
+    assert check(config) == 0
+    output = capsys.readouterr().out
+    assert output.count('ok  ') == 4 and 'FAILED' not in output
+    assert 'parameters: ' in output and 'epoch     10 steps' in output
+
+
+class BlindModel(nn.Module):
+    """A model that ignores the image, with a parameter that nothing depends on."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        self.param('unused', nn.initializers.ones, (3,))
+        bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
+        return jnp.zeros((len(image_BxHxWxC), self.num_classes)) + 100 * bias[None]
+
+
+def test_a_model_that_cannot_learn_fails_and_names_the_parameter(small, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, 'blind', BlindModel)
+    config = small('mlp', devices=1)
+    config.unlock()
+    config.model = {'name': 'blind'}
+    assert check(config.lock()) == 1
+    output = capsys.readouterr().out
+    assert 'FAILED    the first update does not change unused' in output
+    assert 'FAILED    after 200 updates' in output
+
+
+def test_updates_that_are_not_finite_are_counted(small, capsys):
+    assert check(small('mlp', devices=1, optimizer__learning_rate=1e38)) == 1
+    # The first one leads to parameters of 1e38, which are finite.
+    assert '199 of 200 updates are not finite' in capsys.readouterr().out
+
+
+def test_the_search_finds_a_rate_at_which_the_model_learns(small, tmp_path, capsys):
+    config = small('mlp', devices=1, dataset__train='train[:2000]', schedule__name='cosine')
+    rate = find_learning_rate(config, tmp_path / 'search')
+    assert 1e-4 < rate < 0.05 and f'learning_rate={rate:.2g}' in capsys.readouterr().out
+    with open(tmp_path / 'search' / 'find_lr.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]['learning_rate']) == 1e-6 and 100 < len(rows) <= 300
+    assert (tmp_path / 'search' / 'find_lr.png').stat().st_size > 10_000
+
+
+def test_the_steepest_point_by_hand():
+    rates = np.exp(np.arange(5.0))
+    assert steepest(rates, np.array([3.0, 2.9, 2.0, 1.0, 1.1])) == rates[2]  # slopes -0.1, -0.5, -0.95, -0.45, 0.1
+    # A fall from a peak after the minimum does not count.
+    assert steepest(rates, np.array([3.0, 2.0, 1.9, 90.0, 2.0])) == rates[0]
+    with pytest.raises(UserError, match='the loss must fall at some learning rate'):
+        steepest(rates, np.arange(5.0))
+    np.testing.assert_allclose(smooth(np.array([4.0, 4.0, 2.0])), [4, 4, 4 - 2 * 0.05 / (1 - 0.95**3)])
+
+
+def test_folds_are_refused(small):
+    with pytest.raises(UserError, match=r'config.folds must be 0'):
+        check(small(folds=3))
