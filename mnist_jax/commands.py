@@ -39,6 +39,7 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=eval --run='runs/cnn-*' --workdir=runs/ensemble
                                                            average the predictions of several runs
   mnist-jax --mode=compare --run='runs/*'                  compare finished runs
+  mnist-jax --mode=stress --workdir=runs/cnn               measure the accuracy on corrupted images and under attack
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
   mnist-jax --mode=check --config=configs/cnn.py           check that a config can learn, and how long an epoch takes
   mnist-jax --mode=find_lr --config=configs/cnn.py         search for the learning rate
@@ -52,7 +53,8 @@ flags.DEFINE_string('config', None, "The experiment's config file; --config.FIEL
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, report, predict, export, serve, compare, explore, check, find_lr, summary or reproduce',
+    'train (or resume), eval, report, predict, export, serve, compare, stress, explore, check, find_lr, summary or '
+    'reproduce',
 )
 flags.DEFINE_string('workdir', None, "The directory of the run; 'runs/<config name>' by default")
 flags.DEFINE_string(
@@ -88,7 +90,7 @@ flags.DEFINE_bool('onnx', False, 'export: write ONNX as well')
 flags.DEFINE_multi_string(
     'run',
     [],
-    "compare, report: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated. eval: the runs of an "
+    "compare, report, stress: a workdir, or a pattern such as 'runs/cnn-*'; may be repeated. eval: the runs of an "
     'ensemble, which --workdir then holds',
 )
 flags.DEFINE_string('combine', 'probabilities', 'eval with --run: what is averaged, probabilities or logits')
@@ -323,6 +325,17 @@ def explore() -> None:
         audit_labels(config, workdir)
 
 
+def stress() -> None:
+    """Measures --workdir, or every --run, on corrupted images."""
+    from mnist_jax.studies.stress import stress as stress_runs
+
+    if FLAGS.run:
+        stress_runs(FLAGS.run, _workdir('comparison'))
+    else:
+        workdir = _run_directory()
+        stress_runs([str(workdir)], workdir)
+
+
 def check() -> int:
     """Trains on one batch of --config again and again; returns the exit status."""
     from mnist_jax.studies.trial_steps import check as check_config_learns
@@ -362,6 +375,7 @@ MODES = {
     'serve': Mode(serve, ('workdir', 'step', 'host', 'port')),
     'summary': Mode(summary, ('config',)),
     'compare': Mode(compare, ('run',)),
+    'stress': Mode(stress, ('workdir', 'run')),
     'explore': Mode(explore, ('config', 'workdir')),
     'check': Mode(check, ('config',)),
     'find_lr': Mode(find_lr, ('config', 'workdir')),

@@ -91,7 +91,7 @@ def comparison_table(patterns: Sequence[str]) -> str:
 def read_runs(patterns: Sequence[str]) -> list[FinishedRun]:
     """Reads the runs in the workdirs `patterns`, paths or glob patterns, each run once."""
     workdirs = find_runs(patterns)
-    return [read_run(workdir, name) for workdir, name in zip(workdirs, _short_names(workdirs), strict=True)]
+    return [read_run(workdir, name) for workdir, name in zip(workdirs, short_names(workdirs), strict=True)]
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:
@@ -109,7 +109,7 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     return list(workdirs)
 
 
-def _short_names(workdirs: Sequence[Path]) -> list[str]:
+def short_names(workdirs: Sequence[Path]) -> list[str]:
     """Returns the last parts of each path, as many as it takes to make all names different."""
     parts = [tuple(map(files.printable, workdir.parts)) for workdir in workdirs]
     for length in range(1, max(map(len, parts)) + 1):
