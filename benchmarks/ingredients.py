@@ -90,7 +90,7 @@ def recipe(dataset: str) -> ConfigDict:
 def with_ingredient(config: ConfigDict, name: str) -> ConfigDict:
     """Returns `config` with the fields of an ingredient."""
     config = config.copy_and_resolve_references().unlock()
-    for field, value in INGREDIENTS.get(name, {}).items():
+    for field, value in ({} if name == BASE else INGREDIENTS[name]).items():
         section, _, inner = field.rpartition('.')
         parent = config[section] if section else config
         with parent.ignore_type():
@@ -134,7 +134,8 @@ def measure_accuracy(dataset: str, names: list[str], seeds: int, jobs: int, dire
     directory.mkdir(parents=True, exist_ok=True)
     context = get_context('spawn')
     work = [(dataset, name, seed, str(directory)) for seed in range(seeds) for name in [BASE, *names]]
-    with ProcessPoolExecutor(jobs, context, _pin_to_a_core, (context.Value('i', 0),)) as pool:
+    # A process that compiles many programs runs out of memory mappings.
+    with ProcessPoolExecutor(jobs, context, _pin_to_a_core, (context.Value('i', 0),), max_tasks_per_child=10) as pool:
         list(pool.map(train_once, work))
 
     def results(name: str) -> list[dict[str, float]]:
@@ -211,6 +212,8 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=1.0, help='per program in each round')
     options = parser.parse_args()
     names = options.names.split(',')
+    if unknown := [name for name in names if name not in INGREDIENTS]:
+        parser.error(f'--names must be some of {", ".join(INGREDIENTS)}, got {", ".join(unknown)}')
     if options.what == 'accuracy':
         measure_accuracy(options.dataset, names, options.seeds, options.jobs, options.directory)
     else:
