@@ -165,6 +165,9 @@ class Ensemble(RestoredModel):
     def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
         return self.members[0].feature_maps(image_HxWxC)
 
+    def last_features(self, images: np.ndarray) -> np.ndarray | None:
+        return self.members[0].last_features(images)
+
     @functools.cached_property
     def variables(self) -> PyTree:
         """The variables of all runs."""

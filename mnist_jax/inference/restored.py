@@ -308,6 +308,30 @@ class RestoredModel:
 
         return jax.jit(layer_outputs)
 
+    def last_features(self, images: np.ndarray) -> np.ndarray | None:
+        """Returns what the last layer gets for each image, float32 NxF; None if it does not get vectors.
+
+        Args:
+          images: As for `predict`.
+        """
+        images_NxHxWxC = self._check_images(images)
+        starts = range(0, len(images_NxHxWxC), MAX_BATCH)
+        parts = [self._compiled_features(self.variables, images_NxHxWxC[start : start + MAX_BATCH]) for start in starts]
+        if not parts or any(part is None for part in parts):
+            return None
+        return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+    @functools.cached_property
+    def _compiled_features(self) -> Callable[[PyTree, np.ndarray], jax.Array | None]:
+        def features(variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array | None:
+            with record_outputs() as outputs:
+                self.plan.infer(variables, image_BxHxWxC)
+            # The last two are those of the last layer and of the model.
+            vectors = [output for _, output in list(outputs.values())[:-2] if getattr(output, 'ndim', 0) == 2]
+            return vectors[-1] if vectors and isinstance(vectors[-1], jax.Array) else None
+
+        return jax.jit(features)
+
     def filters(self) -> np.ndarray | None:
         """Returns the kernel of the first layer that has one, if it can be shown as images.
 

@@ -206,6 +206,8 @@ def train_step(
     if averaging is not None and average is not None:
         progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate)
         average = averaging.update(average, Variables(params, batch_stats), progress)
+        if averaging.interpolation:  # The statistics of this update are those of parameters close to the average.
+            average = dataclasses.replace(average, variables=Variables(average.variables.params, batch_stats))
         new_state = dataclasses.replace(new_state, average=average)
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
     finite = ops.all_finite((sums, params, batch_stats))

@@ -76,6 +76,13 @@ def shorten(name: str) -> str:
     return f'{name[: MAX_NAME - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}'
 
 
+def categorical_color(number: int, count: int) -> tuple[float, ...]:
+    """Returns the color of one of `count` categories."""
+    name = 'tab10' if count <= 10 else 'tab20' if count <= 20 else 'hsv'
+    colors = matplotlib.colormaps[name]
+    return colors(number) if count <= 20 else colors(number / count)
+
+
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function that draws or saves figures, so that it uses the style of this module."""
 

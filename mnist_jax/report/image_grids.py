@@ -41,10 +41,15 @@ class PredictedExamples(NamedTuple):
         return self.probabilities.max(-1)
 
 
+def most_confident_mistakes(examples: PredictedExamples) -> np.ndarray:
+    """Returns the indices of all errors, those with the highest confidence first."""
+    wrong = np.flatnonzero(examples.prediction != examples.label)
+    return wrong[np.argsort(-examples.confidence[wrong], kind='stable')]
+
+
 def mistakes(examples: PredictedExamples) -> ReportFigure | None:
     """Draws the errors with the highest confidence; returns None if there are no errors."""
-    wrong = np.flatnonzero(examples.prediction != examples.label)
-    indices = wrong[np.argsort(-examples.confidence[wrong], kind='stable')][:MAX_EXAMPLES]
+    indices = most_confident_mistakes(examples)[:MAX_EXAMPLES]
     about = (
         'The errors with the highest confidence. Above each image: the true class, the predicted class and its '
         'probability.'
@@ -171,3 +176,47 @@ def feature_maps(image_HxWxC: np.ndarray, maps: Mapping[str, np.ndarray], class_
         'on its own scale.'
     )
     return ReportFigure('Feature maps', about, figure, tooltips)
+
+
+@figures.styled
+def explanations(
+    examples: PredictedExamples, indices: Sequence[int], maps: Sequence[Mapping[str, np.ndarray]]
+) -> ReportFigure | None:
+    """Draws which pixels the predictions of some examples depend on; returns None if there are no examples.
+
+    Args:
+      examples: All examples.
+      indices: Those to draw, one per column.
+      maps: For each of them, one number per pixel, HxW, by the name of the method; positive numbers speak for the
+        predicted class.
+    """
+    if not len(indices):
+        return None
+    methods = list(maps[0])
+    figure, axes = figures.new_figure(11, 1.75 * (1 + len(methods)), 1 + len(methods), max(4, len(indices)))
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    tooltips: dict[str, str] = {}
+    for column, (index, by_method) in enumerate(zip(indices, maps, strict=True)):
+        truth, predicted = (
+            examples.class_names[label] for label in (examples.label[index], examples.prediction[index])
+        )
+        _draw_image(axes[0, column], examples.image(index), f'explained-{index}')
+        axes[0, column].set_title(f'{truth} \u2192 {predicted}', fontsize=9, loc='center')
+        tooltips[f'explained-{index}'] = f'test example {index:,}, true class {truth}, predicted {predicted}'
+        for row, (method, map_HxW) in enumerate(by_method.items(), 1):
+            limit = float(np.abs(map_HxW).max()) or 1.0
+            axes[row, column].imshow(
+                map_HxW, cmap='RdBu', vmin=-limit, vmax=limit, interpolation='none', gid=f'{method}-{index}'
+            )
+            tooltips[f'{method}-{index}'] = f'{method}: from {map_HxW.min():.3g} to {map_HxW.max():.3g}'
+    for row, name in enumerate(['image', *methods]):
+        axes[row, 0].set_ylabel(name, fontsize=9, color=figures.TEXT)
+    about = (
+        'Which pixels the predicted classes of the most confident mistakes depend on. Gradient: how much the class '
+        'reacts to a small change of each pixel. Integrated gradients: what each pixel adds to the logarithm of the '
+        'probability (blue) or takes from it (red), compared with a black image. Occlusion: how far the probability '
+        'falls (blue) or rises (red) if a square around the pixel is hidden.'
+    )
+    return ReportFigure('Why the most confident mistakes', about, figure, tooltips)

@@ -9,10 +9,11 @@ from mnist_jax.config import config_fields, default_config
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
+from mnist_jax.inference.explain import Explainer
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.label_errors import find_label_suspects
 from mnist_jax.models.layer_table import HEADER, table_row
-from mnist_jax.report import calibration, confusion, curves, data_audit, html_page, image_grids
+from mnist_jax.report import calibration, confusion, curves, data_audit, feature_space, html_page, image_grids
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples, suspect_rows
@@ -21,6 +22,8 @@ from mnist_jax.workdir.provenance import read_provenance
 from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
 
 MAX_SUSPECTS = 20
+MAX_EXPLAINED = 6  # mistakes
+MAX_MAPPED = 600  # examples in the map of the feature space
 
 
 def write_report(model: RestoredModel) -> Path:
@@ -60,12 +63,41 @@ def _draw_figures(run: FinishedRun, model: RestoredModel, examples: PredictedExa
         'flow': confusion.flow(matrix, names),
         'by_class': confusion.by_class(run.result['statistics']),
         'mistakes': image_grids.mistakes(examples),
+        'explanations': _explain(model, examples),
         'doubts': image_grids.doubts(examples),
+        'feature_space': _map_features(model, examples),
         'calibration': calibration.reliability(examples.probabilities, examples.label),
         'filters': image_grids.filters(kernel) if kernel is not None else None,
         'feature_maps': image_grids.feature_maps(image, model.feature_maps(image), names[examples.label[0]]),
     }
     return {name: figure for name, figure in optional.items() if figure is not None}
+
+
+def _explain(model: RestoredModel, examples: PredictedExamples) -> ReportFigure | None:
+    """Draws what the most confident mistakes depend on."""
+    indices = image_grids.most_confident_mistakes(examples)[:MAX_EXPLAINED].tolist()
+    explainer = Explainer(model)
+    methods = {
+        'gradient': explainer.gradient,
+        'integrated gradients': explainer.integrated_gradients,
+        'occlusion': explainer.occlusion,
+    }
+    maps = [
+        {name: method(examples.image(index), int(examples.prediction[index])) for name, method in methods.items()}
+        for index in indices
+    ]
+    return image_grids.explanations(examples, indices, maps)
+
+
+def _map_features(model: RestoredModel, examples: PredictedExamples) -> ReportFigure | None:
+    """Draws the first test examples by their features."""
+    count = min(MAX_MAPPED, examples.size)
+    features_NxF = model.last_features(np.stack([examples.image(index) for index in range(count)]))
+    if features_NxF is None:
+        return None
+    return feature_space.feature_map(
+        features_NxF, examples.label[:count], examples.prediction[:count], model.class_names
+    )
 
 
 def _read_examples(run: FinishedRun, model: RestoredModel) -> PredictedExamples:

@@ -18,8 +18,8 @@ from mnist_jax.report.run_page import make_figures, write_report
 from mnist_jax.workdir.comparison import read_run
 
 FIGURES = (
-    'learning_curves', 'confusion_matrix', 'flow', 'by_class', 'mistakes', 'doubts', 'calibration', 'filters',
-    'feature_maps',
+    'learning_curves', 'confusion_matrix', 'flow', 'by_class', 'mistakes', 'explanations', 'doubts', 'feature_space',
+    'calibration', 'filters', 'feature_maps',
 )  # fmt: skip
 CAVEATS = {
     'overlaps': [{'first': 'train', 'second': 'test', 'examples': 1234}],
