@@ -114,8 +114,8 @@ def swa(start: Count = 0) -> Averaging:
 def schedule_free(interpolation: Rate = 0.9) -> Averaging:
     """Schedule-free learning (Defazio et al. 2024) with any optimizer: the mean weighted by the squared learning rate.
 
-    Use it with the constant schedule, or with a warm-up only. Batch statistics are not averaged: they belong to the point
-    of the gradient, which is close to the average.
+    Use it with the constant schedule, or with a warm-up only. Batch statistics are not averaged: they belong to the
+    point of the gradient, which is close to the average.
 
     Args:
       interpolation: The gradient is taken at this fraction of the way from the parameters to their average. It takes
