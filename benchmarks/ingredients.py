@@ -20,7 +20,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -135,8 +134,9 @@ def measure_accuracy(dataset: str, names: list[str], seeds: int, jobs: int, dire
     context = get_context('spawn')
     work = [(dataset, name, seed, str(directory)) for seed in range(seeds) for name in [BASE, *names]]
     # A process that compiles many programs runs out of memory mappings.
-    with ProcessPoolExecutor(jobs, context, _pin_to_a_core, (context.Value('i', 0),), max_tasks_per_child=10) as pool:
-        list(pool.map(train_once, work))
+    with context.Pool(jobs, _pin_to_a_core, (context.Value('i', 0),), maxtasksperchild=10) as pool:
+        for _ in pool.imap_unordered(train_once, work):
+            pass
 
     def results(name: str) -> list[dict[str, float]]:
         return [json.loads((directory / f'{dataset}-{name}-{seed}.json').read_text()) for seed in range(seeds)]
