@@ -110,9 +110,8 @@ def train_once(job: tuple[str, str, int, str]) -> None:
     logging.set_verbosity(logging.ERROR)
     config = with_ingredient(recipe(dataset), name)
     config.seed = seed
-    with tempfile.TemporaryDirectory() as workdir:
-        with contextlib.redirect_stdout(None):
-            result = train(config, workdir)
+    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(None):
+        result = train(config, workdir)
     path.write_text(json.dumps({'accuracy': result['accuracy'], 'params_sha256': result['params_sha256']}))
 
 

@@ -154,7 +154,8 @@ def parse(argv: list[str]) -> Callable[[], int | None]:
     configure_logging()
     mode = choose('--mode', FLAGS.mode, MODES)
     for name in itertools.chain.from_iterable(other.flags for other in MODES.values()):
-        if FLAGS[name].present and FLAGS[name].value in ('', [''], []):
+        value = FLAGS[name].value
+        if FLAGS[name].present and (value in ('', []) or (isinstance(value, list) and '' in value)):
             raise UserError(f'--{name} must not be empty; give a value, or omit the flag')
         if FLAGS[name].present and name not in mode.flags:
             reason = 'it uses the configs of the runs' if name == 'config' else '--help says which mode uses it'
@@ -233,6 +234,9 @@ def evaluate() -> None:
     if FLAGS.run:
         _evaluate_ensemble()
         return
+    for name in ('combine', 'shift', 'flip'):
+        if FLAGS[name].present:
+            raise UserError(f'--{name} needs --run, which makes an ensemble, of one run or several')
     workdir = _run_directory()
     if FLAGS.input:
         if FLAGS.split is not None or len(FLAGS.input) > 1:

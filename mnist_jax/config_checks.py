@@ -74,6 +74,9 @@ def check_init(init: Mapping[str, Any]) -> None:
 
 def check_distillation(distillation: Mapping[str, Any]) -> None:
     """Raises a UserError unless the fields of `config.distillation` have their types and ranges."""
+    for field in default_config().distillation:
+        if field not in distillation:
+            raise UserError(f'config.distillation.{field} is missing; configs/default.py describes it')
     workdirs = distillation['workdirs']
     if not isinstance(workdirs, tuple) or not all(isinstance(workdir, str) for workdir in workdirs):
         raise UserError(
@@ -99,6 +102,13 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
                 f'config.model.{field} must have one value for each of the {len(attributes[layers])} entries of '
                 f'config.model.{layers}{", or be ()" if optional else ""}, got {tuple(values)}'
             )
+    if attributes.get('widths', (1,)) in ((), []):
+        raise UserError('config.model.widths must not be empty, got ()')
+    if attributes.get('batch_norm') and attributes.get('normalization', 'none') not in ('none', 'batch'):
+        raise UserError(
+            "config.model.batch_norm must be False if config.model.normalization is neither 'none' nor 'batch', got "
+            f'True with {attributes["normalization"]!r}'
+        )
     if attributes.get('width', 0) % attributes.get('heads', 1):
         raise UserError(
             f'config.model.width must be a multiple of config.model.heads={attributes["heads"]}, got '

@@ -50,11 +50,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def check_range(field: str, value: float, minimum: float, maximum: float) -> None:
     """Raises a UserError unless `minimum <= value <= maximum` and the value is finite."""
-    if not minimum <= value <= maximum or not math.isfinite(value):
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not is_number or not minimum <= value <= maximum or not math.isfinite(value):
         limit = (
             f'a number from {minimum:g} to {maximum:g}' if maximum < math.inf else f'a finite number from {minimum:g}'
         )
-        raise UserError(f'{field} must be {limit}, got {value}')
+        raise UserError(f'{field} must be {limit}, got {value if is_number else repr(value)}')
 
 
 def check_integer(field: str, value: int, minimum: int = 0, maximum: int = MAX_INT) -> None:

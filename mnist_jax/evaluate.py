@@ -19,7 +19,7 @@ from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference import ensemble
 from mnist_jax.inference.calibration import assess, cross_entropy
 from mnist_jax.inference.ensemble import Ensemble
-from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
+from mnist_jax.inference.restored import ENSEMBLE_FILE, MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.inference.teacher import read_teacher
 from mnist_jax.learning import metrics
 from mnist_jax.learning.step import Variables
@@ -75,7 +75,7 @@ def evaluate_snapshot(
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'origin': read_origin(workdir),
-        **({'teachers': teacher.runs} if (teacher := read_teacher(workdir)) else {}),
+        **_teachers(experiment, workdir),
     }
     if split is None and source.validated:
         validation = source.split('validation')
@@ -130,6 +130,11 @@ def _about_weights(experiment: Experiment, snapshot: Snapshot, examples: Example
     return {'weights': name, 'other_weights': others}
 
 
+def _teachers(experiment: Experiment, workdir: Path) -> JsonObject:
+    teacher = read_teacher(workdir) if experiment.config.distillation.workdirs else None
+    return {} if teacher is None else {'teachers': teacher.runs}
+
+
 def _reschedules(workdir: Path, step: int) -> list[JsonObject]:
     """Returns the changes of the number of epochs up to `step` that changed the learning rate; see `train.train`."""
     return [
@@ -163,7 +168,7 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
       split: A split in TFDS's slicing notation, or 'validation'; None for the test split of the config.
     """
     workdir = user_path(workdir, '--workdir')
-    if (workdir / ensemble.FILE).is_file():
+    if (workdir / ENSEMBLE_FILE).is_file():
         return evaluate_ensemble(Ensemble.load(workdir, step), split)
     checkpoints, config = open_workdir(workdir)
     experiment = make_experiment(config, checkpoints.read_description())
@@ -192,9 +197,10 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
                     f'--run: all runs of an ensemble must have the same config.dataset.{field}: {value!r} in '
                     f'{str(model.members[0].workdir)!r}, got {other[field]!r} in {str(member.workdir)!r}'
                 )
-    source.data.prepare()
+    ensemble.check_data(model.members)
     examples = source.split('test') if split is None else _examples(source, split)
     label_N = examples.label
+    model.save()  # Before the work: --workdir may hold another ensemble.
     probabilities_NxK = _predict_examples(model, examples)
     runs = [
         {
@@ -221,7 +227,6 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
         validation = source.split('validation')
         validation_NxK = _predict_examples(model, validation)
         result['uncertainty'] = assess(probabilities_NxK, label_N, validation_NxK, validation.label)
-    model.save()
     write_result(model.workdir, split, result, label_N, probabilities_NxK)
     print(format_result(result), flush=True)
     return result

@@ -49,6 +49,10 @@ Positive = Annotated[float, Range(1e-9, math.inf)]
 Finite = Annotated[float, Range(0.0, 1e30)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
 Rate = Annotated[float, LessThanOne()]
+Degrees = Annotated[float, Range(0.0, 180.0)]
+Pixels = Annotated[float, Range(0.0, 10_000.0)]
+WholePixels = Annotated[int, Range(1, 10_000)]
+AtLeastOne = Annotated[float, Range(1.0, 1e6)]
 
 
 class Section(NamedTuple):

@@ -21,7 +21,7 @@ from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
-from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel, open_workdir, restore_snapshot, result_step
 from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
 from mnist_jax.learning.step import start_from
@@ -69,6 +69,8 @@ def train(
     workdir = files.user_path(workdir, '--workdir')
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
     _check_no_folds(workdir)
+    if (workdir / ENSEMBLE_FILE).exists():
+        raise UserError(f'--workdir {str(workdir)!r} holds an ensemble; use another --workdir')
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
     saved = checkpoints.check_config(config) if steps else config
@@ -79,7 +81,7 @@ def train(
     for name in experiment.source.split_names:
         experiment.source.split(name)
     first = None if steps else _first_snapshot(experiment, workdir)
-    teacher = make_teacher(experiment, workdir)
+    teacher = make_teacher(experiment, workdir, resumed=bool(steps))
     if teacher is not None:
         experiment = dataclasses.replace(experiment, teacher=teacher.probabilities)
     files.make_directory(workdir, '--workdir')
@@ -122,7 +124,7 @@ def train(
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
             checkpoints.write_config(config, digests, experiment.source.description)
-            if teacher is not None and not (workdir / TEACHER_FILE).exists():
+            if teacher is not None and teacher.is_new:
                 files.write_bytes(workdir / TEACHER_FILE, teacher.contents)
             record_start(
                 workdir,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +86,25 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
         ({'average__evaluated': 'both'}, "config.average.evaluated must be one of average, last, got 'both'"),
         ({'optimizer__sam_radius': -1.0}, 'config.optimizer.sam_radius must be'),
         ({'optimizer__accumulate': 0}, 'config.optimizer.accumulate must be'),
+        (
+            {'optimizer__accumulate': 11},
+            'config.optimizer.accumulate must be at most the number of batches',
+        ),
+        ({'optimizer__sam_radius': 1e300}, 'config.optimizer.sam_radius must be a number from 0 to 1e'),
+        ({'average': {'name': 'swa', 'start': 2}}, 'config.average.start must be less than config.epochs=2'),
+        (
+            {'average__name': 'schedule_free', 'schedule__name': 'cosine'},
+            "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got 'cosine'",
+        ),
+        ({'distillation': {'workdirs': ()}}, 'config.distillation.temperature is missing'),
+        ({'distillation__workdirs': ('/nowhere',)}, 'config.distillation.workdirs must be the directory of a run'),
+        (
+            {'augmentation': ({'name': 'shift', 'probability': 'x'},)},
+            "must be a number from 0 to 1, got 'x'",
+        ),
+        ({'augmentation': ({'name': 'elastic', 'smoothness': 1e9},)}, 'smoothness must be a number from 0.1 to 100'),
+        ({'augmentation': ({'name': 'shift', 'pixels': 10**6},)}, 'pixels must be an integer from 1 to 10000'),
+        ({'augmentation': ({'name': 'erase', 'elongation': 0.5},)}, 'elongation must be a number from 1 to'),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_written(fields, message, small, tmp_path):
@@ -129,6 +149,9 @@ def test_distillation_learns_from_other_runs(small, tmp_path):
     for teacher in teachers:  # It is not needed any more.
         shutil.rmtree(teacher)
     assert run('stopped') == once
+    (tmp_path / 'stopped' / 'teacher.npz').write_bytes(b'damaged')
+    with pytest.raises(UserError, match=r'config.distillation.workdirs must be the directory of a run'):
+        run('stopped', epochs=3)  # The teachers would have to predict again.
     with pytest.raises(UserError, match=r'config.distillation.workdirs must be the directory of a run'):
         run('new')
     assert not (tmp_path / 'new').exists()
@@ -139,3 +162,24 @@ def test_distillation_by_hand():
     logits, target = jnp.array([[2 * np.log(3), 0.0]]), jnp.array([[0.9, 0.1]])
     expected = -4 * (0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     np.testing.assert_allclose(losses.distillation(logits, target, 2.0), [expected], rtol=1e-6)
+
+
+def test_a_new_run_has_its_own_teacher_and_a_damaged_file_is_written_again(small, tmp_path):
+    for seed in range(2):
+        train(small('mlp', seed=seed, devices=1, epochs=1), tmp_path / f'teacher-{seed}')
+
+    def run(teacher, **fields):
+        config = small('mlp', devices=1, distillation__workdirs=(str(tmp_path / teacher),), **fields)
+        return train(config, tmp_path / 'student')
+
+    first = run('teacher-0')
+    shutil.rmtree(tmp_path / 'student' / 'checkpoints')
+    for name in ('config.json', 'digests.json'):
+        (tmp_path / 'student' / name).unlink()
+    second = run('teacher-1')
+    assert [Path(row['workdir']).name for row in second['teachers']] == ['teacher-1']
+    assert first['params_sha256'] != second['params_sha256']
+    contents = (tmp_path / 'student' / 'teacher.npz').read_bytes()
+    (tmp_path / 'student' / 'teacher.npz').write_bytes(b'damaged')
+    third = run('teacher-1', epochs=3)
+    assert (tmp_path / 'student' / 'teacher.npz').read_bytes() == contents and third['teachers'] == second['teachers']

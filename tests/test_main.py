@@ -110,7 +110,7 @@ def test_summary_prints_the_layer_table_and_nothing_else(program):
         (('cnn', '--workdir=file'), "--workdir must be a directory, but 'file' or one of its parents is a file"),
         (('cnn', '--workdir=/proc/nowhere'), "--workdir must be a writable directory, got '/proc/nowhere'"),
         (('cnn', '--config.dataset.data_dir=new', '--config.dataset.raw_dir=empty'), 'raw file train-images'),
-        (('cnn', '--mode=evaluate'), '--mode must be one of compare, eval, explore, export, predict,'),
+        (('cnn', '--mode=evaluate'), '--mode must be one of check, compare, eval, explore, export,'),
         (('cnn', 'stray'), "arguments must be flags, which start with --, got 'stray'"),
         (('cnn', '--processes=65'), '--processes must be from 1 to 64, got 65'),
         (

@@ -19,11 +19,12 @@ import numpy as np
 from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
-from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel
 from mnist_jax.kernels.sums import PyTree, tree_sum
+from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.snapshot import params_sha256
 
-FILE = 'ensemble.json'
+COMBINATIONS = ('probabilities', 'logits')
 MAX_SHIFT = 8  # pixels; (2 x 8 + 1)^2 views
 
 
@@ -90,33 +91,35 @@ class Ensemble(RestoredModel):
         cls, workdir: Path, runs: Sequence[str | Path], step: str | None, combine: str, views: Views
     ) -> 'Ensemble':
         """Restores the runs; `step` is the checkpoint of each of them, see `restored.restore_snapshot`."""
-        if combine not in ('probabilities', 'logits'):
-            raise UserError(f'--combine must be probabilities or logits, got {combine!r}')
+        if combine not in COMBINATIONS:
+            raise UserError(f'--combine must be {" or ".join(COMBINATIONS)}, got {combine!r}')
         if not 0 <= views.shift <= MAX_SHIFT:
             raise UserError(f'--shift must be from 0 to {MAX_SHIFT}, got {views.shift}')
-        return cls(workdir, [RestoredModel.load(run, step) for run in runs], combine, views)
+        return cls(workdir, [RestoredModel.load(run, step, '--run') for run in runs], combine, views)
 
     @classmethod
-    def load(cls, workdir: str | Path, step: str | None = None) -> Self:
-        """Restores the ensemble in `workdir`.
+    def load(cls, workdir: str | Path, step: str | None = None, field: str = '--workdir') -> Self:
+        """Restores the ensemble in `workdir`, which error messages call `field`.
 
         Raises:
           UserError: `ensemble.json` is damaged, or the parameters of a run are not those that it was made of.
         """
-        workdir = user_path(workdir, '--workdir')
+        workdir = user_path(workdir, field)
         if step is not None:
             raise UserError(
                 f'--step must not be set for an ensemble, whose ensemble.json names the steps, got {step!r}'
             )
-        path = workdir / FILE
+        path = workdir / ENSEMBLE_FILE
         try:
             saved: Any = files.read_json(path)
             runs = [(Path(run['workdir']), str(run['step']), str(run['params_sha256'])) for run in saved['runs']]
-            views = Views(int(saved['shift']), bool(saved['flip']))
-            combine = saved['combine']
+            views, combine = Views(saved['shift'], saved['flip']), saved['combine']
+            valid = type(views.shift) is int and 0 <= views.shift <= MAX_SHIFT and type(views.flip) is bool
+            if not runs or not valid or combine not in COMBINATIONS:
+                raise ValueError('its runs, combine, shift or flip are invalid')
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval with --run writes it') from None
-        members = [RestoredModel.load(run, step) for run, step, _ in runs]
+        members = [RestoredModel.load(run, step, f'each run in {str(path)!r}') for run, step, _ in runs]
         for member, (_, _, digest) in zip(members, runs, strict=True):
             if (found := params_sha256(member.snapshot.state.variables)) != digest:
                 raise UserError(
@@ -126,9 +129,16 @@ class Ensemble(RestoredModel):
         return cls(workdir, members, combine, views)
 
     def save(self) -> None:
-        """Writes `ensemble.json`."""
+        """Writes `ensemble.json`.
+
+        Raises:
+          UserError: `workdir` holds another ensemble, whose results would be left beside it.
+        """
+        path, text = self.workdir / ENSEMBLE_FILE, json.dumps(self.description(), indent=2) + '\n'
+        if path.exists() and files.read_bytes(path).decode(errors='replace') != text:
+            raise UserError(f'--workdir {str(self.workdir)!r} holds another ensemble; use another --workdir')
         files.make_directory(self.workdir, '--workdir')
-        files.write_text(self.workdir / FILE, json.dumps(self.description(), indent=2) + '\n')
+        files.write_text(path, text)
 
     def description(self) -> JsonObject:
         """Returns the contents of `ensemble.json`."""
@@ -189,10 +199,24 @@ class Ensemble(RestoredModel):
     @functools.cached_property
     def _compiled_logits(self) -> Callable[[PyTree, np.ndarray | jax.Array], jax.Array]:
         """The logarithms of the probabilities, because an ensemble has no logits."""
-        return jax.jit(lambda variables, image: jnp.log(self._probabilities(variables, image)))
+        tiny = np.finfo(np.float32).tiny  # The gradient of the logarithm of 0 is not finite.
+        return jax.jit(lambda variables, image: jnp.log(jnp.maximum(self._probabilities(variables, image), tiny)))
+
+
+def check_data(models: Sequence[RestoredModel]) -> None:
+    """Raises a UserError unless the data of several models is the same, and that which they were trained with."""
+    for model in models:
+        model.plan.source.data.prepare()
+        digests = model.plan.source.data.digests
+        Checkpoints(model.workdir).check_data(digests)
+        if digests != models[0].plan.source.data.digests:
+            raise UserError(
+                f'--run: all runs must have the same data, but the SHA-256 digests of that of {str(model.workdir)!r} '
+                f'are not those of {str(models[0].workdir)!r}'
+            )
 
 
 def load_model(workdir: str | Path, step: str | None = None) -> RestoredModel:
     """Restores the run or the ensemble in `workdir`."""
-    is_ensemble = (user_path(workdir, '--workdir') / FILE).is_file()
+    is_ensemble = (user_path(workdir, '--workdir') / ENSEMBLE_FILE).is_file()
     return Ensemble.load(workdir, step) if is_ensemble else RestoredModel.load(workdir, step)

@@ -28,6 +28,7 @@ from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.snapshot import Snapshot
 
 MAX_BATCH = 256  # images per call of the compiled model
+ENSEMBLE_FILE = 'ensemble.json'  # See `ensemble.py`.
 
 
 def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, ConfigDict]:
@@ -45,6 +46,11 @@ def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, 
         raise UserError(f'{field} must be the directory of a run, got {str(workdir)!r}, which {problem}')
     checkpoints = Checkpoints(workdir)
     config = checkpoints.read_config()
+    if config is None and (workdir / ENSEMBLE_FILE).is_file():
+        raise UserError(
+            f'{field} must be the directory of a run, got {str(workdir)!r}, an ensemble, which only --mode=eval, '
+            'predict, serve, export and stress take'
+        )
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(
@@ -110,10 +116,10 @@ class RestoredModel:
         self.snapshot = snapshot._replace(state=to_host(snapshot.state))
 
     @classmethod
-    def load(cls, workdir: str | Path, step: str | None = None) -> Self:
-        """Restores the run in `workdir` at `step`; see `restore_snapshot`."""
-        workdir = user_path(workdir, '--workdir')
-        checkpoints, config = open_workdir(workdir)
+    def load(cls, workdir: str | Path, step: str | None = None, field: str = '--workdir') -> Self:
+        """Restores the run in `workdir`, which error messages call `field`, at `step`; see `restore_snapshot`."""
+        workdir = user_path(workdir, field)
+        checkpoints, config = open_workdir(workdir, field)
         plan = make_plan(config, checkpoints.read_description())
         start_backend(1, plan.xla_products, deterministic=config.deterministic)
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))

@@ -27,10 +27,12 @@ class Teacher(NamedTuple):
     Attributes:
       probabilities: float32 NxK, the mean over the runs.
       runs: The workdir and the digest of the parameters of each run.
+      is_new: Whether its file has yet to be written.
     """
 
     probabilities: np.ndarray
     runs: list[JsonObject]
+    is_new: bool = False
 
     @property
     def contents(self) -> bytes:
@@ -48,13 +50,18 @@ def read_teacher(workdir: Path) -> Teacher | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Teacher(arrays['probabilities'], json.loads(str(arrays['runs'])))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning('%s is damaged (%s); the teachers predict again', path, error)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        logging.warning('%s is damaged', path)
         return None
 
 
-def make_teacher(experiment: Experiment, workdir: Path) -> Teacher | None:
-    """Returns the teacher of a run: the one that its workdir has already, or a new one; None without distillation.
+def make_teacher(experiment: Experiment, workdir: Path, resumed: bool) -> Teacher | None:
+    """Returns the teacher of a run; None without distillation.
+
+    Args:
+      experiment: The experiment of the run.
+      workdir: Its workdir.
+      resumed: Whether the run has started already: then it is the teacher in its workdir, unless that is damaged.
 
     Raises:
       UserError: a run of `config.distillation.workdirs` does not exist, or has other images or classes.
@@ -63,7 +70,7 @@ def make_teacher(experiment: Experiment, workdir: Path) -> Teacher | None:
     if not workdirs:
         return None
     examples, classes = experiment.source.split('train'), len(experiment.source.class_names)
-    teacher = read_teacher(workdir)
+    teacher = read_teacher(workdir) if resumed else None
     if teacher is not None and teacher.probabilities.shape == (examples.size, classes):
         return teacher
     models = [_restore(experiment, text) for text in workdirs]
@@ -77,7 +84,7 @@ def make_teacher(experiment: Experiment, workdir: Path) -> Teacher | None:
         {'workdir': str(model.workdir.resolve()), 'params_sha256': params_sha256(model.snapshot.state.variables)}
         for model in models
     ]
-    return Teacher(total_NxK / np.float32(len(models)), runs)
+    return Teacher(total_NxK / np.float32(len(models)), runs, is_new=True)
 
 
 def _restore(experiment: Experiment, text: str) -> RestoredModel:

@@ -2,7 +2,7 @@
 
 Every constructor returns a function of images with the pixel values of the dataset, and of random keys. A config lists
 the steps in their order, each with a probability. Most change each image by itself. Some mix it with another one, its
-partner: the example in its place if the order of the chunk is reversed.
+partner: the example at the mirrored position of the chunk.
 
 The bits of a result must not depend on the number of devices, but XLA rounds a * b + c once or twice, depending on the
 rest of the program. So random amounts are products here, and `warping.warp` adds them.
@@ -10,7 +10,7 @@ rest of the program. So random amounts are products here, and `warping.warp` add
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 import scipy.special
 
 from mnist_jax.errors import UserError, check_range
-from mnist_jax.factory import Fraction, NonNegative, Positive, PositiveInt, Rate, build
+from mnist_jax.factory import AtLeastOne, Degrees, Fraction, Pixels, Positive, Range, Rate, WholePixels, build
 from mnist_jax.kernels import ops, warping
 
 
@@ -52,6 +52,8 @@ class Mixed(NamedTuple):
     own_weight: jax.Array
 
 
+Smoothness = Annotated[float, Range(0.1, 100.0)]
+Slant = Annotated[float, Range(0.0, 80.0)]  # The tangent of 90 degrees is infinite.
 Step = Callable[[jax.Array, Draw], jax.Array | Mixed]
 """Maps images BxHxWxC, float32 with the pixel values of the dataset, to changed ones."""
 Batch = dict[str, jax.Array]
@@ -70,7 +72,7 @@ def _motion(count: int, **numbers: jax.Array) -> warping.Motion:
     return warping.Motion(**{**unchanged, 'gain': ones, 'offset': zeros, **numbers})
 
 
-def shift(pixels: PositiveInt = 2, fill: Literal['zero', 'edge', 'reflect'] = 'zero') -> Step:
+def shift(pixels: WholePixels = 2, fill: Literal['zero', 'edge', 'reflect'] = 'zero') -> Step:
     """Moves the image by up to `pixels` whole pixels down or up and right or left: a random crop of the padded image.
 
     Args:
@@ -98,7 +100,7 @@ def shift(pixels: PositiveInt = 2, fill: Literal['zero', 'edge', 'reflect'] = 'z
     return step
 
 
-def elastic(distance: NonNegative = 34.0, smoothness: Positive = 4.0) -> Step:
+def elastic(distance: Pixels = 34.0, smoothness: Smoothness = 4.0) -> Step:
     """Moves each pixel by a smooth random field, bilinearly interpolated (Simard et al. 2003); what comes in is 0.
 
     Args:
@@ -117,7 +119,7 @@ def elastic(distance: NonNegative = 34.0, smoothness: Positive = 4.0) -> Step:
     return step
 
 
-def affine(rotation: NonNegative = 0.0, scale: Rate = 0.0, shear: NonNegative = 0.0, shift: NonNegative = 0.0) -> Step:
+def affine(rotation: Degrees = 0.0, scale: Rate = 0.0, shear: Slant = 0.0, shift: Pixels = 0.0) -> Step:
     """Turns, scales, shears and moves the image, all in one bilinear interpolation; what comes in is 0.
 
     Each amount is drawn uniformly up to its limit, in both directions; that of the scale is uniform in its logarithm.
@@ -147,7 +149,7 @@ def affine(rotation: NonNegative = 0.0, scale: Rate = 0.0, shear: NonNegative = 
 
 
 def flip() -> Step:
-    """Mirrors every second image, on average, from left to right."""
+    """Mirrors each image from left to right with a probability of 1/2."""
     return lambda image_BxHxWxC, draw: _flip_where(draw.uniform(1)[0] < 0, image_BxHxWxC)
 
 
@@ -187,7 +189,7 @@ def contrast(amount: Rate = 0.2) -> Step:
     return step
 
 
-def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: NonNegative = 3.0) -> Step:
+def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: AtLeastOne = 3.0) -> Step:
     """Sets a random rectangle to 0 (Zhong et al. 2020).
 
     Args:
@@ -246,7 +248,7 @@ def _beta(alpha: float) -> Callable[[jax.Array], jax.Array]:
 
 
 def mixup(alpha: Positive = 0.2) -> Step:
-    """Adds image and partner, with weights drawn from Beta(alpha, alpha), as their labels (Zhang et al. 2018)."""
+    """Adds image and partner, and their labels, with weights drawn from Beta(alpha, alpha) (Zhang et al. 2018)."""
     quantile = _beta(alpha)
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> Mixed:
@@ -265,7 +267,7 @@ def _mix(array: jax.Array, own_weight_B: jax.Array) -> jax.Array:
 def cutmix(alpha: Positive = 1.0) -> Step:
     """Replaces a rectangle by that of the partner (Yun et al. 2019); the labels are weighted by the areas.
 
-    The fraction of the image that stays is drawn from Beta(alpha, alpha). The rectangle is a scaled-down image frame.
+    The fraction of the image that stays is drawn from Beta(alpha, alpha). The rectangle has the image's proportions.
     """
     quantile = _beta(alpha)
 

@@ -22,7 +22,7 @@ class Average:
 
     Attributes:
       variables: The average.
-      weight: The total weight of the updates in it, float32.
+      weight: The total weight of the updates in it, float32; not used by `ema`.
       evaluated: Whether the run evaluates and exports the average, instead of the variables of the last update.
     """
 
@@ -35,8 +35,8 @@ class Progress(NamedTuple):
     """What a rate may depend on.
 
     Attributes:
-      updates: The number of updates so far, including this one, int32.
-      steps_per_epoch: The number of updates in an epoch.
+      updates: The number of steps so far, including this one, int32.
+      steps_per_epoch: The number of steps in an epoch.
       learning_rate: The learning rate of this update.
     """
 
@@ -99,7 +99,7 @@ def swa(start: Count = 0) -> Averaging:
     Batch statistics are averaged too, instead of being computed anew in another pass over the data.
 
     Args:
-      start: The number of epochs before the first that counts. Until then, the average is the last update.
+      start: The number of epochs before the first that counts. Until then, the average equals the variables.
     """
 
     def rate(weight: jax.Array, progress: Progress) -> tuple[jax.Array, jax.Array]:
@@ -114,8 +114,8 @@ def swa(start: Count = 0) -> Averaging:
 def schedule_free(interpolation: Rate = 0.9) -> Averaging:
     """Schedule-free learning (Defazio et al. 2024) with any optimizer: the mean weighted by the squared learning rate.
 
-    Use it with the constant schedule, or with a warm-up only. Batch statistics are not averaged: they belong to the
-    point of the gradient, which is close to the average.
+    It needs the constant schedule, and an optimizer without momentum. Batch statistics are not averaged: they belong
+    to the point of the gradient, which is close to the average.
 
     Args:
       interpolation: The gradient is taken at this fraction of the way from the parameters to their average. It takes

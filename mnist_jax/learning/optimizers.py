@@ -229,7 +229,7 @@ def muon(
     beta_2: Fraction = 0.999,
     epsilon: NonNegative = 1e-7,
 ) -> Optimizer:
-    """Muon (Jordan 2024): for kernels, momentum with its singular values set to about 1; Adam for all other parameters.
+    """Muon (Jordan 2024): momentum with singular values of about 1 for matrices and kernels; Adam for vectors.
 
     The kernel of a convolution is a matrix with one column per feature. The update of a matrix with more rows than
     columns is multiplied by the square root of their ratio.

@@ -177,13 +177,13 @@ def train_step(
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
-        chunk = augment(chunk, seed, state.step // parts.steps_per_epoch, parts)
         image = _normalize(chunk['image'], parts.normalization, parts.dtype)
         logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
-    chunks = _split(_with_examples(batch, data), parts.chunk_size)
+    batch = _augment_chunks(_with_examples(batch, data), seed, state.step // parts.steps_per_epoch, parts)
+    chunks = _split(batch, parts.chunk_size)
     mean_gradient = functools.partial(
         _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, normalized=bool(state.batch_stats)
     )
@@ -224,6 +224,16 @@ def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: 
     if parts.augment is None:
         return chunk
     return parts.augment(chunk, _random_stream(seed, AUGMENTATION_STREAM), jnp.int32(epoch))
+
+
+def _augment_chunks(batch: Batch, seed: int | jax.Array, epoch: jax.Array, parts: StepParts) -> Batch:
+    """Augments each chunk of a batch, in a loop, so that the program holds all steps only once."""
+    if parts.augment is None:
+        return batch
+    chunks = {name: rows.reshape(-1, parts.chunk_size, *rows.shape[1:]) for name, rows in batch.items()}
+    augmented = jax.lax.map(lambda chunk: augment(chunk, seed, epoch, parts), jax.lax.optimization_barrier(chunks))
+    augmented = jax.lax.optimization_barrier(augmented)
+    return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in augmented.items()}
 
 
 def apply_to_chunk(

@@ -30,7 +30,7 @@ class LeNet5(nn.Module):
 
     Attributes:
       num_classes: The number of logits.
-      features: The features of both convolutions, with 5 x 5 pixels. The first pads its input.
+      features: The features of each 5 x 5 convolution. The first one pads its input.
       hidden: The widths of the dense layers.
       activation: The activation of all layers.
     """

@@ -14,7 +14,7 @@ from mnist_jax import files, text_tables
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.files import user_path
-from mnist_jax.inference.ensemble import load_model
+from mnist_jax.inference.ensemble import check_data, load_model
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.report import html_page, robustness
 from mnist_jax.report.html_page import Section, Table
@@ -62,6 +62,8 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
       The measurements, which are printed too.
     """
     directory = user_path(directory, '--workdir')
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f'--workdir must be a directory, got {str(directory)!r}, which is a file')
     workdirs = find_runs(runs)
     names = short_names(workdirs)
     models = {name: load_model(workdir) for name, workdir in zip(names, workdirs, strict=True)}
@@ -98,14 +100,11 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
 
 def _examples(models: dict[str, RestoredModel]) -> Split:
     """Returns the first test examples, which must be the same for all models."""
-    digests = {}
-    for name, model in models.items():
-        model.plan.source.data.prepare()
-        digests[name] = model.plan.source.split('test').sha256
-    if len(set(digests.values())) > 1:
-        raise UserError(
-            f'--run: all runs must have the same test split, got {len(set(digests.values()))} different ones'
-        )
+    members = [member for model in models.values() for member in getattr(model, 'members', [model])]
+    check_data(members)
+    digests = {member.plan.source.split('test').sha256 for member in members}
+    if len(digests) > 1:
+        raise UserError(f'--run: all runs must have the same test split, got {len(digests)} different ones')
     test = next(iter(models.values())).plan.source.split('test')
     return test.take(np.arange(min(EXAMPLES, test.size)))
 

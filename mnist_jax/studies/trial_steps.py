@@ -31,6 +31,8 @@ LARGEST_FIRST_LOSS = 3.0  # as a multiple of the loss of a guess
 SEARCH_STEPS = 300
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 10.0
 SMOOTHING = 0.95  # weight of the old average of the loss
+SETTLING = 40  # first updates of the search, whose averages are those of a few losses
+SMALLEST_FALL = 0.05  # of the loss, as a fraction, that is more than noise
 DIVERGED = 4.0  # the search ends if the loss is this many times its minimum
 
 
@@ -67,7 +69,10 @@ def check(config: ConfigDict) -> int:
             not is_cross_entropy or losses[0] < LARGEST_FIRST_LOSS * guess,
             f'the first loss is {losses[0]:.4f}' + (f'; that of a guess is {guess:.4f}' if is_cross_entropy else ''),
         ),
-        _report(not nonfinite, f'{nonfinite} of {CHECK_STEPS} updates are not finite'),
+        _report(
+            not nonfinite,
+            f'{nonfinite} of {CHECK_STEPS} updates are not finite' if nonfinite else 'all updates are finite',
+        ),
         _report(
             not unchanged,
             f'the first update does not change {", ".join(unchanged)}' if unchanged else 'every parameter changes',
@@ -98,13 +103,26 @@ def _report(passed: bool, text: str) -> bool:
 
 
 def _make_experiment(config: ConfigDict, learning_rate: float | None) -> Experiment:
-    """Returns the experiment of a config without augmentation and teachers, and with a constant learning rate."""
+    """Returns the experiment of a config with a constant learning rate, and without what needs more than a trial.
+
+    Args:
+      config: The config.
+      learning_rate: The learning rate; None for that of the config, and for batches that stay the same.
+    """
+    make_experiment(config)  # Checks the fields that are left out below, too.
+    left_out = ['schedule'] * (config.schedule.name != 'constant') + ['init'] * bool(config.init.workdir)
+    left_out += ['distillation'] * bool(config.distillation.workdirs)
+    left_out += ['augmentation'] * bool(config.augmentation and learning_rate is None)
+    left_out += ['optimizer.accumulate'] * (config.optimizer.get('accumulate', 1) > 1)
+    if left_out:
+        logging.info('without   config.%s', ', config.'.join(left_out))
     config = config.copy_and_resolve_references().unlock()
     if config.folds:
         raise UserError(f'config.folds must be 0 for short trials, got {config.folds}')
     config.steps_per_call = 1
     config.schedule = ConfigDict({'name': 'constant'})
     config.distillation.workdirs = ()
+    config.optimizer.accumulate = 1
     if learning_rate is None:
         config.augmentation = ()  # so that the batch stays the same
     else:
@@ -138,11 +156,13 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
       UserError: the loss never falls.
     """
     workdir = files.user_path(workdir, '--workdir')
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'--workdir must be a directory, got {str(workdir)!r}, which is a file')
     experiment = _make_experiment(config, learning_rate=1.0)
     rates = np.geomspace(LOWEST_RATE, HIGHEST_RATE, SEARCH_STEPS)
     losses = np.array(list(_losses(experiment, rates)))
     smoothed = smooth(losses)
-    suggested = steepest(rates[: len(smoothed)], smoothed)
+    suggested = steepest(rates[SETTLING : len(smoothed)], smoothed[SETTLING:])
     lowest = rates[smoothed.argmin()]
     files.make_directory(workdir, '--workdir')
     text = io.StringIO()
@@ -153,7 +173,7 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
     files.write_bytes(workdir / 'find_lr.png', figures.to_png(figure))
     print(
         f'suggested: --config.optimizer.learning_rate={suggested:.2g}, where the loss falls fastest\n'
-        f'largest:   about {lowest / 3:.2g}, a third of where it is smallest\n'
+        f'largest:   about {lowest / 3:.2g}, a third of the learning rate with the smallest loss\n'
         f'The curve is in {workdir / "find_lr.png"}',
         flush=True,
     )
@@ -163,7 +183,8 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
 def _losses(experiment: Experiment, rates: np.ndarray) -> Iterator[float]:
     """Yields the loss before each update, until it diverges."""
     state = experiment.replicas.replicate(experiment.create_state())
-    best, epoch, average, weight = math.inf, 0, 0.0, 0.0
+    losses: list[float] = []
+    best, epoch = math.inf, 0
     batches = experiment.train_batches(epoch)
     for rate in rates:
         scale = experiment.replicas.replicate(np.asarray(rate, np.float32))
@@ -174,9 +195,10 @@ def _losses(experiment: Experiment, rates: np.ndarray) -> Iterator[float]:
             batch = next(batches)
         state, sums = experiment.train_step(dataclasses.replace(state, learning_rate_scale=scale), batch)
         loss = float(sums['loss'] / sums['count'])
-        average, weight = SMOOTHING * average + (1 - SMOOTHING) * loss, SMOOTHING * weight + 1 - SMOOTHING
-        best = min(best, average / weight)
-        if not math.isfinite(loss) or average / weight > DIVERGED * best:
+        losses.append(loss)
+        average = float(smooth(np.array(losses))[-1])
+        best = min(best, average)
+        if not math.isfinite(loss) or average > DIVERGED * best:
             logging.info('the loss diverges at a learning rate of %.3g', rate)
             return
         yield loss
@@ -192,12 +214,15 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Returns the rate at which the loss falls fastest over the logarithm of the rate, on the way to its minimum."""
+    """Returns the rate at which the loss falls fastest over the logarithm of the rate, on the way to its minimum.
+
+    Raises:
+      UserError: the loss hardly falls.
+    """
     lowest = int(losses.argmin()) if len(losses) else 0
-    slopes = np.gradient(losses, np.log(rates))[: lowest + 1] if lowest else np.zeros(1)
-    if slopes.min() >= 0:
+    if not lowest or losses[lowest] > (1 - SMALLEST_FALL) * losses[0]:
         raise UserError(
-            f'the loss must fall at some learning rate from {LOWEST_RATE:g} to {HIGHEST_RATE:g}, but it never does; '
+            f'the loss must fall at some learning rate from {LOWEST_RATE:g} to {HIGHEST_RATE:g}, but it hardly does; '
             '--mode=check may say why'
         )
-    return float(rates[slopes.argmin()])
+    return float(rates[np.gradient(losses, np.log(rates))[: lowest + 1].argmin()])

@@ -218,6 +218,12 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
             f'{" without validation examples" if source.validated else ""}), got {config.batch_size}'
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
+    accumulate = config.optimizer.get('accumulate', 1)
+    if accumulate > config.epochs * steps_per_epoch > 0:
+        raise UserError(
+            f'config.optimizer.accumulate must be at most the number of batches of the run, '
+            f'{config.epochs * steps_per_epoch:,}, got {accumulate}'
+        )
     on_device = _fits_on_device(source, replicas)
     steps_per_call = config.steps_per_call or _automatic_steps_per_call(
         config, replicas.on_cpu, on_device, config.batch_size * multiply_adds

@@ -133,7 +133,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     for field, limit in clip.items():
         check_range(f'config.optimizer.{field}', limit, 0.0, math.inf)
     sam_radius, accumulate = options.pop('sam_radius', 0.0), options.pop('accumulate', 1)
-    check_range('config.optimizer.sam_radius', sam_radius, 0.0, math.inf)
+    check_range('config.optimizer.sam_radius', sam_radius, 0.0, 1e6)
     check_integer('config.optimizer.accumulate', accumulate, 1, MAX_INT)
     average = config.average.to_dict()
     choose('config.average.evaluated', average.pop('evaluated', 'average'), {'average': True, 'last': False})
@@ -146,6 +146,16 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         raise UserError(
             f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
             f'got {config.schedule.name!r}: only one of them may change the learning rate'
+        )
+    if config.average.name == 'schedule_free' and config.schedule.name != 'constant':
+        raise UserError(
+            "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got "
+            f'{config.schedule.name!r}'
+        )
+    if config.average.name == 'swa' and config.average.get('start', 0) >= config.epochs > 0:
+        raise UserError(
+            f'config.average.start must be less than config.epochs={config.epochs}, so that at least one epoch counts, '
+            f'got {config.average.start}'
         )
     layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
     rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]

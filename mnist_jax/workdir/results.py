@@ -267,7 +267,8 @@ def _run_lines(result: JsonObject) -> list[str]:
     if 'runs' not in result:
         return []
     views = f', {result["views"]} views of each image' if result['views'] > 1 else ''
-    return [f'ensemble   mean of the {result["combine"]} of {len(result["runs"])} runs{views}'] + [
+    runs = f'{len(result["runs"])} run{"s" * (len(result["runs"]) > 1)}'
+    return [f'ensemble   mean of the {result["combine"]} of {runs}{views}'] + [
         f'  alone    {run["accuracy"]:.4f}  {run["workdir"]}, step {run["step"]:,}; right only in the ensemble: '
         f'{run["only_first"]}, only alone: {run["only_second"]}, p-value {_format_p_value(run["p_value"])}'
         for run in result['runs']

@@ -23,7 +23,10 @@ from mnist_jax.training.plan import make_model
 
 ROOT = Path(__file__).parents[2]
 SELECTED = os.environ.get('ACCELERATOR_TESTS', '')
-CONFIGS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
+CONFIGS = (
+    *('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn'),
+    *('lenet5', 'resnet', 'depthwise', 'mixer', 'vit'),
+)
 RUN_CONFIG = 'mlp' if SELECTED == 'quick' else 'fashion_cnn'
 BATCH = 32
 

@@ -1,6 +1,7 @@
 """Ensembles: the mean of what their runs predict, everywhere where a run can be used."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from mnist_jax.inference.endpoint import Endpoint
 from mnist_jax.inference.ensemble import Ensemble, Views, load_model
 from mnist_jax.inference.export import export
 from mnist_jax.inference.predict import predict
+from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.metrics import mcnemar_exact
 from mnist_jax.train import train
 
@@ -117,12 +119,54 @@ def test_runs_that_do_not_fit_together_are_refused(runs, small, tmp_path):
     assert not (tmp_path / 'ensemble').exists()
 
 
+def test_runs_on_other_data_with_the_same_split_names_are_refused(small, tmp_path):
+    """Otherwise, the test examples of one run may be training examples of the other."""
+    rng = np.random.default_rng(0)
+    for name in ('one', 'two'):
+        arrays = {f'x_{split}': rng.integers(0, 256, (80, 8, 8)).astype(np.uint8) for split in ('train', 'test')}
+        labels = {f'y_{split}': np.arange(80) % 4 for split in ('train', 'test')}
+        np.savez(tmp_path / f'{name}.npz', **arrays, **labels)
+        config = small('mlp', devices=1, epochs=1, dataset__train='train', dataset__test='test')
+        config.dataset.name, config.dataset.raw_dir = 'npz', str(tmp_path / f'{name}.npz')
+        train(config, tmp_path / name)
+    with pytest.raises(UserError, match='all runs must have the same data'):
+        evaluate_ensemble(make([tmp_path / 'one', tmp_path / 'two'], tmp_path / 'ensemble'))
+    shutil.copy(tmp_path / 'two.npz', tmp_path / 'one.npz')  # Not what the run was trained with.
+    with pytest.raises(UserError, match='the dataset must be the one'):
+        evaluate_ensemble(make([tmp_path / 'one'], tmp_path / 'ensemble'))
+    assert not (tmp_path / 'ensemble').exists()
+
+
+def test_the_directory_of_an_ensemble_is_not_used_for_anything_else(runs, small, tmp_path):
+    make(runs[:1], tmp_path / 'ensemble').save()
+    with pytest.raises(UserError, match='holds an ensemble; use another --workdir'):
+        train(small('mlp'), tmp_path / 'ensemble')
+    with pytest.raises(UserError, match='holds another ensemble; use another --workdir'):
+        evaluate_ensemble(make(runs[:2], tmp_path / 'ensemble'))
+    with pytest.raises(UserError, match='an ensemble, which only --mode=eval, predict, serve'):
+        RestoredModel.load(tmp_path / 'ensemble')
+    assert [path.name for path in (tmp_path / 'ensemble').iterdir()] == ['ensemble.json']
+
+
+def test_the_gradient_of_an_impossible_class_is_finite(runs, images, tmp_path):
+    ensemble = make(runs[:1], tmp_path)
+    ensemble.variables[0]['params']['Dense_1']['bias'][3] = -1000.0
+    gradient = jax.grad(lambda image: ensemble.logits(image)[0, 3])(jax.numpy.asarray(images[:1], 'float32'))
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda saved: saved.pop('runs'), "is damaged: 'runs'"),
         (lambda saved: saved['runs'][0].update(params_sha256='0'), 'must have the SHA-256 0'),
-        (lambda saved: saved['runs'][0].update(workdir='/nowhere'), 'which does not exist'),
+        (
+            lambda saved: saved['runs'][0].update(workdir='/nowhere'),
+            "got '/nowhere', which does not exist",
+        ),
+        (lambda saved: saved.update(runs=[]), 'its runs, combine, shift or flip are invalid'),
+        (lambda saved: saved.update(shift=999), 'its runs, combine, shift or flip are invalid'),
+        (lambda saved: saved.update(flip='false'), 'its runs, combine, shift or flip are invalid'),
     ],
 )
 def test_a_damaged_ensemble_is_an_error(runs, tmp_path, damage, message):
@@ -148,6 +192,12 @@ def test_wrong_flags(runs, program, tmp_path, arguments, message):
     failed = program('--mode=eval', f'--run={runs[0]}', f'--workdir={tmp_path / "ensemble"}', *arguments)
     assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count('\n') == 1
     assert not (tmp_path / 'ensemble').exists()
+
+
+@pytest.mark.parametrize('flag', ['--flip', '--shift=1', '--combine=logits'])
+def test_flags_of_ensembles_without_runs(runs, program, flag):
+    failed = program('--mode=eval', f'--workdir={runs[0]}', flag)
+    assert failed.returncode == 2 and 'needs --run, which makes an ensemble' in failed.stderr
 
 
 def test_the_command(runs, program, tmp_path):

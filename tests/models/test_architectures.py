@@ -81,6 +81,11 @@ def test_every_model_has_a_pinned_count():
             {'name': 'depthwise', 'strides': (1, 2)},
             'config.model.strides must have one value for each of the 4 entries',
         ),
+        ({'name': 'resnet', 'widths': ()}, 'config.model.widths must not be empty'),
+        (
+            {'name': 'cnn', 'batch_norm': True, 'normalization': 'layer'},
+            "config.model.batch_norm must be False if config.model.normalization is neither 'none' nor 'batch', got",
+        ),
         ({'name': 'vit', 'heads': 5}, 'config.model.width must be a multiple of config.model.heads=5, got 64'),
         ({'name': 'resnet', 'stochastic_depth': 1.0}, 'config.model.stochastic_depth must be at least 0 and less'),
         ({'name': 'cnn', 'num_classes': 3}, "config.model.num_classes is not a field for 'cnn'"),

@@ -65,9 +65,28 @@ def test_the_steepest_point_by_hand():
     assert steepest(rates, np.array([3.0, 2.9, 2.0, 1.0, 1.1])) == rates[2]  # slopes -0.1, -0.5, -0.95, -0.45, 0.1
     # A fall from a peak after the minimum does not count.
     assert steepest(rates, np.array([3.0, 2.0, 1.9, 90.0, 2.0])) == rates[0]
-    with pytest.raises(UserError, match='the loss must fall at some learning rate'):
-        steepest(rates, np.arange(5.0))
+    for losses in (np.arange(5.0), np.full(5, 2.0), np.array([2.0, 1.95, 2.0, 3.0, 4.0]), np.array([])):
+        with pytest.raises(UserError, match='the loss must fall at some learning rate'):
+            steepest(rates[: len(losses)], losses)
     np.testing.assert_allclose(smooth(np.array([4.0, 4.0, 2.0])), [4, 4, 4 - 2 * 0.05 / (1 - 0.95**3)])
+
+
+def test_what_is_left_out_is_checked_and_named(small, caplog):
+    fields = {'optimizer__accumulate': 2, 'schedule__name': 'cosine', 'augmentation': ({'name': 'shift'},)}
+    with caplog.at_level('INFO'):
+        assert check(small('mlp', devices=1, batch_size=32, model__hidden=(64,), **fields)) == 0
+    assert 'without   config.schedule, config.augmentation, config.optimizer.accumulate' in caplog.text
+    with pytest.raises(UserError, match=r"config.augmentation\[0\].name must be one of .*, got 'bogus'"):
+        check(small('mlp', devices=1, augmentation=({'name': 'bogus'},)))
+
+
+def test_a_search_without_any_learning_is_an_error(small, tmp_path):
+    with pytest.raises(UserError, match='the loss must fall at some learning rate'):
+        find_learning_rate(small('mlp', devices=1, init__freeze=('*',)), tmp_path / 'search')
+    assert not (tmp_path / 'search').exists()
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='--workdir must be a directory'):
+        find_learning_rate(small('mlp'), tmp_path / 'file')
 
 
 def test_folds_are_refused(small):
