@@ -4,6 +4,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import gc
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from mnist_jax.learning.step import StepParts
 from mnist_jax.train import train
 
 ROOT = Path(__file__).parent.parent
+MAX_MAPPINGS = 20_000
 REPRODUCIBLE_COLUMNS = slice(0, 9)  # the columns of metrics.csv that do not depend on the machine
 
 # Tests compile the same small programs again and again, also in other processes; JAX caches only slow compilations.
@@ -102,6 +104,17 @@ def make_parts(model: nn.Module, chunk_size: int, learning_rate: float) -> StepP
         skip_nonfinite=False,
         chunk_size=chunk_size,
     )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_memory_mappings():
+    """Forgets compiled programs before their memory mappings reach the limit of Linux, 65,530 per process."""
+    yield
+    mappings = Path('/proc/self/maps')
+    if mappings.exists() and mappings.read_text().count('\n') > MAX_MAPPINGS:
+        gc.collect()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
