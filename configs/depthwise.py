@@ -7,18 +7,12 @@ AdamW with a one-cycle learning rate over 10 epochs. The test accuracy has not b
 
 from ml_collections import ConfigDict
 
-from mnist_jax.config import default_config
+from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the default config with this model, AdamW and a one-cycle schedule."""
-    config = default_config()
-    config.chunks = 2
+    """Returns the config of the ResNet with this model."""
+    config = load_config(CONFIGS / 'resnet.py')
+    config.unlock()
     config.model = ConfigDict({'name': 'depthwise'})
-    config.schedule.name = 'one_cycle'
-    optimizer = ConfigDict()
-    optimizer.name = 'adamw'
-    optimizer.learning_rate = 4e-3
-    optimizer.weight_decay = 0.05
-    config.optimizer = optimizer
-    return config
+    return config.lock()

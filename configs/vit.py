@@ -7,18 +7,13 @@ AdamW with a one-cycle learning rate over 10 epochs. The test accuracy has not b
 
 from ml_collections import ConfigDict
 
-from mnist_jax.config import default_config
+from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the default config with this model, AdamW and a one-cycle schedule."""
-    config = default_config()
-    config.chunks = 2
+    """Returns the config of the ResNet with this model and a smaller learning rate."""
+    config = load_config(CONFIGS / 'resnet.py')
+    config.unlock()
     config.model = ConfigDict({'name': 'vit'})
-    config.schedule.name = 'one_cycle'
-    optimizer = ConfigDict()
-    optimizer.name = 'adamw'
-    optimizer.learning_rate = 1e-3
-    optimizer.weight_decay = 0.05
-    config.optimizer = optimizer
-    return config
+    config.optimizer.learning_rate = 1e-3
+    return config.lock()

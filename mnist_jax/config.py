@@ -67,10 +67,8 @@ CHANGEABLE_FIELDS = (
     'dataset.on_device',
     'epochs',
 )
-TUPLES_OF_TEXTS = (
-    'init.freeze',
-    'distillation.workdirs',
-)  # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
+# On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
+TUPLES_OF_TEXTS = ('init.freeze', 'distillation.workdirs')
 
 
 def find_config(path: str | Path) -> Path:

@@ -29,8 +29,6 @@ from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenan
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
-EXAMPLES_AT_ONCE = 4096  # of a split that an ensemble predicts
-
 
 def evaluate_snapshot(
     experiment: Experiment, snapshot: Snapshot, workdir: Path, split: str | None = None, suffix: str | None = None
@@ -70,7 +68,9 @@ def evaluate_snapshot(
         **means,
         'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
-        **_about(variables, matrix, examples.label, probabilities_NxK, source.class_names),
+        **_about(
+            _count(variables), params_sha256(variables), matrix, examples.label, probabilities_NxK, source.class_names
+        ),
         'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
@@ -91,17 +91,18 @@ def evaluate_snapshot(
 
 
 def _about(
-    variables: Variables,
+    parameters: int,
+    digest: str,
     matrix: np.ndarray,
     label_N: np.ndarray,
     probabilities_NxK: np.ndarray,
     class_names: Sequence[str],
 ) -> JsonObject:
-    """Returns the part of a result that follows from the variables and their predictions."""
+    """Returns the part of a result that follows from the parameters, of this number and digest, and predictions."""
     return {
         'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
-        'parameters': _count(variables),
-        'params_sha256': params_sha256(variables),
+        'parameters': parameters,
+        'params_sha256': digest,
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, class_names),
     }
@@ -201,12 +202,12 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
     examples = source.split('test') if split is None else _examples(source, split)
     label_N = examples.label
     model.save()  # Before the work: --workdir may hold another ensemble.
-    probabilities_NxK = _predict_examples(model, examples)
+    probabilities_NxK = model.predict_examples(examples)
     runs = [
         {
             'workdir': str(member.workdir),
             'step': int(member.snapshot.state.step),
-            **metrics.paired(probabilities_NxK, _predict_examples(member, examples), label_N),
+            **metrics.paired(probabilities_NxK, member.predict_examples(examples), label_N),
         }
         for member in model.members
     ]
@@ -215,9 +216,7 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
         'split': split or source.specs['test'],
         'split_sha256': examples.sha256,
         'step': max(run['step'] for run in runs),
-        **_from_probabilities(probabilities_NxK, label_N, model.class_names),
-        'parameters': model.parameter_count,
-        'params_sha256': model.sha256,
+        **_from_predictions(model, probabilities_NxK, label_N),
         'combine': model.combine,
         'views': model.views.number,
         'runs': runs,
@@ -225,7 +224,7 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
     }
     if split is None and source.validated:
         validation = source.split('validation')
-        validation_NxK = _predict_examples(model, validation)
+        validation_NxK = model.predict_examples(validation)
         result['uncertainty'] = assess(probabilities_NxK, label_N, validation_NxK, validation.label)
     write_result(model.workdir, split, result, label_N, probabilities_NxK)
     print(format_result(result), flush=True)
@@ -238,19 +237,9 @@ def _splits(config: ConfigDict) -> JsonObject:
     return {**{name: config.dataset[name] for name in names}, 'fold': (config.fold, config.folds)}
 
 
-def _predict_examples(model: RestoredModel, examples: Examples) -> np.ndarray:
-    """Returns the probabilities NxK of the classes of all examples."""
-    starts = range(0, examples.size, EXAMPLES_AT_ONCE)
-    parts = [
-        model.predict(examples.take(np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))).image)
-        for start in starts
-    ]
-    return np.concatenate(parts)
-
-
-def _from_probabilities(probabilities_NxK: np.ndarray, label_N: np.ndarray, class_names: Sequence[str]) -> JsonObject:
-    """Returns the part of a result that follows from the predictions, if the loss is the cross-entropy."""
-    classes = len(class_names)
+def _from_predictions(model: RestoredModel, probabilities_NxK: np.ndarray, label_N: np.ndarray) -> JsonObject:
+    """Returns the part of a result that follows from a model and its predictions, if the loss is the cross-entropy."""
+    classes = len(model.class_names)
     matrix = np.zeros((classes, classes), int)
     np.add.at(matrix, (label_N, probabilities_NxK.argmax(-1)), 1)
     loss = cross_entropy(probabilities_NxK, label_N)
@@ -260,9 +249,7 @@ def _from_probabilities(probabilities_NxK: np.ndarray, label_N: np.ndarray, clas
         'accuracy': int(np.trace(matrix)) / len(label_N),
         'cross_entropy': loss,
         'correct': int(np.trace(matrix)),
-        'top_k': metrics.top_k_accuracies(probabilities_NxK, label_N),
-        'confusion_matrix': matrix.tolist(),
-        'statistics': metrics.statistics(matrix, class_names),
+        **_about(model.parameter_count, model.params_sha256, matrix, label_N, probabilities_NxK, model.class_names),
     }
 
 
@@ -294,18 +281,12 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         digest.update(np.ascontiguousarray(images).data)
         parts.append(model.predict(np.stack(images)))
     probabilities_NxK = np.concatenate(parts)
-    variables = model.snapshot.state.variables
-    size, digest_of_model = _count(variables), params_sha256(variables)
-    if isinstance(model, Ensemble):
-        size, digest_of_model = model.parameter_count, model.sha256
     result = {
         'dataset': str(directory),
         'split': directory.name,
         'split_sha256': digest.hexdigest(),
         'step': int(model.snapshot.state.step),
-        **_from_probabilities(probabilities_NxK, label_N, model.class_names),
-        'parameters': size,
-        'params_sha256': digest_of_model,
+        **_from_predictions(model, probabilities_NxK, label_N),
     }
     suffix = '-'.join(name for name in (step and f'step{result["step"]}', directory.name) if name)
     write_result(model.workdir, suffix, result, label_N, probabilities_NxK)

@@ -374,6 +374,12 @@ def reserve(directory: Path, size: int) -> None:
                 raise
 
 
+def check_no_file(path: Path, label: str) -> None:
+    """Raises a UserError if `path`, a directory that `make_directory` will create after long work, is a file."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f'{label} must be a directory, but {str(path)!r} is a file')
+
+
 def make_directory(path: Path, label: str) -> None:
     """Creates `path` and its parents; raises a UserError if it cannot be a writable directory.
 

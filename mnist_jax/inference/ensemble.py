@@ -22,7 +22,6 @@ from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel
 from mnist_jax.kernels.sums import PyTree, tree_sum
 from mnist_jax.workdir.checkpoints import Checkpoints
-from mnist_jax.workdir.snapshot import params_sha256
 
 COMBINATIONS = ('probabilities', 'logits')
 MAX_SHIFT = 8  # pixels; (2 x 8 + 1)^2 views
@@ -59,7 +58,6 @@ class Ensemble(RestoredModel):
     """Several runs that predict together; its layers and feature maps are those of the first run.
 
     Attributes:
-      members: The runs.
       combine: What is averaged: 'probabilities' or 'logits'.
       views: The views of each image.
     """
@@ -72,7 +70,7 @@ class Ensemble(RestoredModel):
         views: Views = Views(),  # noqa: B008  # It is immutable.
     ):
         super().__init__(workdir, members[0].plan, members[0].snapshot)
-        self.members, self.combine, self.views = list(members), combine, views
+        self._members, self.combine, self.views = list(members), combine, views
         for member in members[1:]:
             self._check_same('classes', member, list(self.class_names), list(member.class_names))
             self._check_same('image shape', member, self.image_shape, member.image_shape)
@@ -121,10 +119,10 @@ class Ensemble(RestoredModel):
             raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval with --run writes it') from None
         members = [RestoredModel.load(run, step, f'each run in {str(path)!r}') for run, step, _ in runs]
         for member, (_, _, digest) in zip(members, runs, strict=True):
-            if (found := params_sha256(member.snapshot.state.variables)) != digest:
+            if member.params_sha256 != digest:
                 raise UserError(
                     f'the parameters of {str(member.workdir)!r} must have the SHA-256 {digest}, as in {str(path)!r}, '
-                    f'got {found}'
+                    f'got {member.params_sha256}'
                 )
         return cls(workdir, members, combine, views)
 
@@ -132,7 +130,7 @@ class Ensemble(RestoredModel):
         """Writes `ensemble.json`.
 
         Raises:
-          UserError: `workdir` holds another ensemble, whose results would be left beside it.
+          UserError: `workdir` holds another ensemble, with results of its own.
         """
         path, text = self.workdir / ENSEMBLE_FILE, json.dumps(self.description(), indent=2) + '\n'
         if path.exists() and files.read_bytes(path).decode(errors='replace') != text:
@@ -142,15 +140,14 @@ class Ensemble(RestoredModel):
 
     def description(self) -> JsonObject:
         """Returns the contents of `ensemble.json`."""
-        digests = self._digests
         return {
             'runs': [
                 {
                     'workdir': str(member.workdir.resolve()),
                     'step': int(member.snapshot.state.step),
-                    'params_sha256': digest,
+                    'params_sha256': member.params_sha256,
                 }
-                for member, digest in zip(self.members, digests, strict=True)
+                for member in self.members
             ],
             'combine': self.combine,
             'shift': self.views.shift,
@@ -158,19 +155,18 @@ class Ensemble(RestoredModel):
         }
 
     @property
-    def sha256(self) -> str:
-        """The digest of what determines the predictions: the parameters of all runs, and how they are combined."""
-        identity = {**self.description(), 'runs': self._digests}
+    def members(self) -> Sequence[RestoredModel]:
+        return self._members
+
+    @functools.cached_property
+    def params_sha256(self) -> str:
+        """The digest of the parameters of all runs, and of how they are combined."""
+        identity = {**self.description(), 'runs': [member.params_sha256 for member in self.members]}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
-    def _digests(self) -> list[str]:
-        return [params_sha256(member.snapshot.state.variables) for member in self.members]
-
-    @property
     def parameter_count(self) -> int:
-        """The number of parameters and batch statistics of all runs."""
-        return sum(leaf.size for member in self.members for leaf in jax.tree.leaves(member.snapshot.state.variables))
+        return sum(member.parameter_count for member in self.members)
 
     def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
         return self.members[0].feature_maps(image_HxWxC)

@@ -16,7 +16,6 @@ from mnist_jax.errors import UserError
 from mnist_jax.inference.ensemble import Ensemble, load_model
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels import ops
-from mnist_jax.workdir.snapshot import params_sha256
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 STABLEHLO, ONNX = 'model.stablehlo', 'model.onnx'
@@ -87,12 +86,12 @@ def _format_readme(model: RestoredModel, onnx: bool) -> str:
     plan, state = model.plan, model.snapshot.state
     about = (
         f'{plan.config.model.name} trained on {plan.source.name}, step {int(state.step)}, '
-        f'params_sha256 {params_sha256(state.variables)}.'
+        f'params_sha256 {model.params_sha256}.'
     )
     if isinstance(model, Ensemble):
         about = (
             f'Ensemble of {len(model.members)} runs trained on {plan.source.name}: the mean of their {model.combine} '
-            f'over {model.views.number} views of each image, params_sha256 {model.sha256}.'
+            f'over {model.views.number} views of each image, params_sha256 {model.params_sha256}.'
         )
     lines = [
         about,

@@ -16,6 +16,7 @@ from mnist_jax.data import image_files
 from mnist_jax.data.batches import pad_rows
 from mnist_jax.data.builder import Description, seems_scaled
 from mnist_jax.data.framing import FramedImage, frame_image
+from mnist_jax.data.records import Examples
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import NonFiniteError, UserError
@@ -25,9 +26,10 @@ from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints
-from mnist_jax.workdir.snapshot import Snapshot
+from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 MAX_BATCH = 256  # images per call of the compiled model
+EXAMPLES_AT_ONCE = 4096  # of a split, which may be on disk
 ENSEMBLE_FILE = 'ensemble.json'  # See `ensemble.py`.
 
 
@@ -135,6 +137,21 @@ class RestoredModel:
         return self.plan.source.image_shape
 
     @property
+    def members(self) -> Sequence['RestoredModel']:
+        """The runs that predict together: this one; several in an ensemble."""
+        return [self]
+
+    @functools.cached_property
+    def params_sha256(self) -> str:
+        """The digest of what determines the predictions."""
+        return params_sha256(self.snapshot.state.variables)
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters and batch statistics."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.snapshot.state.variables))
+
+    @property
     def params(self) -> PyTree:
         """The parameters: nested dicts of NumPy arrays."""
         return self.snapshot.state.variables.params
@@ -174,6 +191,15 @@ class RestoredModel:
                 f'{int(self.snapshot.state.step):,}: the run has diverged; an earlier --step may be usable'
             )
         return probabilities_NxK
+
+    def predict_examples(self, examples: Examples) -> np.ndarray:
+        """Returns the probabilities of the classes, float32 NxK, of all examples of a split."""
+        starts = range(0, examples.size, EXAMPLES_AT_ONCE)
+        parts = [
+            self.predict(examples.take(np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))).image)
+            for start in starts
+        ]
+        return np.concatenate(parts)
 
     def logits(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Returns the logits, float32 NxK, computed as the steps compute them.

@@ -1,7 +1,9 @@
 """The targets of distillation: the mean probabilities of other runs for the training examples, computed once."""
 
+import functools
 import io
 import json
+import operator
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +16,9 @@ from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.plan import make_plan
-from mnist_jax.workdir.snapshot import params_sha256
 
 FILE = 'teacher.npz'
 FIELD = 'config.distillation.workdirs'
-EXAMPLES_AT_ONCE = 4096
 
 
 class Teacher(NamedTuple):
@@ -74,16 +74,8 @@ def make_teacher(experiment: Experiment, workdir: Path, resumed: bool) -> Teache
     if teacher is not None and teacher.probabilities.shape == (examples.size, classes):
         return teacher
     models = [_restore(experiment, text) for text in workdirs]
-    total_NxK = np.zeros((examples.size, classes), np.float32)
-    for start in range(0, examples.size, EXAMPLES_AT_ONCE):
-        indices = np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))
-        images = examples.take(indices).image
-        for model in models:
-            total_NxK[indices] += model.predict(images)
-    runs = [
-        {'workdir': str(model.workdir.resolve()), 'params_sha256': params_sha256(model.snapshot.state.variables)}
-        for model in models
-    ]
+    total_NxK = functools.reduce(operator.add, (model.predict_examples(examples) for model in models))
+    runs = [{'workdir': str(model.workdir.resolve()), 'params_sha256': model.params_sha256} for model in models]
     return Teacher(total_NxK / np.float32(len(models)), runs, is_new=True)
 
 

@@ -43,8 +43,6 @@ static dim_t output_size(const Depthwise* d) { return d->output_height * d->outp
 
 static dim_t work(const Depthwise* d) { return 2 * d->examples * output_size(d) * d->kernel_height * d->kernel_width; }
 
-static inline dim_t max(dim_t a, dim_t b) { return a > b ? a : b; }
-
 // A range of taps along one axis.
 typedef struct {
     dim_t first, end;

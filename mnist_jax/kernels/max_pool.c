@@ -8,9 +8,6 @@
 
 static dim_t pooled_size(MaxPool p) { return (p.height / 2) * (p.width / 2) * p.channels; }
 
-// max(a, b); NaN if either is NaN.
-static inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
-
 static void forward_example(const void* context, dim_t n) {
     MaxPool p = *(const MaxPool*)context;
     dim_t row_size = p.width * p.channels;

@@ -74,9 +74,6 @@ static void standardize_gradient_row(const Rows* r, dim_t row) {
         dst[i] = (gradient[i] - mean - (x[i] - m.mean) / m.deviation * slope) / m.deviation;
 }
 
-// max(a, b); NaN if either is NaN.
-static inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
-
 static void softmax_row(const Rows* r, dim_t row) {
     const float* restrict x = r->x + row * r->columns;
     float* restrict dst = r->result + row * r->columns;

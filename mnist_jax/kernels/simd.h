@@ -39,6 +39,11 @@ typedef int Vec4Mask __attribute__((vector_size(16)));
 
 static inline dim_t min(dim_t a, dim_t b) { return a < b ? a : b; }
 
+static inline dim_t max(dim_t a, dim_t b) { return a > b ? a : b; }
+
+// max(a, b); NaN if either is NaN.
+static inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
 static inline dim_t ceil_div(dim_t a, dim_t b) { return (a + b - 1) / b; }
 
 // Loads `cols` floats and fills the rest of dst with zeros.

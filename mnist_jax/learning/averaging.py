@@ -96,7 +96,7 @@ def ema(decay: Rate = 0.999, warmup: bool = True) -> Averaging:
 def swa(start: Count = 0) -> Averaging:
     """Stochastic weight averaging (Izmailov et al. 2018): the mean of the variables at the ends of epochs.
 
-    Batch statistics are averaged too, instead of being computed anew in another pass over the data.
+    This also averages the batch statistics, which the paper recomputes in another pass over the data.
 
     Args:
       start: The number of epochs before the first that counts. Until then, the average equals the variables.

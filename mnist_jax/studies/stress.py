@@ -62,8 +62,7 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
       The measurements, which are printed too.
     """
     directory = user_path(directory, '--workdir')
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f'--workdir must be a directory, got {str(directory)!r}, which is a file')
+    files.check_no_file(directory, '--workdir')
     workdirs = find_runs(runs)
     names = short_names(workdirs)
     models = {name: load_model(workdir) for name, workdir in zip(names, workdirs, strict=True)}
@@ -100,7 +99,7 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
 
 def _examples(models: dict[str, RestoredModel]) -> Split:
     """Returns the first test examples, which must be the same for all models."""
-    members = [member for model in models.values() for member in getattr(model, 'members', [model])]
+    members = [member for model in models.values() for member in model.members]
     check_data(members)
     digests = {member.plan.source.split('test').sha256 for member in members}
     if len(digests) > 1:

@@ -156,8 +156,7 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
       UserError: the loss never falls.
     """
     workdir = files.user_path(workdir, '--workdir')
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f'--workdir must be a directory, got {str(workdir)!r}, which is a file')
+    files.check_no_file(workdir, '--workdir')
     experiment = _make_experiment(config, learning_rate=1.0)
     rates = np.geomspace(LOWEST_RATE, HIGHEST_RATE, SEARCH_STEPS)
     losses = np.array(list(_losses(experiment, rates)))

@@ -31,6 +31,7 @@ from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
+EVALUATES_AVERAGE = {'average': True, 'last': False}
 DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 
 
@@ -47,6 +48,7 @@ class Plan:
     callbacks: Callbacks
     dtype: jnp.dtype  # the compute dtype
     averaging: Averaging | None = None
+    evaluates_average: bool = True  # if there is one
     sam_radius: float = 0.0
 
     def infer(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ class Plan:
 
     @functools.cached_property
     def _create_state(self) -> Callable[[int | jax.Array], TrainState]:
-        evaluated = None if self.averaging is None else self.config.average.evaluated == 'average'
+        evaluated = None if self.averaging is None else self.evaluates_average
         return functools.partial(
             step.create_state, self.model, self.optimizer, self.source.image_shape, average_evaluated=evaluated
         )
@@ -136,7 +138,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     check_range('config.optimizer.sam_radius', sam_radius, 0.0, 1e6)
     check_integer('config.optimizer.accumulate', accumulate, 1, MAX_INT)
     average = config.average.to_dict()
-    choose('config.average.evaluated', average.pop('evaluated', 'average'), {'average': True, 'last': False})
+    evaluates_average = choose('config.average.evaluated', average.pop('evaluated', 'average'), EVALUATES_AVERAGE)
     callbacks = Callbacks(
         construct('config.early_stopping', EarlyStopping, config.early_stopping),
         construct('config.reduce_lr', ReduceLROnPlateau, config.reduce_lr),
@@ -171,6 +173,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
         averaging=build('config.average', AVERAGES, average),
+        evaluates_average=evaluates_average,
         sam_radius=sam_radius,
     )
     if config.init.freeze or config.init.rates:
