@@ -22,7 +22,7 @@ from mnist_jax.inference.ensemble import Ensemble
 from mnist_jax.inference.restored import ENSEMBLE_FILE, MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.inference.teacher import read_teacher
 from mnist_jax.learning import metrics
-from mnist_jax.learning.step import Variables
+from mnist_jax.learning.state import Variables
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance

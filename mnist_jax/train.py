@@ -24,7 +24,7 @@ from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel, open_workdir, restore_snapshot, result_step
 from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
-from mnist_jax.learning.step import start_from
+from mnist_jax.learning.state import start_from
 from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.training.experiment import Experiment, make_experiment

@@ -13,7 +13,7 @@ import mnist_jax
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.inference.restored import RestoredModel
-from mnist_jax.learning.step import TrainState, Variables
+from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.report.run_page import write_report
 from mnist_jax.train import train
 from mnist_jax.training.evaluation import evaluate_split

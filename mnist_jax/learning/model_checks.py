@@ -12,7 +12,8 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.learning import lockstep
-from mnist_jax.learning.step import TrainState, apply_to_chunk
+from mnist_jax.learning.state import TrainState
+from mnist_jax.learning.step import apply_to_chunk
 
 PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
 PRODUCTS = ('dot_general', 'conv_general_dilated')  # JAX's primitives of matrix products and convolutions

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +22,10 @@ from mnist_jax.kernels import ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 from mnist_jax.learning import lockstep, losses, transfer
 from mnist_jax.learning.augmentation import Augment
-from mnist_jax.learning.averaging import Average, Averaging, Progress
+from mnist_jax.learning.averaging import Averaging, Progress
 from mnist_jax.learning.losses import Loss, cross_entropy
 from mnist_jax.learning.optimizers import Optimizer, global_norm
+from mnist_jax.learning.state import AUGMENTATION_STREAM, DROPOUT_STREAM, TrainState, Variables, random_stream
 from mnist_jax.models import linen
 from mnist_jax.models.layers import SHARED_STREAM, Training
 
@@ -40,39 +40,6 @@ Sums = dict[str, jax.Array]
 """Sums over examples: loss, correct, count."""
 AllSum = Callable[[PyTree], PyTree]
 """Sums a pytree over all devices."""
-
-INIT_STREAM, DROPOUT_STREAM, AUGMENTATION_STREAM = 0, 1, 2
-
-
-@flax.struct.dataclass
-class Variables:
-    """The part of a state that inference needs. `params_sha256` identifies it."""
-
-    params: PyTree
-    batch_stats: PyTree
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything that a step changes; part of every checkpoint."""
-
-    step: jax.Array  # int32: number of updates so far
-    params: PyTree
-    batch_stats: PyTree  # moving averages of batch normalization; empty without it
-    opt_state: optax.OptState
-    learning_rate_scale: jax.Array | np.ndarray  # float32: multiplies the scheduled learning rate
-    average: Average | None = None  # of the variables, if the run averages them
-
-    @property
-    def variables(self) -> Variables:
-        """What is evaluated and used for inference."""
-        return self.choices['average' if self.average is not None and self.average.evaluated else 'last']
-
-    @property
-    def choices(self) -> dict[str, Variables]:
-        """The variables of the last update and, if the run averages them, their average, by name."""
-        last = {'last': Variables(self.params, self.batch_stats)}
-        return last if self.average is None else last | {'average': self.average.variables}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,42 +79,6 @@ class StepParts:
     distillation: tuple[float, float] = (0.0, 1.0)
 
 
-def create_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    image_shape: tuple[int, ...],
-    seed: int | jax.Array,
-    average_evaluated: bool | None = None,
-) -> TrainState:
-    """Returns the state before the first step; `average_evaluated` is None if the run has no average."""
-    variables = model.init(_random_stream(seed, INIT_STREAM), jnp.zeros((1, *image_shape)))
-    linen.check_collections(variables)
-    params = variables.get('params', {})
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get('batch_stats', {}),
-        opt_state=optimizer.init(params),
-        learning_rate_scale=jnp.ones((), jnp.float32),
-    )
-    if average_evaluated is None:
-        return state
-    average = Average(state.variables, jnp.zeros((), jnp.float32), average_evaluated)
-    return dataclasses.replace(state, average=average)
-
-
-def start_from(state: TrainState, variables: Variables, optimizer: Optimizer) -> TrainState:
-    """Returns the state before the first step with other variables."""
-    average = state.average and dataclasses.replace(state.average, variables=variables)
-    return dataclasses.replace(
-        state,
-        params=variables.params,
-        batch_stats=variables.batch_stats,
-        opt_state=optimizer.init(variables.params),
-        average=average,
-    )
-
-
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -172,7 +103,7 @@ def train_step(
       parameter or a new batch statistic is not finite, else 0. With `skip_nonfinite`, all sums are 0 if the loss is
       not finite.
     """
-    dropout_key = jax.random.fold_in(_random_stream(seed, DROPOUT_STREAM), state.step)
+    dropout_key = jax.random.fold_in(random_stream(seed, DROPOUT_STREAM), state.step)
 
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
@@ -223,7 +154,7 @@ def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: 
     """Returns a chunk of a training batch with its images, and the mixtures of labels, as they are in an epoch."""
     if parts.augment is None:
         return chunk
-    return parts.augment(chunk, _random_stream(seed, AUGMENTATION_STREAM), jnp.int32(epoch))
+    return parts.augment(chunk, random_stream(seed, AUGMENTATION_STREAM), jnp.int32(epoch))
 
 
 def _augment_chunks(batch: Batch, seed: int | jax.Array, epoch: jax.Array, parts: StepParts) -> Batch:
@@ -391,10 +322,6 @@ def infer(
     """Returns the logits BxK, float32, of images with the pixels of the dataset, not normalized."""
     logits_BxK = model.apply(variables, _normalize(image_BxHxWxC, normalization, dtype))
     return jnp.asarray(logits_BxK, jnp.float32)
-
-
-def _random_stream(seed: int | jax.Array, stream: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), stream)
 
 
 def _with_examples(batch: Batch, data: Data | None) -> Batch:

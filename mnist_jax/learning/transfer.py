@@ -42,7 +42,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]:
     """Returns `new` with the arrays of `origin` whose path and shape fit, and the outcome for each array.
 
-    Both are `step.Variables`.
+    Both are `state.Variables`.
 
     Raises:
       UserError: no parameter fits.

@@ -20,7 +20,7 @@ from mnist_jax.config import ConfigDict
 from mnist_jax.distributed.devices import to_host
 from mnist_jax.errors import UserError
 from mnist_jax.learning import transfer
-from mnist_jax.learning.step import TrainState
+from mnist_jax.learning.state import TrainState
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.report import curves, figures
 from mnist_jax.training.experiment import Experiment, HostBatch, make_experiment

@@ -14,7 +14,7 @@ from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.errors import Interrupted
 from mnist_jax.learning import metrics
 from mnist_jax.learning.metrics import Totals
-from mnist_jax.learning.step import Variables
+from mnist_jax.learning.state import Variables
 from mnist_jax.training.experiment import Experiment
 
 

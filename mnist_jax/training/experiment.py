@@ -22,7 +22,8 @@ from mnist_jax.factory import build, choose
 from mnist_jax.learning import losses, model_checks, step
 from mnist_jax.learning.augmentation import make_augmentation
 from mnist_jax.learning.schedules import SCHEDULES
-from mnist_jax.learning.step import Data, StepParts, Sums, TrainState, Variables
+from mnist_jax.learning.state import TrainState, Variables
+from mnist_jax.learning.step import Data, StepParts, Sums
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training.plan import Plan, make_plan
 

@@ -25,7 +25,7 @@ from mnist_jax.learning.averaging import AVERAGES, Averaging
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
 from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_accumulation, with_clipping
-from mnist_jax.learning.step import TrainState
+from mnist_jax.learning.state import TrainState, create_state
 from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.config_sections import SECTIONS
@@ -68,7 +68,7 @@ class Plan:
     def _create_state(self) -> Callable[[int | jax.Array], TrainState]:
         evaluated = None if self.averaging is None else self.evaluates_average
         return functools.partial(
-            step.create_state, self.model, self.optimizer, self.source.image_shape, average_evaluated=evaluated
+            create_state, self.model, self.optimizer, self.source.image_shape, average_evaluated=evaluated
         )
 
     def program_key(self, name: str) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from mnist_jax.errors import UserError
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.callbacks import CallbackStates
-from mnist_jax.learning.step import TrainState, Variables
+from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.learning.transfer import leaves_by_path
 
 INFERENCE_LEAVES = ('state/params/', 'state/batch_stats/', 'state/average/')

@@ -9,7 +9,8 @@ import pytest
 from conftest import make_parts
 
 from mnist_jax.kernels import ops
-from mnist_jax.learning.step import TrainState, train_step
+from mnist_jax.learning.state import TrainState
+from mnist_jax.learning.step import train_step
 from mnist_jax.models.architectures import CNN, MLP
 from mnist_jax.models.layers import Training
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mnist_jax.errors import UserError
 from mnist_jax.learning.model_checks import check_independence, check_model, has_products
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import create_state
+from mnist_jax.learning.state import create_state
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.training.experiment import make_experiment
 from mnist_jax.training.plan import make_plan

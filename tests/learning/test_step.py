@@ -11,7 +11,8 @@ import pytest
 from conftest import make_parts
 
 from mnist_jax.learning import losses, metrics
-from mnist_jax.learning.step import create_state, eval_step, train_step
+from mnist_jax.learning.state import create_state
+from mnist_jax.learning.step import eval_step, train_step
 from mnist_jax.models.architectures import MLP
 
 

@@ -7,7 +7,7 @@ import pytest
 from mnist_jax.errors import UserError
 from mnist_jax.learning import transfer
 from mnist_jax.learning.optimizers import OPTIMIZERS
-from mnist_jax.learning.step import Variables
+from mnist_jax.learning.state import Variables
 from mnist_jax.models.architectures import CNN
 from mnist_jax.models.layer_table import list_layers
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from mnist_jax.distributed.devices import Replicas
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import apply_to_chunk, create_state, train_step
+from mnist_jax.learning.state import create_state
+from mnist_jax.learning.step import apply_to_chunk, train_step
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import Training
 from mnist_jax.training.plan import make_plan
