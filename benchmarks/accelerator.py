@@ -7,12 +7,14 @@
 a share of the time, so that a failure costs the others nothing. The parts:
 
     device      versions, and the ceilings: copy bandwidth and matrix products
-    tests       tests/accelerator: gradients, reproducibility, moving checkpoints, evaluation
+    tests       tests/accelerator: gradients, augmentation, reproducibility, moving checkpoints, evaluation
     time        time to 99% on MNIST with configs/fast_gpu.py: the whole process, and the training alone
     scale       images/s of the CNN with larger batches and more features
+    ingredients the time of a step of the CNN with augmentation, EMA and other optimizers, compared with one without
     throughput  images/s of all models in training and evaluation, compared with PyTorch and Keras on JAX
 
-Writes `accelerator.json` and, as Markdown, `accelerator.md` after each part. Exits with 1 if a part failed.
+--parts and --models select some of them. Writes `accelerator.json` and, as Markdown, `accelerator.md` after each part.
+Exits with 1 if a part failed.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +48,16 @@ OTHERS = {
 MODULES = {'torch': 'torch', 'keras': 'keras'}  # what a program needs, by the start of its name
 MODELS_AT_ONCE = 4  # models whose programs start at the same time, before any of them is measured
 TEST_PROCESSES = 8
+MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
+MEASURED_INGREDIENTS = (
+    'rotation with scale and shift',
+    'elastic distortion',
+    'random erasing',
+    'mixup',
+    'EMA',
+    'Muon',
+    'SAM',
+)
 # Environment variables of programs that share the device and the cores with others.
 SHARED_DEVICE = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', 'TORCHINDUCTOR_COMPILE_THREADS': '1'}
 # What makes the recipe of configs/fast_gpu.py small for --quick.
@@ -57,7 +69,7 @@ QUICK_FIELDS = {
 }
 
 
-def device_part(quick: bool, seconds: float) -> dict[str, Any]:
+def device_part(options: argparse.Namespace) -> dict[str, Any]:
     """Returns versions, and the rates of a device-to-device copy and of matrix products."""
     import jax
     import jax.numpy as jnp
@@ -65,7 +77,7 @@ def device_part(quick: bool, seconds: float) -> dict[str, Any]:
     from mnist_jax.distributed.devices import start_backend
 
     replicas = start_backend(1, deterministic=False)  # ceilings: with kernels that are selected by their measured time
-    size = 512 if quick else 8192
+    size = 512 if options.quick else 8192
     source = jnp.arange(size * size * 4, dtype=jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     rates = {'copy, GB/s': 2 * source.nbytes / _time_call(copy, source) / 1e9}
@@ -92,16 +104,16 @@ def _time_call(function: Callable, *arguments: Any) -> float:
     return statistics.median(times)
 
 
-def tests_part(quick: bool, seconds: float) -> dict[str, Any]:
+def tests_part(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the outcome of each test in tests/accelerator."""
     directory = ROOT / 'tests' / 'accelerator'
     # Without the fixtures of the other tests, which start eight CPU devices.
     command = [sys.executable, '-m', 'pytest', '-v', '--tb=short', '-p', 'no:cacheprovider', '-o', 'addopts=']
-    if not quick and importlib.util.find_spec('xdist'):
+    if not options.quick and importlib.util.find_spec('xdist'):
         command.append(f'--numprocesses={TEST_PROCESSES}')
-    environment = {**os.environ, **SHARED_DEVICE, 'ACCELERATOR_TESTS': 'quick' if quick else 'all'}
+    environment = {**os.environ, **SHARED_DEVICE, 'ACCELERATOR_TESTS': 'quick' if options.quick else 'all'}
     with tempfile.TemporaryFile('w+') as output:
-        status = _run([*command, f'--confcutdir={directory}', str(directory)], seconds, environment, output)
+        status = _run([*command, f'--confcutdir={directory}', str(directory)], options.seconds, environment, output)
         output.seek(0)
         text = output.read()
     print(text)
@@ -126,14 +138,14 @@ def _run(command: list[str], seconds: float, environment: dict[str, str], output
         process.wait()
 
 
-def throughput_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+def throughput_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields, after each model, the images/s of all programs."""
     import throughput
 
     names = [name for name in (*OURS, *OTHERS) if _available(name)]
-    models = throughput.MODELS[:1] if quick else throughput.MODELS
-    rounds, round_seconds = (1, 0.05) if quick else (3, 0.1)
-    deadline = time.monotonic() + seconds
+    rounds, round_seconds = (1, 0.05) if options.quick else (3, 0.1)
+    models = options.models[:1] if options.quick else options.models
+    deadline = time.monotonic() + options.seconds
     results: dict[str, Any] = {}
     os.environ.update(SHARED_DEVICE)
     with tempfile.TemporaryDirectory() as directory, concurrent.futures.ThreadPoolExecutor(32) as executor:
@@ -183,10 +195,10 @@ def _available(program: str) -> bool:
     return module is None or importlib.util.find_spec(module) is not None
 
 
-def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+def time_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the times of whole processes, and then those of the training alone for several seeds."""
-    deadline = time.monotonic() + seconds
-    fields = [f'--config.{name}={value}' for name, value in QUICK_FIELDS.items()] if quick else []
+    deadline = time.monotonic() + options.seconds
+    fields = [f'--config.{name}={value}' for name, value in QUICK_FIELDS.items()] if options.quick else []
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         for start in ('cold', 'warm'):
@@ -204,7 +216,7 @@ def time_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
             result[start] = {'seconds': time.perf_counter() - begin, 'accuracy': accuracy}
             yield result
     result['seeds'] = []
-    for row in _train_seeds(1 if quick else 10, quick):
+    for row in _train_seeds(1 if options.quick else 10, options.quick):
         result['seeds'].append(row)
         yield result
         if time.monotonic() > deadline:
@@ -244,17 +256,17 @@ def _train(experiment: Any, epochs: int) -> tuple[float, Any]:
     return time.perf_counter() - start, state
 
 
-def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
+def scale_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields the images/s of training the CNN with larger batches and more features, in TF32 and bfloat16."""
     from mnist_jax.config import load_config
     from mnist_jax.training.experiment import make_experiment
 
-    deadline = time.monotonic() + seconds
-    examples = 2048 if quick else 57344
-    sizes = [(1, 128)] if quick else [(1, 1024), (1, 8192), (4, 1024), (1, 128), (2, 1024)]
+    deadline = time.monotonic() + options.seconds
+    examples = 2048 if options.quick else 57344
+    sizes = [(1, 128)] if options.quick else [(1, 1024), (1, 8192), (4, 1024), (1, 128), (2, 1024)]
     rows = list[dict[str, Any]]()
     for width, batch_size in sizes:
-        for dtype, kind in [('float32', 'TF32')] if quick else [('float32', 'TF32'), ('bfloat16', 'bfloat16')]:
+        for dtype, kind in [('float32', 'TF32')] if options.quick else [('float32', 'TF32'), ('bfloat16', 'bfloat16')]:
             if time.monotonic() > deadline:
                 return
             config = load_config(str(ROOT / 'configs' / 'cnn.py'))
@@ -268,21 +280,41 @@ def scale_part(quick: bool, seconds: float) -> Iterator[dict[str, Any]]:
             yield {'rows': rows}
 
 
-# Each part, and its share of the time.
+def ingredients_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields, after each ingredient of `ingredients.py`, the ratios of its time of a step to that without it."""
+    import ingredients
+
+    from mnist_jax.config import load_config
+
+    deadline = time.monotonic() + options.seconds
+    config = load_config(str(ROOT / 'configs' / 'cnn.py'))
+    config.chunks, config.deterministic = 1, False
+    if options.quick:
+        config.dataset.train, config.batch_size = 'train[:1024]', 32
+    rows = {}
+    for name, ratios in ingredients.time_ratios(config, MEASURED_INGREDIENTS[: 1 if options.quick else None], 3, 0.1):
+        rows[name] = ratios
+        yield {'rows': rows}
+        if time.monotonic() > deadline:
+            return
+
+
+# Each part, and its weight in the time.
 PARTS: dict[str, tuple[Callable, float]] = {
     'device': (device_part, 0.08),
     'tests': (tests_part, 0.25),
     'time': (time_part, 0.15),
-    'scale': (scale_part, 0.10),
-    'throughput': (throughput_part, 0.42),
+    'scale': (scale_part, 0.15),
+    'ingredients': (ingredients_part, 0.20),
+    'throughput': (throughput_part, 0.50),
 }
 
 
-def run_part(name: str, quick: bool, seconds: float, output: Path) -> None:
-    """Runs a part in this process, and writes what it returns or yields to `output`."""
-    result = PARTS[name][0](quick, seconds)
+def run_part(options: argparse.Namespace) -> None:
+    """Runs `options.part` in this process, and writes what it returns or yields to `options.output`."""
+    result = PARTS[options.part][0](options)
     for value in [result] if isinstance(result, dict) else result:
-        output.write_text(json.dumps(value))
+        options.output.write_text(json.dumps(value))
 
 
 def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]:
@@ -298,10 +330,11 @@ def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]
         environment |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
     results: dict[str, Any] = {'parts': {}, 'errors': {}}
     start = time.monotonic()
-    share = 0.0
-    for name, (_, part_share) in PARTS.items():
-        share += part_share
-        seconds = max(1, start + share * 60 * options.minutes - time.monotonic())
+    weights = {name: weight for name, (_, weight) in PARTS.items() if name in options.parts}
+    done = 0.0
+    for name, weight in weights.items():
+        done += weight
+        seconds = max(1, start + done / sum(weights.values()) * 60 * options.minutes - time.monotonic())
         output = options.output / f'{name}.json'
         output.unlink(missing_ok=True)
         command = [
@@ -309,6 +342,7 @@ def run_parts(options: argparse.Namespace, wheels: list[Path]) -> dict[str, Any]
             __file__,
             f'--part={name}',
             f'--seconds={seconds * 0.9:.1f}',
+            f'--models={",".join(options.models)}',
             '--output',
             str(output),
         ]
@@ -377,6 +411,14 @@ def format_results(results: dict[str, Any]) -> str:
                 for row in scale['rows']
             ],
         )
+    if ingredients := parts.get('ingredients'):
+        lines += _table(
+            ['`cnn`, training', 'time of a step (range)'],
+            [
+                [name, f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})']
+                for name, ratios in ingredients['rows'].items()
+            ],
+        )
     lines += [f'{name} failed: {error}' for name, error in results['errors'].items()]
     return '\n'.join(lines) + '\n'
 
@@ -423,6 +465,18 @@ def _time_rows(times: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ['`configs/fast_gpu.py`', 'time', 'test accuracy'], rows
 
 
+def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Returns the type of a command-line argument that lists some of the known names."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(','))
+        if not set(names) <= set(known):
+            raise argparse.ArgumentTypeError(f'must be some of {", ".join(known)}, got {text}')
+        return names
+
+    return parse
+
+
 def main() -> None:
     """Runs all parts, or the part that the command line names, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -430,11 +484,14 @@ def main() -> None:
     parser.add_argument('--wheels', type=Path, help='a directory with wheels of missing packages')
     parser.add_argument('--quick', action='store_true', help='run every part on the CPU, with little work')
     parser.add_argument('--output', type=Path, default=Path('accelerator'), help='the directory for the results')
+    parser.add_argument('--parts', type=_names(PARTS), default=tuple(PARTS), help='comma-separated')
+    configs = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+    parser.add_argument('--models', type=_names(configs), default=MODELS, help='names of configs, comma-separated')
     parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument('--seconds', type=float, default=60.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        run_part(options.part, options.quick, options.seconds, options.output)
+        run_part(options)
         return
     wheels = sorted(options.wheels.glob('*.whl')) if options.wheels else []
     if options.wheels and not wheels:

@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -178,17 +178,25 @@ class Trainer:
         return (time.perf_counter() - start) / calls
 
 
-def measure_time(config: ConfigDict, names: list[str], rounds: int, seconds: float) -> None:
-    """Measures all ingredients, and prints the table."""
+def time_ratios(
+    config: ConfigDict, names: Iterable[str], rounds: int, seconds: float
+) -> Iterator[tuple[str, list[float]]]:
+    """Yields for each ingredient the ratios of its time of a step to that without it, one for each round."""
     base = Trainer(config)
     calls = max(1, round(seconds / base.seconds(20)))
-    print('| ingredient | time of a step (range) |\n|---|---|')
     for name in names:
         trainer, ratios = Trainer(with_ingredient(config, name)), []
         for number in range(rounds):
             pair = [base, trainer] if number % 2 else [trainer, base]
             times = {which: which.seconds(calls) for which in pair}
             ratios.append(times[trainer] / times[base])
+        yield name, ratios
+
+
+def measure_time(config: ConfigDict, names: list[str], rounds: int, seconds: float) -> None:
+    """Measures all ingredients, and prints the table."""
+    print('| ingredient | time of a step (range) |\n|---|---|')
+    for name, ratios in time_ratios(config, names, rounds, seconds):
         print(f'| {name} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |', flush=True)
 
 

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from mnist_jax.config import load_config
+from mnist_jax.learning.augmentation import AUGMENTATIONS, make_augmentation
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layers import SHARED_STREAM, Training
 from mnist_jax.training.plan import make_model
@@ -64,6 +65,28 @@ def test_losses_and_gradients_are_those_of_float64_on_the_cpu(name):
     # A ReLU or a maximum near a tie may fall on the other side, so a few gradients may differ by more than rounding.
     ours, expected = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (ours, expected))
     assert np.linalg.norm(ours - expected) <= 3e-3 * np.linalg.norm(expected)
+
+
+def augment(step, images):
+    chunk = {
+        'image': jnp.asarray(images),
+        'label': jnp.zeros(len(images), jnp.int32),
+        'mask': jnp.ones(len(images)),
+        'index': jnp.arange(len(images)),
+    }
+    return np.asarray(jax.jit(make_augmentation([step], 255))(chunk, jax.random.key(0), jnp.int32(0))['image'])
+
+
+@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_augmentation_is_that_of_the_cpu_within_rounding(name):
+    step = {'name': name, **({'rotation': 9, 'scale': 0.1, 'shear': 5, 'shift': 2} if name == 'affine' else {})}
+    images = np.random.default_rng(0).uniform(0, 255, (200, 28, 28, 1)).astype(np.float32)
+    ours = augment(step, images)
+    with jax.default_device(jax.devices('cpu')[0]):
+        expected = augment(step, images)
+    assert not np.array_equal(ours, images)
+    # A side of a rectangle that is nearly halfway between two whole numbers may round to the other one.
+    assert np.mean(np.abs(ours - expected) > 0.05) < 2e-3
 
 
 def command(workdir, epochs, *flags):
