@@ -28,6 +28,10 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_minutes = 0.0  # in addition to the checkpoint after each epoch; 0: never
     config.on_nonfinite = 'stop'  # at a non-finite loss or update: 'stop' training, or 'skip' the update and count it
 
+    # Trace this many updates with JAX's profiler, after the first calls; the trace and a table of the operations that
+    # took the most time are in WORKDIR/profile. 0: none.
+    config.profile_steps = 0
+
     loss = ConfigDict()
     loss.name = 'cross_entropy'  # one of losses.LOSSES; further fields are its arguments
     loss.label_smoothing = 0.0  # fraction of the target to spread evenly over all classes

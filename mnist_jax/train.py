@@ -30,6 +30,7 @@ from mnist_jax.models.layer_table import format_table
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.training.plan import make_plan
+from mnist_jax.training.profiling import Profiler
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
@@ -141,7 +142,8 @@ def train(
             with checkpoints.open(lock.renew if lock else lambda: None) as writer:
                 if first is not None:
                     writer.save(snapshot)
-                snapshot = Loop(experiment, writer, metrics_log, request, on_step).run(snapshot)
+                with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
+                    snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot)
             request.unsaved = False
             metrics_log.close()
             try:

@@ -110,13 +110,20 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # ziglang is missing where it cannot be installed.
+        return None
+
+
 def describe_environment() -> str:
     """Returns what every program depends on besides its own key and the shapes of its arguments."""
     settings = {name: value for name, value in jax.config.values.items() if not re.search('cache|preemption', name)}
     return repr(
         (
             code_digest(),
-            [importlib.metadata.version(name) for name in LIBRARIES],
+            [_version(name) for name in LIBRARIES],
             [os.environ.get(name) for name in VARIABLES],
             sorted(settings.items()),
             files.processor_features(),

@@ -91,7 +91,8 @@ def _evaluate_until_sum(closed: ClosedJaxpr, arguments: Sequence[jax.Array]) -> 
         elif (inner := _inner_with_sum(equation)) is not None:
             outputs = yield from _evaluate_until_sum(inner, inputs)
         else:
-            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+            with jax.named_scope(str(equation.source_info.name_stack)):  # the layer, for profiles
+                outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
             outputs = outputs if equation.primitive.multiple_results else [outputs]
         values.update(zip(equation.outvars, outputs, strict=True))
     return read(closed.jaxpr.outvars)

@@ -129,19 +129,22 @@ def train_step(
         grads, _, _ = mean_gradient(jax.lax.optimization_barrier(nearby))
     batch_stats = transfer.keep_frozen(parts.frozen, batch_stats, state.batch_stats)
     learning_rate = parts.learning_rate(state.step) * state.learning_rate_scale
-    updates, opt_state = parts.optimizer.update(grads, state.opt_state, point, learning_rate=learning_rate)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope('update'):
+        updates, opt_state = parts.optimizer.update(grads, state.opt_state, point, learning_rate=learning_rate)
+        params = optax.apply_updates(state.params, updates)
     new_state = dataclasses.replace(
         state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     if averaging is not None and average is not None:
         progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate)
-        average = averaging.update(average, Variables(params, batch_stats), progress)
+        with jax.named_scope('average'):
+            average = averaging.update(average, Variables(params, batch_stats), progress)
         if averaging.interpolation:  # The statistics of this update are those of parameters close to the average.
             average = dataclasses.replace(average, variables=Variables(average.variables.params, batch_stats))
         new_state = dataclasses.replace(new_state, average=average)
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
-    finite = ops.all_finite((sums, params, batch_stats))
+    with jax.named_scope('finite'):
+        finite = ops.all_finite((sums, params, batch_stats))
     if parts.skip_nonfinite:
         unchanged = dataclasses.replace(state, step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)
@@ -157,6 +160,7 @@ def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: 
     return parts.augment(chunk, random_stream(seed, AUGMENTATION_STREAM), jnp.int32(epoch))
 
 
+@jax.named_scope('augmentation')
 def _augment_chunks(batch: Batch, seed: int | jax.Array, epoch: jax.Array, parts: StepParts) -> Batch:
     """Augments each chunk of a batch, in a loop, so that the program holds all steps only once."""
     if parts.augment is None:
@@ -217,8 +221,10 @@ def _mean_gradient(
         chunk_results = _gradients_in_turn(summed_loss, params, chunks)
     # Without the barriers, the compiler may fuse gradient, sum and update differently on different device counts.
     chunk_results = jax.lax.optimization_barrier(chunk_results)
-    grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
-    return jax.tree.map(lambda grad: grad / sums['count'], grads), sums, batch_stats
+    with jax.named_scope('sum over chunks'):
+        grads, sums = jax.lax.optimization_barrier(all_sum(tree_sum(chunk_results)))
+        mean = jax.tree.map(lambda grad: grad / sums['count'], grads)
+    return mean, sums, batch_stats
 
 
 def _gradients_in_turn(summed_loss: Callable, params: PyTree, chunks: list[Batch]) -> list[tuple[PyTree, Sums]]:

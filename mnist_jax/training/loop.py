@@ -29,6 +29,7 @@ from mnist_jax.learning.callbacks import VALIDATION_METRICS, MetricsRow
 from mnist_jax.learning.step import Sums
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment
+from mnist_jax.training.profiling import Profiler
 from mnist_jax.workdir.checkpoint_writer import CheckpointWriter
 from mnist_jax.workdir.metrics_log import MetricsLog, ProgressBar
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
@@ -47,6 +48,7 @@ class Loop:
         metrics_log: MetricsLog,
         request: StopRequest,
         on_step: OnStep | None = None,
+        profiler: Profiler | None = None,
     ):
         self._experiment = experiment
         self._config = experiment.config
@@ -54,6 +56,7 @@ class Loop:
         self._metrics_log = metrics_log
         self._request = request
         self._on_step = on_step
+        self._watch = profiler.watch if profiler else iter
         self._saved_at, self._saved_step = time.monotonic(), 0
 
     def run(self, snapshot: Snapshot) -> Snapshot:
@@ -77,7 +80,7 @@ class Loop:
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
             with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:
                 meter = _EpochMeter(experiment, snapshot, progress, self._request, self._on_step)
-                for group in experiment.train_calls(snapshot.epoch.number, first):
+                for group in self._watch(experiment.train_calls(snapshot.epoch.number, first)):
                     state, sums = experiment.train_steps(state, group)
                     self._request.unsaved = True
                     meter.push(sums, len(group))

@@ -1,0 +1,73 @@
+"""Traces of training steps, and the tables made of them."""
+
+import gzip
+import json
+
+import pytest
+from conftest import fail_after
+
+from mnist_jax.errors import UserError
+from mnist_jax.train import train
+from mnist_jax.training.profiling import WARM_UP_CALLS, Profiler
+
+
+def rows_of(table):
+    """Returns the calls of the operations in a table, by (part, direction, operation)."""
+    lines = table.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith('---')) + 1
+    return {
+        tuple(cells[:3]): int(cells[3].replace(',', '')) for cells in map(str.split, lines[first:]) if len(cells) == 6
+    }
+
+
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_a_trace_names_the_layers_and_does_not_change_the_result(small, tmp_path, batch_norm):
+    config = small('cnn', model__batch_norm=batch_norm, devices=1)
+    expected = train(config, tmp_path / 'plain')
+    config.profile_steps = 3
+    assert train(config, tmp_path / 'run')['params_sha256'] == expected['params_sha256']
+    (path,) = (tmp_path / 'run' / 'profile').rglob('*.trace.json.gz')
+    assert any(
+        event.get('args', {}).get('hlo_op') for event in json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+    )
+    table = (tmp_path / 'run' / 'profile' / 'operations.txt').read_text()
+    assert table.startswith('operations of 3 training steps')
+    calls = rows_of(table)
+    assert calls.keys() >= {('Conv_1', 'backward', 'kernel_gradient'), ('Conv_1', 'backward', 'input_gradient')}
+    # The step that ran when the trace began or ended may be there in part.
+    assert all(4 <= calls[row] <= 8 for row in calls if row[2] == 'kernel_gradient')
+    assert ('BatchNorm_1', 'forward') in {row[:2] for row in calls} if batch_norm else True
+
+
+def test_steps_in_one_call_are_traced_together(small, tmp_path):  # in calls of 2, 2, 1, 2, 2, ...
+    train(small(epochs=4, steps_per_call=2, profile_steps=4), tmp_path)
+    assert (tmp_path / 'profile' / 'operations.txt').read_text().startswith('operations of 5 training steps')
+
+
+def test_a_resumed_run_is_traced_too_and_replaces_the_trace(small, tmp_path):
+    with pytest.raises(RuntimeError, match='as if killed'):
+        train(small(profile_steps=100), tmp_path, on_step=fail_after(5))
+    table = tmp_path / 'profile' / 'operations.txt'
+    first = table.read_text()
+    assert not first.startswith('operations of 100')
+    train(small(profile_steps=2), tmp_path)
+    assert table.read_text().startswith('operations of 2 training steps')
+    assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
+
+
+def test_a_start_with_too_few_steps_says_so(caplog, tmp_path):
+    with Profiler(tmp_path / 'profile', 5) as profiler:
+        assert list(profiler.watch([[1]] * WARM_UP_CALLS)) == [[1]] * WARM_UP_CALLS
+    assert 'No steps were traced: this start made only 2 calls' in caplog.text and not (tmp_path / 'profile').exists()
+
+
+def test_a_run_goes_on_if_its_trace_cannot_be_written(small, tmp_path, caplog):
+    (tmp_path / 'profile').write_text('a file of the user')
+    result = train(small(profile_steps=1), tmp_path)
+    assert result['count'] == 200 and 'The steps cannot be traced in' in caplog.text
+    assert (tmp_path / 'profile').read_text() == 'a file of the user'
+
+
+def test_profile_steps_must_be_a_count(small, tmp_path):
+    with pytest.raises(UserError, match=r'config.profile_steps must be an integer from 0 to 1000000, got -1'):
+        train(small(profile_steps=-1), tmp_path)
