@@ -16,6 +16,7 @@ def test_every_part_of_the_accelerator_benchmark_runs_on_the_cpu(data_dir, tmp_p
     assert set(parts['tests']['outcomes'].values()) == {'PASSED', 'SKIPPED'}
     assert parts['throughput']['mlp']['train'].keys() >= {'ours', 'ours.fast', 'ours.bfloat16'}
     assert 0 < parts['time']['warm']['accuracy'] <= 1 and parts['time']['seeds'][0]['seconds'] > 0
+    assert parts['ingredients']['rows']['rotation with scale and shift'][0] > 0
     assert parts['scale']['rows'][0]['images_per_second'] > 0
     table = (tmp_path / 'accelerator.md').read_text()
     assert table.strip() == process.stdout.partition('\n1 (CPU, virtual)')[2].join(['1 (CPU, virtual)', '']).strip()
