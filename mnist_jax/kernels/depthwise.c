@@ -4,7 +4,8 @@
 #include "parallel_for.h"
 
 // Channels are computed in blocks, of one to four vectors; their number does not depend on the width of the vectors.
-enum { BLOCK = 16, VECTORS = BLOCK / LANES, CHAINS = 4 };  // CHAINS: independent partial sums, which hide latencies
+// CHAINS: independent partial sums, which hide latencies. PIXELS: outputs that are computed at the same time.
+enum { BLOCK = 16, VECTORS = BLOCK / LANES, CHAINS = 4, PIXELS = 4 };
 
 typedef struct {
     Vec vectors[VECTORS];
@@ -61,7 +62,27 @@ static inline Range taps_to_outputs(dim_t position, dim_t outputs, dim_t stride,
     return (Range){least + phase, min(taps, position + 1)};
 }
 
-// `count` is a constant in the call for whole blocks.
+// Computes `pixels` neighboring outputs, which are independent and share each load of the kernel. `rows` and `columns`
+// are the taps inside the image, and `src` is the pixel under the first tap of the first output. `pixels` is a constant
+// in every call, and so is `count` in the calls for whole blocks.
+static inline __attribute__((always_inline)) void forward_pixels(const Depthwise* d, const float* src,
+                                                                 const float* kernel, Block bias, Range rows,
+                                                                 Range columns, dim_t pixels, dim_t count,
+                                                                 float* output) {
+    Block sums[PIXELS] = {0};
+    for (dim_t i = rows.first; i < rows.end; i++)
+        for (dim_t j = columns.first; j < columns.end; j++) {
+            Block tap = load(kernel + (i * d->kernel_width + j) * d->channels, count);
+            const float* own = src + (i * d->width + j) * d->channels;
+            for (dim_t p = 0; p < pixels; p++)
+                add_product(load(own + p * d->stride * d->channels, count), tap, &sums[p]);
+        }
+    for (dim_t p = 0; p < pixels; p++) {
+        add(bias, &sums[p]);
+        store(&sums[p], count, output + p * d->channels);
+    }
+}
+
 static inline __attribute__((always_inline)) void forward_block(const Depthwise* d, dim_t n, dim_t first, dim_t count) {
     const float *image = d->image + n * image_size(d) + first, *kernel = d->kernel + first;
     float* output = d->result + n * output_size(d) + first;
@@ -69,18 +90,39 @@ static inline __attribute__((always_inline)) void forward_block(const Depthwise*
     for (dim_t y = 0; y < d->output_height; y++) {
         dim_t top = y * d->stride - d->top;
         Range rows = taps_inside(top, d->height, d->kernel_height);
-        for (dim_t x = 0; x < d->output_width; x++, output += d->channels) {
-            dim_t left = x * d->stride - d->left;
-            Range columns = taps_inside(left, d->width, d->kernel_width);
-            Block sum = {0};
-            for (dim_t i = rows.first; i < rows.end; i++)
-                for (dim_t j = columns.first; j < columns.end; j++)
-                    add_product(load(image + ((top + i) * d->width + left + j) * d->channels, count),
-                                load(kernel + (i * d->kernel_width + j) * d->channels, count), &sum);
-            add(bias, &sum);
-            store(&sum, count, output);
+        for (dim_t x = 0; x < d->output_width;) {
+            dim_t left = x * d->stride - d->left, last = left + (PIXELS - 1) * d->stride;
+            const float* src = image + (top * d->width + left) * d->channels;
+            if (left >= 0 && last + d->kernel_width <= d->width && x + PIXELS <= d->output_width) {
+                Range columns = {0, d->kernel_width};
+                forward_pixels(d, src, kernel, bias, rows, columns, PIXELS, count, output);
+                x += PIXELS, output += PIXELS * d->channels;
+            } else {
+                Range columns = taps_inside(left, d->width, d->kernel_width);
+                forward_pixels(d, src, kernel, bias, rows, columns, 1, count, output);
+                x++, output += d->channels;
+            }
         }
     }
+}
+
+// Computes `pixels` neighboring pixels, as `forward_pixels` does. Tap (i, j) takes the gradient of the output at
+// (row - i, column - j) / stride; the remainders are 0.
+static inline __attribute__((always_inline)) void image_gradient_pixels(const Depthwise* d, const float* gradient,
+                                                                        const float* kernel, dim_t row, dim_t column,
+                                                                        Range rows, Range columns, dim_t pixels,
+                                                                        dim_t count, float* result) {
+    dim_t first_row = row - rows.first, first_column = column - columns.first;
+    if (d->stride > 1) first_row /= d->stride, first_column /= d->stride;
+    Block sums[PIXELS] = {0};
+    for (dim_t i = rows.first; i < rows.end; i += d->stride, first_row--) {
+        const float* own = gradient + (first_row * d->output_width + first_column) * d->channels;
+        for (dim_t j = columns.first; j < columns.end; j += d->stride, own -= d->channels) {
+            Block tap = load(kernel + (i * d->kernel_width + j) * d->channels, count);
+            for (dim_t p = 0; p < pixels; p++) add_product(load(own + p * d->channels, count), tap, &sums[p]);
+        }
+    }
+    for (dim_t p = 0; p < pixels; p++) store(&sums[p], count, result + p * d->channels);
 }
 
 static inline __attribute__((always_inline)) void image_gradient_block(const Depthwise* d, dim_t n, dim_t first,
@@ -88,18 +130,19 @@ static inline __attribute__((always_inline)) void image_gradient_block(const Dep
     const float *gradient = d->gradient + n * output_size(d) + first, *kernel = d->kernel + first;
     float* result = d->result + n * image_size(d) + first;
     for (dim_t y = 0; y < d->height; y++) {
-        Range rows = taps_to_outputs(y + d->top, d->output_height, d->stride, d->kernel_height);
-        dim_t first_row = d->stride == 1 ? y + d->top - rows.first : (y + d->top - rows.first) / d->stride;
-        for (dim_t x = 0; x < d->width; x++, result += d->channels) {
-            Range columns = taps_to_outputs(x + d->left, d->output_width, d->stride, d->kernel_width);
-            dim_t first_column = x + d->left - columns.first;
-            if (d->stride > 1) first_column /= d->stride;
-            Block sum = {0};
-            for (dim_t i = rows.first, row = first_row; i < rows.end; i += d->stride, row--)
-                for (dim_t j = columns.first, column = first_column; j < columns.end; j += d->stride, column--)
-                    add_product(load(gradient + (row * d->output_width + column) * d->channels, count),
-                                load(kernel + (i * d->kernel_width + j) * d->channels, count), &sum);
-            store(&sum, count, result);
+        dim_t row = y + d->top;
+        Range rows = taps_to_outputs(row, d->output_height, d->stride, d->kernel_height);
+        for (dim_t x = 0; x < d->width;) {
+            dim_t column = x + d->left, last = column + PIXELS - 1;
+            if (d->stride == 1 && column + 1 >= d->kernel_width && last < d->output_width && x + PIXELS <= d->width) {
+                Range columns = {0, d->kernel_width};
+                image_gradient_pixels(d, gradient, kernel, row, column, rows, columns, PIXELS, count, result);
+                x += PIXELS, result += PIXELS * d->channels;
+            } else {
+                Range columns = taps_to_outputs(column, d->output_width, d->stride, d->kernel_width);
+                image_gradient_pixels(d, gradient, kernel, row, column, rows, columns, 1, count, result);
+                x++, result += d->channels;
+            }
         }
     }
 }

@@ -1,0 +1,194 @@
+"""What the trials of a study vary: config fields, and the values that each may take."""
+
+import ast
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mnist_jax.errors import UserError, comma_separated
+
+DIGITS = 4  # significant digits of a number that is drawn: enough for any hyperparameter, and readable in tables
+
+Point = dict[str, Any]
+"""The values of the varied config fields of a trial, by dotted name."""
+
+
+class Domain(Protocol):
+    """The values that a field may take."""
+
+    def at(self, fraction: float) -> Any:
+        """Returns the value at a fraction in [0, 1) of the domain; uniform fractions give its distribution."""
+
+    def spread(self, count: int) -> list:
+        """Returns up to `count` different values, evenly spread from the lowest to the highest; all, of a choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Any of some values, each with the same probability."""
+
+    values: tuple
+
+    def at(self, fraction: float) -> Any:
+        """See `Domain`."""
+        return self.values[int(fraction * len(self.values))]
+
+    def spread(self, count: int) -> list:
+        """See `Domain`."""
+        return list(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high`, uniform in themselves or in their logarithm; whole ones, or all."""
+
+    low: float
+    high: float
+    logarithmic: bool = False
+    whole: bool = False
+
+    def at(self, fraction: float) -> float:
+        """See `Domain`."""
+        high = self.high + 1 if self.whole else self.high
+        if self.logarithmic:
+            value = self.low * (high / self.low) ** fraction
+        else:
+            value = self.low + (high - self.low) * fraction
+        return min(math.floor(value), int(self.high)) if self.whole else float(f'{value:.{DIGITS}g}')
+
+    def spread(self, count: int) -> list:
+        """See `Domain`."""
+        fractions = [index / (count - 1) for index in range(count)] if count > 1 else [0.5]
+        ends = dataclasses.replace(self, whole=False)
+        values = [ends.at(fraction) for fraction in fractions]
+        return list(dict.fromkeys(map(round, values) if self.whole else values))
+
+
+def choice(*values: Any) -> Choice:
+    """Returns the domain of these values, such as `choice('adam', 'sgd')` or `choice((64,), (128, 128))`."""
+    if not values:
+        raise UserError('choice must have at least one value, got none')
+    return Choice(values)
+
+
+def uniform(low: float, high: float) -> Interval:
+    """Returns the domain of all numbers from `low` to `high`."""
+    return _interval('uniform', low, high)
+
+
+def log_uniform(low: float, high: float) -> Interval:
+    """Returns the domain of all numbers from `low` to `high`, uniform in their logarithm; for learning rates."""
+    return _interval('log_uniform', low, high, logarithmic=True)
+
+
+def integers(low: int, high: int) -> Interval:
+    """Returns the domain of the whole numbers from `low` to `high`, both included."""
+    return _interval('integers', low, high, whole=True)
+
+
+def log_integers(low: int, high: int) -> Interval:
+    """Returns the domain of the whole numbers from `low` to `high`, uniform in their logarithm; for widths."""
+    return _interval('log_integers', low, high, logarithmic=True, whole=True)
+
+
+def _interval(name: str, low: float, high: float, logarithmic: bool = False, whole: bool = False) -> Interval:
+    kind, article = (int, 'whole numbers') if whole else (float | int, 'finite numbers')
+    valid = all(isinstance(end, kind) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high))
+    if not valid or not low < high or (logarithmic and low <= 0):
+        limit = ', both greater than 0' if logarithmic else ''
+        raise UserError(f'{name}(low, high) must have {article} with low < high{limit}, got {name}({low!r}, {high!r})')
+    return Interval(low, high, logarithmic, whole)
+
+
+DOMAINS = {function.__name__: function for function in (choice, uniform, log_uniform, integers, log_integers)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A domain of a field that exists only if another field has one of some values."""
+
+    domain: Domain
+    field: str
+    values: tuple
+
+
+def when(domain: Domain, field: str, *values: Any) -> Condition:
+    """Returns a domain that is varied only if the config field `field` has one of `values`.
+
+    For example, only SGD has a momentum: `when(uniform(0.0, 0.95), 'optimizer.name', 'sgd')`. If `field` is varied too,
+    list it first.
+    """
+    return Condition(domain, field, values)
+
+
+Space = Mapping[str, Domain | Condition]
+"""The domains of the varied config fields, by dotted name."""
+
+
+def grid(space: Space, base: Mapping[str, Any], points: int) -> list[Point]:
+    """Returns all combinations of the values of the fields.
+
+    Args:
+      space: The fields.
+      base: The values of all fields of the config, for conditions on fields that are not varied.
+      points: The number of values of an interval.
+    """
+    spreads = [_domain(entry).spread(points) for entry in space.values()]
+    combined = [_resolve(space, base, values) for values in itertools.product(*spreads)]
+    return list({repr(point): point for point in combined}.values())  # Conditions leave equal ones.
+
+
+def point_at(space: Space, base: Mapping[str, Any], fractions: Sequence[float]) -> Point:
+    """Returns the point at one fraction of each domain."""
+    domains = map(_domain, space.values())
+    return _resolve(space, base, [domain.at(value) for domain, value in zip(domains, fractions, strict=True)])
+
+
+def is_active(entry: Domain | Condition, values: Mapping[str, Any]) -> bool:
+    """Returns whether a field is varied if the fields before it, and those of the config, have these values."""
+    return not isinstance(entry, Condition) or values.get(entry.field) in entry.values
+
+
+def _domain(entry: Domain | Condition) -> Domain:
+    return entry.domain if isinstance(entry, Condition) else entry
+
+
+def _resolve(space: Space, base: Mapping[str, Any], values: Sequence) -> Point:
+    """Returns the point with these values, without the fields whose condition is not met."""
+    point: Point = {}
+    for (field, entry), value in zip(space.items(), values, strict=True):
+        if is_active(entry, {**base, **point}):
+            point[field] = value
+    return point
+
+
+def parse_domain(field: str, text: str) -> Domain:
+    """Returns the domain that `text` stands for on the command line.
+
+    It is a call such as `log_uniform(1e-4, 1e-2)`, or values with commas between them: `0.1, 0.2`, `adam, sgd` or
+    `(64,), (128, 128)`.
+
+    Raises:
+      UserError: it is neither.
+    """
+    try:
+        expression = ast.parse(f'({text},)', mode='eval').body
+        assert isinstance(expression, ast.Tuple)
+        items = expression.elts
+        if len(items) == 1 and isinstance(items[0], ast.Call) and not items[0].keywords:
+            function = items[0].func
+            if isinstance(function, ast.Name) and function.id in DOMAINS:
+                return DOMAINS[function.id](*map(_value, items[0].args))
+        return choice(*map(_value, items))
+    except (SyntaxError, ValueError, TypeError, AssertionError):
+        raise UserError(
+            f'--vary={field}=VALUES must be values with commas between them, or one of {comma_separated(DOMAINS)} such '
+            f'as log_uniform(1e-4, 1e-2), got {text!r}'
+        ) from None
+
+
+def _value(node: ast.expr) -> Any:
+    """Returns the literal that a node stands for; a bare name is a text."""
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
