@@ -337,6 +337,8 @@ def stress() -> None:
         stress_runs(FLAGS.run, _workdir('comparison'))
     else:
         workdir = _run_directory()
+        if not workdir.is_dir():
+            raise UserError(f'--workdir must be the directory of a run, got {str(workdir)!r}')
         stress_runs([str(workdir)], workdir)
 
 

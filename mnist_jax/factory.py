@@ -213,11 +213,11 @@ def _parse_literal(text: str) -> Any:
 
 
 def _parse_tuple(field: str, text: str, annotation: Any) -> tuple:
-    """Returns the tuple for `(64, 32)`, `[64, 32]`, `64,32` or `64`, and for strings also `a,b`."""
+    """Returns the tuple for `(64, 32)`, `[64, 32]`, `64,32` or `64`, or a dict, and for strings also `a,b`."""
     value = _parse_literal(text)
     if value is text and text and str in get_args(annotation):
         return tuple(part.strip() for part in text.split(','))
-    if value is text or value is None or isinstance(value, dict | set):
+    if value is text or value is None or isinstance(value, set):
         raise UserError(f'{field} must be a tuple, such as (64, 32), (64,) or (), got {text!r}')
     return lists_to_tuples(value) if isinstance(value, list | tuple) else (value,)
 

@@ -211,6 +211,12 @@ def test_a_tuple_can_be_written_without_parentheses(text, value):
     assert config.model.widths == value
 
 
+def test_a_single_augmentation_can_be_written_without_a_tuple():
+    config = default_config()
+    override_fields(config, {'augmentation': "({'name': 'flip'})"}, lambda: SECTIONS)
+    assert config.augmentation == ({'name': 'flip'},)
+
+
 def test_values_are_of_the_type_of_their_field():
     config, _ = overridden(
         model__name='other_net', model__blocks='3', model__fast=True, model__scale='2', model__widths='[[4], [8, 8]]',

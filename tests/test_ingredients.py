@@ -96,6 +96,10 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
             {'average__name': 'schedule_free', 'schedule__name': 'cosine'},
             "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got 'cosine'",
         ),
+        (
+            {'average__name': 'schedule_free', 'optimizer': {'name': 'adam', 'learning_rate': 1e-3}},
+            "config.optimizer.beta_1 must be 0 if config.average.name='schedule_free' is set",
+        ),
         ({'distillation': {'workdirs': ()}}, 'config.distillation.temperature is missing'),
         ({'distillation__workdirs': ('/nowhere',)}, 'config.distillation.workdirs must be the directory of a run'),
         (
@@ -105,6 +109,7 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
         ({'augmentation': ({'name': 'elastic', 'smoothness': 1e9},)}, 'smoothness must be a number from 0.1 to 100'),
         ({'augmentation': ({'name': 'shift', 'pixels': 10**6},)}, 'pixels must be an integer from 1 to 10000'),
         ({'augmentation': ({'name': 'erase', 'elongation': 0.5},)}, 'elongation must be a number from 1 to'),
+        ({'augmentation': ({'name': 'erase', 'smallest': 0.5},)}, 'smallest of erase must be at most largest=0.2'),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_written(fields, message, small, tmp_path):

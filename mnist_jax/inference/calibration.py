@@ -1,4 +1,4 @@
-"""Honest uncertainty from validation examples: a temperature for the probabilities, and sets that contain the truth."""
+"""Calibrated uncertainty from validation examples: a temperature, and prediction sets that contain the truth."""
 
 from collections.abc import Sequence
 
@@ -56,7 +56,7 @@ def assess(
     validation_label_M: np.ndarray,
     coverages: Sequence[float] = COVERAGES,
 ) -> JsonObject:
-    """Returns what validation examples say about probabilities, and how it holds for other examples.
+    """Returns what validation examples say about probabilities, and how well it holds for other examples.
 
     Returns:
       temperature, which was fitted on the validation examples; the cross-entropies of the other examples without and

@@ -100,7 +100,7 @@ class Ensemble(RestoredModel):
         """Restores the ensemble in `workdir`, which error messages call `field`.
 
         Raises:
-          UserError: `ensemble.json` is damaged, or the parameters of a run are not those that it was made of.
+          UserError: `ensemble.json` is damaged, or a run no longer has the parameters that it had.
         """
         workdir = user_path(workdir, field)
         if step is not None:
@@ -116,7 +116,15 @@ class Ensemble(RestoredModel):
             if not runs or not valid or combine not in COMBINATIONS:
                 raise ValueError('its runs, combine, shift or flip are invalid')
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f'{str(path)!r} is damaged: {error}; --mode=eval with --run writes it') from None
+            raise UserError(
+                f'{str(path)!r} is damaged: {error}; delete it, and write it again with --mode=eval and --run'
+            ) from None
+        for run, step, _ in runs:
+            if (steps := Checkpoints(run).steps()) and int(step) not in steps:
+                raise UserError(
+                    f'{str(run)!r}, a run in {str(path)!r}, must have a checkpoint of step {step}, got those of '
+                    f'{", ".join(map(str, steps))}: it was trained further; make a new ensemble, in another directory'
+                )
         members = [RestoredModel.load(run, step, f'each run in {str(path)!r}') for run, step, _ in runs]
         for member, (_, _, digest) in zip(members, runs, strict=True):
             if member.params_sha256 != digest:

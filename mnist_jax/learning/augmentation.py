@@ -126,7 +126,7 @@ def affine(rotation: Degrees = 0.0, scale: Rate = 0.0, shear: Slant = 0.0, shift
 
     Args:
       rotation: The largest angle in degrees.
-      scale: The largest change of the size, as a fraction: 0.1 means from 1 / 1.1 to 1.1.
+      scale: The largest change of the size, as a fraction: 0.1 means a factor from 1 / 1.1 to 1.1.
       shear: The largest angle in degrees between a column and the vertical.
       shift: The largest distance in pixels, down or up and right or left.
     """
@@ -196,6 +196,8 @@ def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: AtLeas
       smallest, largest: Its area as a fraction of that of the image.
       elongation: The largest ratio of its sides, at least 1.
     """
+    if smallest > largest:
+        raise UserError(f'config.augmentation: smallest of erase must be at most largest={largest:g}, got {smallest:g}')
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         _, height, width, _ = image_BxHxWxC.shape
@@ -265,7 +267,7 @@ def _mix(array: jax.Array, own_weight_B: jax.Array) -> jax.Array:
 
 
 def cutmix(alpha: Positive = 1.0) -> Step:
-    """Replaces a rectangle by that of the partner (Yun et al. 2019); the labels are weighted by the areas.
+    """Replaces a rectangle with that of the partner (Yun et al. 2019); the labels are weighted by the areas.
 
     The fraction of the image that stays is drawn from Beta(alpha, alpha). The rectangle has the image's proportions.
     """

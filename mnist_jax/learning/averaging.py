@@ -35,7 +35,7 @@ class Progress(NamedTuple):
     """What a rate may depend on.
 
     Attributes:
-      updates: The number of steps so far, including this one, int32.
+      updates: The number of calls of `train_step` so far, including this one, int32.
       steps_per_epoch: The number of steps in an epoch.
       learning_rate: The learning rate of this update.
     """

@@ -89,7 +89,7 @@ def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> 
     Args:
       optimizer: The optimizer.
       clip_norm: Gradients whose norm over all parameters is larger are scaled to it (Pascanu et al. 2013); 0: no limit.
-      clip_value: The largest absolute value of an element, to which larger ones are set first; 0: no limit.
+      clip_value: The largest absolute value of an element, to which larger ones are cut first; 0: no limit.
     """
     if not clip_norm and not clip_value:
         return optimizer
@@ -99,7 +99,7 @@ def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> 
             grads = jax.tree.map(lambda grad: jnp.clip(grad, -clip_value, clip_value), grads)
         if clip_norm:
             norm = global_norm(grads)
-            # If the square of a finite gradient overflows, the update must not be 0 without a word.
+            # If the square of a finite gradient overflows, the update must not silently become 0.
             factor = jnp.where(jnp.isfinite(norm), clip_norm / jnp.maximum(norm, clip_norm), jnp.nan)
             grads = jax.tree.map(lambda grad: grad * factor, grads)
         return optimizer.update(grads, state, params, **extra)
@@ -236,7 +236,7 @@ def muon(
 
     Args:
       momentum: The weight of the old momentum.
-      nesterov: Whether the gradient of the next step is anticipated.
+      nesterov: Whether to use Nesterov momentum.
       steps: The number of Newton-Schulz iterations.
       adam_rate: The learning rate of Adam as a multiple of that of the kernels.
       beta_1, beta_2, epsilon: The arguments of Adam.

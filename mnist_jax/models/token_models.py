@@ -116,5 +116,6 @@ def _tokens(image_BxHxWxC: jax.Array, patch: int, width: int) -> jax.Array:
 
 
 def _classify(x_BxTxF: jax.Array, num_classes: int) -> jax.Array:
+    """Adds the last layers to the module that calls it; returns the logits BxK."""
     x_BxTxF = LayerNorm(activation='identity')(x_BxTxF)
     return Dense(num_classes)(GlobalMeanPool()(x_BxTxF[:, :, None]))

@@ -32,7 +32,7 @@ ABOUT_ATTACKS = {
 
 
 class Stress(NamedTuple):
-    """How the accuracy of runs falls.
+    """The accuracies of runs under corruptions and attacks.
 
     Attributes:
       strengths: For each corruption or attack, its unit and its strengths.
@@ -113,7 +113,7 @@ def _accuracy(model: RestoredModel, images_NxHxWxC: np.ndarray, label_N: np.ndar
 
 
 def attack(model: RestoredModel, examples: Split, epsilon: float, steps: int) -> np.ndarray:
-    """Changes images so that the model errs, without changing a pixel by more than `epsilon`.
+    """Changes images to make the model err, without changing a pixel by more than `epsilon`.
 
     Args:
       model: The model, whose gradients the attack knows.

@@ -37,7 +37,7 @@ DIVERGED = 4.0  # the search ends if the loss is this many times its minimum
 
 
 def check(config: ConfigDict) -> int:
-    """Trains on one batch, again and again, and prints what a run of `config` would be like.
+    """Trains on one batch, again and again, and reports whether `config` can learn, and how fast.
 
     Checks that the loss starts not far above that of a guess, that all updates are finite, that every parameter
     changes, and that the model learns the batch by heart. Estimates the time of an epoch.
@@ -114,6 +114,7 @@ def _make_experiment(config: ConfigDict, learning_rate: float | None) -> Experim
     left_out += ['distillation'] * bool(config.distillation.workdirs)
     left_out += ['augmentation'] * bool(config.augmentation and learning_rate is None)
     left_out += ['optimizer.accumulate'] * (config.optimizer.get('accumulate', 1) > 1)
+    left_out += ['profile_steps'] * bool(config.profile_steps)
     if left_out:
         logging.info('without   config.%s', ', config.'.join(left_out))
     config = config.copy_and_resolve_references().unlock()

@@ -15,6 +15,7 @@ In pseudocode, `Loop.run` is
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ class Loop:
         self._metrics_log = metrics_log
         self._request = request
         self._on_step = on_step
-        self._watch = profiler.watch if profiler else iter
+        self._profiler = profiler or Profiler(Path(), 0)
         self._saved_at, self._saved_step = time.monotonic(), 0
 
     def run(self, snapshot: Snapshot) -> Snapshot:
@@ -80,7 +81,8 @@ class Loop:
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
             with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:
                 meter = _EpochMeter(experiment, snapshot, progress, self._request, self._on_step)
-                for group in self._watch(experiment.train_calls(snapshot.epoch.number, first)):
+                calls = experiment.train_calls(snapshot.epoch.number, first)
+                for group in self._profiler.watch(calls, meter.flush):
                     state, sums = experiment.train_steps(state, group)
                     self._request.unsaved = True
                     meter.push(sums, len(group))

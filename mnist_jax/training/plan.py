@@ -17,7 +17,7 @@ from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range
-from mnist_jax.factory import build, choose, construct
+from mnist_jax.factory import build, choose, construct, defaults
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.augmentation import AUGMENTATIONS
@@ -32,6 +32,7 @@ from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 EVALUATES_AVERAGE = {'average': True, 'last': False}
+MOMENTA = ('momentum', 'beta_1')  # arguments of optimizers
 DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 
 
@@ -153,6 +154,13 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         raise UserError(
             "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got "
             f'{config.schedule.name!r}'
+        )
+    momenta = {name: {**defaults(OPTIMIZERS[config.optimizer.name]), **options}.get(name) for name in MOMENTA}
+    if config.average.name == 'schedule_free' and any(momenta.values()):
+        name = next(name for name, value in momenta.items() if value)
+        raise UserError(
+            f"config.optimizer.{name} must be 0 if config.average.name='schedule_free' is set: its interpolation takes "
+            f'the place of momentum; got {momenta[name]}'
         )
     if config.average.name == 'swa' and config.average.get('start', 0) >= config.epochs > 0:
         raise UserError(

@@ -1,9 +1,10 @@
 """Traces some steps of a run with JAX's profiler, and says where their time went (`config.profile_steps`)."""
 
 import collections
+import itertools
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from mnist_jax import files, text_tables
 from mnist_jax.errors import first_line
 
 WARM_UP_CALLS = 2  # The first calls compile, and fill queues and caches.
-TABLE_ROWS = 25
+LOGGED_ROWS = 25
 Group = TypeVar('Group', bound=Sequence)
 INCLUDE_METADATA = 'jax_compilation_cache_include_metadata_in_key'
 INSTRUCTION = re.compile(r'^ *(?:ROOT )?%?([\w.-]+) = (.+)$', re.MULTILINE)
@@ -31,7 +32,8 @@ class Operation(NamedTuple):
     """What an instruction of a compiled step belongs to.
 
     Attributes:
-      part: The path of a layer, 'loss', or another scope of `step.train_step` such as 'update'; '-' if unknown.
+      part: The path of a layer, 'loss', or another scope of `step.train_step` such as 'update'; '-' if unknown;
+        'other programs' for all that do not train.
       direction: 'forward', 'backward' or '-'.
       kind: The name of a kernel of this package, or XLA's name of the instruction without its number.
     """
@@ -42,7 +44,7 @@ class Operation(NamedTuple):
 
 
 class Profiler:
-    """Traces at least `steps` steps of a training loop, and writes a trace and a table to a directory.
+    """Traces at least `steps` steps of a training loop, and writes the trace and a table of its operations.
 
     A context manager; leaving it ends a trace that is still running. An earlier trace in the directory is replaced. If
     nothing can be written, an error is logged, and the run goes on.
@@ -53,16 +55,23 @@ class Profiler:
         self._calls = self._traced = 0
         self._running = False
 
-    def watch(self, groups: Iterable[Group]) -> Iterator[Group]:
-        """Yields the groups of batches that a loop trains on, each in one call; traces those after the first calls."""
+    def watch(self, groups: Iterable[Group], wait: Callable[[], None]) -> Iterator[Group]:
+        """Yields the groups of batches of an epoch, each for one call of the step; traces those after the first calls.
+
+        Args:
+          groups: The groups.
+          wait: Waits for all calls so far, so that the trace has the steps that are counted, and no other ones.
+        """
         for group in groups:
-            if self._running and self._traced >= self._wanted:
-                self._finish()
-            elif not self._running and self._wanted and self._calls >= WARM_UP_CALLS:
+            if self._wanted and not self._running and self._calls >= WARM_UP_CALLS:
+                wait()
                 self._start()
             self._calls += 1
-            self._traced += len(group) if self._running else 0
             yield group
+            self._traced += len(group) if self._running else 0
+            if self._running and self._traced >= self._wanted:
+                wait()
+                self._finish()
 
     def _start(self) -> None:
         options = ProfileOptions()
@@ -79,15 +88,18 @@ class Profiler:
         self._running = False
         try:
             jax.profiler.stop_trace()
-            lines = summary(self._directory, self._traced)
-            files.write_text(self._directory / 'operations.txt', '\n'.join(lines) + '\n')
-        except (OSError, RuntimeError) as error:
+            operations = read_operations(self._directory)
+            title = f'Traced {self._traced:,} training step{"s" * (self._traced != 1)}'
+            text = '\n'.join([title, '', *operations_table(operations)])
+            files.write_text(self._directory / 'operations.txt', f'{text}\n')
+            path = _newest(self._directory, '.trace.json.gz')
+        except (OSError, RuntimeError, ValueError) as error:
             self._give_up(error)
             return
         self._wanted = 0
-        for line in lines:
+        for line in [f'{title}:', *operations_table(operations, LOGGED_ROWS)]:
             logging.info('%s', line)
-        logging.info('Trace: %s, for https://ui.perfetto.dev', _newest(self._directory, '.trace.json.gz'))
+        logging.info('Trace: %s; it opens in https://ui.perfetto.dev', path)
 
     def _give_up(self, error: Exception) -> None:
         self._wanted = 0
@@ -95,7 +107,7 @@ class Profiler:
 
     def __enter__(self) -> 'Profiler':
         self._metadata_before = jax.config.values[INCLUDE_METADATA]
-        if self._wanted:  # Otherwise a program from JAX's cache may have the layers of one that computes the same.
+        if self._wanted:  # Otherwise JAX's cache may return a program with the layer names of another, equal one.
             jax.config.update(INCLUDE_METADATA, True)
         return self
 
@@ -105,41 +117,39 @@ class Profiler:
         jax.config.update(INCLUDE_METADATA, self._metadata_before)
         if self._running:
             self._finish()
-        elif self._wanted and kind is None:
+        elif self._wanted and self._calls and kind is None:
             logging.warning(
-                'No steps were traced: this start made only %d calls of the step, and the first %d are never traced',
-                self._calls,
+                'No steps were traced, because the first %d calls of the compiled step never are, and this start made '
+                'only %d; use more epochs, or --config.steps_per_call=1',
                 WARM_UP_CALLS,
+                self._calls,
             )
 
 
-def summary(directory: Path, steps: int) -> list[str]:
-    """Returns a table of the operations of a trace that took the most time.
+def read_operations(directory: Path) -> dict[Operation, tuple[int, float]]:
+    """Returns the calls and the milliseconds of each operation in the newest trace of a directory, the longest first.
 
-    The times of operations add up to more than that of the steps if several run at the same time.
-
-    Args:
-      directory: A directory that JAX's profiler has written to.
-      steps: The number of steps in the trace, for the title.
+    Operations that run at the same time are all counted in full.
     """
     milliseconds: dict[Operation, float] = collections.defaultdict(float)
     calls: dict[Operation, int] = collections.Counter()
     for operation, duration in _operations(ProfileData.from_file(str(_newest(directory, '.xplane.pb')))):
         milliseconds[operation] += duration / 1e6
         calls[operation] += 1
-    total = sum(milliseconds.values())
     ranked = sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)
-    rows = [
-        [*operation, f'{calls[operation]:,}', f'{milliseconds[operation]:.2f}'] for operation in ranked[:TABLE_ROWS]
+    return {operation: (calls[operation], milliseconds[operation]) for operation in ranked}
+
+
+def operations_table(operations: Mapping[Operation, tuple[int, float]], limit: int | None = None) -> list[str]:
+    """Returns the lines of a table of the first `limit` operations, or of all, and of the sum of the others."""
+    rows: list[tuple[Sequence[str], int, float]] = [
+        (operation, *numbers) for operation, numbers in itertools.islice(operations.items(), limit)
     ]
-    if others := ranked[TABLE_ROWS:]:
-        time = sum(milliseconds[operation] for operation in others)
-        rows.append(
-            [f'{len(others)} more', '', '', f'{sum(calls[operation] for operation in others):,}', f'{time:.2f}']
-        )
-    rows = [[*row, f'{float(row[-1]) / total:.1%}'] for row in rows]
-    title = f'operations of {steps:,} training steps and of what ran beside them; {total:.1f} ms in all'
-    return [title, '', *text_tables.titled([['part', 'direction', 'operation', 'calls', 'ms', 'share'], *rows], left=3)]
+    if others := list(operations.values())[len(rows) :]:
+        rows.append(((f'{len(others)} more', '', ''), sum(calls for calls, _ in others), sum(ms for _, ms in others)))
+    total = sum(milliseconds for _, milliseconds in operations.values())
+    cells = [[*names, f'{calls:,}', f'{ms:.2f}', f'{ms / total:.1%}'] for names, calls, ms in rows]
+    return text_tables.titled([['part', 'direction', 'operation', 'calls', 'ms', 'share'], *cells], left=3)
 
 
 def _newest(directory: Path, suffix: str) -> Path:
@@ -163,8 +173,11 @@ def _operations(trace: ProfileData) -> Iterator[tuple[Operation, float]]:
         names = {name for name, _ in program_runs}
         # All steps are compiled under the same name, so the program is the smallest one with these instructions.
         program = max(programs, key=lambda program: (len(names & program.keys()), -len(program)), default={})
+        trains = any(operation.direction == 'backward' for operation in program.values())
         for name, duration in program_runs:
-            yield program.get(name, Operation('-', '-', _kind(name))), duration
+            default = Operation('-', '-', _kind(name))
+            is_other = program and not trains
+            yield Operation('other programs', '-', '-') if is_other else program.get(name, default), duration
 
 
 def _own_times(events: Iterable[ProfileEvent], nested: bool) -> Iterator[tuple[ProfileEvent, float]]:
@@ -172,7 +185,7 @@ def _own_times(events: Iterable[ProfileEvent], nested: bool) -> Iterator[tuple[P
 
     Args:
       events: The events.
-      nested: Whether events may be inside others: the functions that a thread calls, but not the kernels of a GPU.
+      nested: Whether events may contain others, as the function calls of a thread do and the kernels of a GPU do not.
     """
     if not nested:
         yield from ((event, event.duration_ns) for event in events)

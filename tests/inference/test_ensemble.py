@@ -143,7 +143,7 @@ def test_the_directory_of_an_ensemble_is_not_used_for_anything_else(runs, small,
         train(small('mlp'), tmp_path / 'ensemble')
     with pytest.raises(UserError, match='holds another ensemble; use another --workdir'):
         evaluate_ensemble(make(runs[:2], tmp_path / 'ensemble'))
-    with pytest.raises(UserError, match='an ensemble, which only --mode=eval, predict, serve'):
+    with pytest.raises(UserError, match='an ensemble; only as --workdir of --mode=eval'):
         RestoredModel.load(tmp_path / 'ensemble')
     assert [path.name for path in (tmp_path / 'ensemble').iterdir()] == ['ensemble.json']
 
@@ -164,6 +164,7 @@ def test_the_gradient_of_an_impossible_class_is_finite(runs, images, tmp_path):
             lambda saved: saved['runs'][0].update(workdir='/nowhere'),
             "got '/nowhere', which does not exist",
         ),
+        (lambda saved: saved['runs'][0].update(step=7), 'must have a checkpoint of step 7, got those of'),
         (lambda saved: saved.update(runs=[]), 'its runs, combine, shift or flip are invalid'),
         (lambda saved: saved.update(shift=999), 'its runs, combine, shift or flip are invalid'),
         (lambda saved: saved.update(flip='false'), 'its runs, combine, shift or flip are invalid'),

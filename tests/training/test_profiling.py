@@ -31,17 +31,16 @@ def test_a_trace_names_the_layers_and_does_not_change_the_result(small, tmp_path
         event.get('args', {}).get('hlo_op') for event in json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
     )
     table = (tmp_path / 'run' / 'profile' / 'operations.txt').read_text()
-    assert table.startswith('operations of 3 training steps')
+    assert table.startswith('Traced 3 training steps\n')
     calls = rows_of(table)
     assert calls.keys() >= {('Conv_1', 'backward', 'kernel_gradient'), ('Conv_1', 'backward', 'input_gradient')}
-    # The step that ran when the trace began or ended may be there in part.
-    assert all(4 <= calls[row] <= 8 for row in calls if row[2] == 'kernel_gradient')
+    assert {calls[row] for row in calls if row[2] == 'kernel_gradient'} == {3 * config.chunks}
     assert ('BatchNorm_1', 'forward') in {row[:2] for row in calls} if batch_norm else True
 
 
 def test_steps_in_one_call_are_traced_together(small, tmp_path):  # in calls of 2, 2, 1, 2, 2, ...
     train(small(epochs=4, steps_per_call=2, profile_steps=4), tmp_path)
-    assert (tmp_path / 'profile' / 'operations.txt').read_text().startswith('operations of 5 training steps')
+    assert (tmp_path / 'profile' / 'operations.txt').read_text().startswith('Traced 5 training steps\n')
 
 
 def test_a_resumed_run_is_traced_too_and_replaces_the_trace(small, tmp_path):
@@ -49,16 +48,16 @@ def test_a_resumed_run_is_traced_too_and_replaces_the_trace(small, tmp_path):
         train(small(profile_steps=100), tmp_path, on_step=fail_after(5))
     table = tmp_path / 'profile' / 'operations.txt'
     first = table.read_text()
-    assert not first.startswith('operations of 100')
+    assert first.startswith('Traced ')
     train(small(profile_steps=2), tmp_path)
-    assert table.read_text().startswith('operations of 2 training steps')
+    assert table.read_text().startswith('Traced 2 training steps\n') and table.read_text() != first
     assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
 
 
 def test_a_start_with_too_few_steps_says_so(caplog, tmp_path):
     with Profiler(tmp_path / 'profile', 5) as profiler:
-        assert list(profiler.watch([[1]] * WARM_UP_CALLS)) == [[1]] * WARM_UP_CALLS
-    assert 'No steps were traced: this start made only 2 calls' in caplog.text and not (tmp_path / 'profile').exists()
+        assert list(profiler.watch([[1]] * WARM_UP_CALLS, lambda: None)) == [[1]] * WARM_UP_CALLS
+    assert 'No steps were traced' in caplog.text and not (tmp_path / 'profile').exists()
 
 
 def test_a_run_goes_on_if_its_trace_cannot_be_written(small, tmp_path, caplog):
@@ -69,5 +68,5 @@ def test_a_run_goes_on_if_its_trace_cannot_be_written(small, tmp_path, caplog):
 
 
 def test_profile_steps_must_be_a_count(small, tmp_path):
-    with pytest.raises(UserError, match=r'config.profile_steps must be an integer from 0 to 1000000, got -1'):
+    with pytest.raises(UserError, match=r'config.profile_steps must be an integer from 0 to 1000, got -1'):
         train(small(profile_steps=-1), tmp_path)
