@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags, logging
 
@@ -19,6 +19,9 @@ from mnist_jax.factory import Section, choose
 from mnist_jax.files import user_path
 from mnist_jax.workdir.metrics_log import configure_logging
 from mnist_jax.workdir.provenance import program
+
+if TYPE_CHECKING:
+    from mnist_jax.studies.sweep import Study
 
 FLAGS = flags.FLAGS
 USAGE = """\
@@ -43,6 +46,8 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
   mnist-jax --mode=check --config=configs/cnn.py           check that a config can learn, and how long an epoch takes
   mnist-jax --mode=find_lr --config=configs/cnn.py         search for the learning rate
+  mnist-jax --mode=sweep --config=configs/cnn.py --vary='optimizer.learning_rate=1e-4,1e-3,1e-2' --seeds=3
+                                                           compare runs that differ in some fields
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table
   mnist-jax --mode=reproduce --seeds=3                     reproduce all published experiments
 
@@ -53,8 +58,8 @@ flags.DEFINE_string('config', None, "The experiment's config file; --config.FIEL
 flags.DEFINE_string(
     'mode',
     'train',
-    'train (or resume), eval, report, predict, export, serve, compare, stress, explore, check, find_lr, summary or '
-    'reproduce',
+    'train (or resume), eval, report, predict, export, serve, compare, sweep, stress, explore, check, find_lr, summary '
+    'or reproduce',
 )
 flags.DEFINE_string('workdir', None, "The directory of the run; 'runs/<config name>' by default")
 flags.DEFINE_string(
@@ -100,7 +105,20 @@ flags.DEFINE_integer('processes', None, 'train, eval: start this many processes 
 flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0 (the coordinator)')
 flags.DEFINE_integer('num_processes', None, 'train, eval on several hosts: the total number of processes')
 flags.DEFINE_integer('process_id', None, 'train, eval on several hosts: the index of this process, from 0')
-flags.DEFINE_integer('seeds', 3, 'reproduce: the number of seeds')
+flags.DEFINE_integer('seeds', None, 'reproduce, sweep: the number of seeds; by default 3 and 1')
+flags.DEFINE_string('sweep', None, 'sweep: a Python file with a function get_study(), which returns the study')
+flags.DEFINE_multi_string(
+    'vary',
+    [],
+    "sweep: a config field and its values, such as 'model.hidden=(64,),(128,)' or "
+    "'optimizer.learning_rate=log_uniform(1e-4, 1e-2)'; may be repeated",
+)
+flags.DEFINE_string('search', 'grid', 'sweep: how points are chosen: grid, random, quasi_random or optuna')
+flags.DEFINE_integer('trials', None, 'sweep: the number of points; a grid has all')
+flags.DEFINE_integer(
+    'reduction', 0, 'sweep: train only the best 1/N of the points further in each round of successive halving; 0: all'
+)
+flags.DEFINE_integer('workers', None, 'sweep: the number of processes on this machine; by default one per core')
 flags.DEFINE_list('experiments', [], 'reproduce: a comma-separated list of config names; all by default')
 
 
@@ -357,11 +375,39 @@ def find_lr() -> None:
     find_learning_rate(config, _workdir(f'find_lr-{Path(FLAGS.config).stem}'))
 
 
+def sweep() -> int:
+    """Trains the trials of a study, or joins the workers that do; returns the exit status."""
+    from mnist_jax.studies.sweep import Sweep, run_sweep
+
+    study_sweep = Sweep(_study(), _config(), _workdir(f'sweep-{Path(FLAGS.config or "").stem}'))
+    return run_sweep(study_sweep, FLAGS.workers, sys.argv[1:])
+
+
+def _study() -> 'Study':
+    """Returns the study that --sweep or --vary describes."""
+    from mnist_jax.studies.space import parse_domain
+    from mnist_jax.studies.sweep import Study, load_study
+
+    if FLAGS.sweep is not None:
+        for name in ('vary', 'search', 'trials', 'seeds', 'reduction'):
+            if FLAGS[name].present:
+                raise UserError(f'--{name} must not be combined with --sweep, whose file describes the whole study')
+        return load_study(FLAGS.sweep)
+    fields = dict(text.partition('=')[::2] for text in FLAGS.vary)
+    search = {'name': FLAGS.search, **({} if FLAGS.trials is None else {'trials': FLAGS.trials})}
+    return Study(
+        vary={field: parse_domain(field, text) for field, text in fields.items()},
+        search=search,
+        seeds=1 if FLAGS.seeds is None else FLAGS.seeds,
+        reduction=FLAGS.reduction,
+    )
+
+
 def reproduce() -> None:
     """Trains every published experiment, and compares the results."""
     from mnist_jax.studies.reproduction import reproduce as reproduce_experiments
 
-    reproduce_experiments(FLAGS.experiments, FLAGS.seeds, _workdir('reproduce'))
+    reproduce_experiments(FLAGS.experiments, 3 if FLAGS.seeds is None else FLAGS.seeds, _workdir('reproduce'))
 
 
 class Mode(NamedTuple):
@@ -385,6 +431,7 @@ MODES = {
     'explore': Mode(explore, ('config', 'workdir')),
     'check': Mode(check, ('config',)),
     'find_lr': Mode(find_lr, ('config', 'workdir')),
+    'sweep': Mode(sweep, ('config', 'workdir', 'sweep', 'vary', 'search', 'trials', 'seeds', 'reduction', 'workers')),
     'reproduce': Mode(reproduce, ('workdir', 'seeds', 'experiments')),
 }
 

@@ -155,6 +155,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+class InUseError(UserError):
+    """Another process holds the lock of a directory."""
+
+
 class DirectoryLock:
     """A context manager that locks a directory for this process, with a file `lock` in it.
 
@@ -253,7 +257,7 @@ class DirectoryLock:
         try:
             lock_file(descriptor)
         except BlockingIOError:
-            raise UserError(f'{self._name} is in use by {_holder(_read_start(descriptor))}; {hint}') from None
+            raise InUseError(f'{self._name} is in use by {_holder(_read_start(descriptor))}; {hint}') from None
         except OSError as error:
             supported = False
             logging.warning(
@@ -283,7 +287,7 @@ class DirectoryLock:
                     LOCK_EXPIRY_SECONDS - age,
                 )
             elif modified != first:
-                raise UserError(f'{self._name} is in use by {_holder(contents)}; {hint}')
+                raise InUseError(f'{self._name} is in use by {_holder(contents)}; {hint}')
             time.sleep(LOCK_POLL_SECONDS)
         logging.warning(
             '%s was in use by %s, which has not renewed its lock for %d seconds; taking it over',

@@ -45,6 +45,8 @@ def train(
     report: bool = False,
     on_step: OnStep | None = None,
     reschedule: bool = False,
+    until: int | None = None,
+    evaluate: bool = True,
 ) -> JsonObject:
     """Trains the run of `config` in `workdir`, or resumes the existing run, and evaluates it.
 
@@ -57,6 +59,8 @@ def train(
       on_step: Called after each step; see `training.loop.OnStep`.
       reschedule: Whether the run may be resumed with another number of epochs if its updates so far had other learning
         rates than in a run of that many epochs, so that the learning rate jumps.
+      until: The epoch after which to stop, as if interrupted; None for the end of the run.
+      evaluate: Whether to evaluate the run on the test split. If not, only `step` and `params_sha256` are returned.
 
     Returns:
       The evaluation on the test split, as in `eval.json`.
@@ -143,11 +147,16 @@ def train(
                 if first is not None:
                     writer.save(snapshot)
                 with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
-                    snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot)
+                    snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot, until)
             request.unsaved = False
             metrics_log.close()
             try:
-                snapshot, result = _evaluate_result(experiment, checkpoints, snapshot)
+                snapshot = _end_with(experiment, checkpoints, snapshot)
+                if not evaluate:
+                    return {'step': int(snapshot.state.step), 'params_sha256': params_sha256(snapshot.state.variables)}
+                result = evaluate_snapshot(experiment, snapshot, checkpoints.workdir)
+                logging.info('Results are in %s; to evaluate again:', checkpoints.workdir)
+                logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={checkpoints.workdir}']))
             finally:
                 writer.check()
         if report and processes.is_main():
@@ -262,18 +271,13 @@ def _describe_position(experiment: Experiment, snapshot: Snapshot) -> str:
     return f'of epoch {epochs} (step {step:,})'
 
 
-def _evaluate_result(
-    experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot
-) -> tuple[Snapshot, JsonObject]:
-    """Returns the snapshot that the run ends with, which may be that of the best epoch, and its evaluation."""
+def _end_with(experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot) -> Snapshot:
+    """Returns the snapshot that the run ends with, which may be that of the best epoch."""
     step = result_step(experiment, snapshot)
-    if step != snapshot.state.step:
-        logging.info('Restoring the best epoch as the result: step %s', f'{step:,}')
-        snapshot = checkpoints.restore(step, experiment.abstract_snapshot)
-    result = evaluate_snapshot(experiment, snapshot, checkpoints.workdir)
-    logging.info('Results are in %s; to evaluate again:', checkpoints.workdir)
-    logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={checkpoints.workdir}']))
-    return snapshot, result
+    if step == snapshot.state.step:
+        return snapshot
+    logging.info('Restoring the best epoch as the result: step %s', f'{step:,}')
+    return checkpoints.restore(step, experiment.abstract_snapshot)
 
 
 def _write_report(model: RestoredModel) -> None:

@@ -53,6 +53,23 @@ def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequ
         return _wait(children, outputs, received)
 
 
+def launch_workers(arguments: Sequence[str], count: int) -> int:
+    """Runs this program with `arguments` in several independent processes, each on cores of its own.
+
+    They share the terminal. A failure of one ends the others, and signals to this process are forwarded to all.
+
+    Returns:
+      The exit status, as that of `launch_processes`.
+    """
+    children: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_terminate, children)
+        received = stack.enter_context(_forward_signals(children))
+        for number in range(count):
+            children.append(_start([*PROGRAM, *arguments], os.environ, cores_for_process(number, count)))
+        return _wait(children, [], received)
+
+
 def run_child(arguments: Sequence[str], environment: Mapping[str, str], output: int | None = None) -> int:
     """Runs this program in one child process, and forwards signals to it so that it can save its progress.
 
@@ -157,7 +174,7 @@ def _report_failure(failed: int, children: Sequence[subprocess.Popen], outputs: 
             file=sys.stderr,
         )
         return 1
-    if failed > 0 and not _reported_by_first(children[0], status):
+    if outputs and failed > 0 and not _reported_by_first(children[0], status):
         outputs[failed].seek(0)
         lines = outputs[failed].read().decode(errors='replace').splitlines()[-TAIL_LINES:]
         print(*lines, f'(process {failed} of {len(children)})', sep='\n', file=sys.stderr)

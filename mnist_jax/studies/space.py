@@ -56,6 +56,10 @@ class Interval:
             value = self.low * (high / self.low) ** fraction
         else:
             value = self.low + (high - self.low) * fraction
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """Returns a number of the interval with few digits, or the next smaller whole one."""
         return min(math.floor(value), int(self.high)) if self.whole else float(f'{value:.{DIGITS}g}')
 
     def spread(self, count: int) -> list:

@@ -60,11 +60,12 @@ class Loop:
         self._profiler = profiler or Profiler(Path(), 0)
         self._saved_at, self._saved_step = time.monotonic(), 0
 
-    def run(self, snapshot: Snapshot) -> Snapshot:
+    def run(self, snapshot: Snapshot, until: int | None = None) -> Snapshot:
         """Trains until all epochs are done or early stopping stops the run.
 
         Args:
           snapshot: Where to start: the first snapshot, or a restored one, possibly from the middle of an epoch.
+          until: The number of epochs after which to stop; None for no limit.
 
         Returns:
           The last snapshot, which is also the last checkpoint.
@@ -76,7 +77,7 @@ class Loop:
         experiment = self._experiment
         self._saved_step = int(snapshot.state.step)
         self._log_if_finished(snapshot)
-        while not experiment.finished(snapshot):
+        while not experiment.finished(snapshot) and (until is None or snapshot.epoch.number < until):
             state = experiment.replicas.replicate(snapshot.state)
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
             with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:

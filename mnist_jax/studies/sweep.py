@@ -1,0 +1,556 @@
+"""Studies: many runs that differ in some config fields and in the seed, of which validation chooses the best.
+
+A study is a directory. Any number of workers share it, on one machine or on many: each takes a trial that no other
+worker has locked, trains it, and writes its outcome. Which trials there are is a pure function of the outcomes, so the
+result does not depend on the number of workers, nor on which of them were killed. No trial is evaluated on the test
+split.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import gc
+import importlib.util
+import io
+import json
+import math
+import os
+import shlex
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from mnist_jax import files, text_tables
+from mnist_jax.config import (
+    ConfigDict,
+    config_fields,
+    config_sha256,
+    config_to_json,
+    override_fields,
+)
+from mnist_jax.distributed.local_launch import MAX_PROCESSES, cores_for_process, launch_workers
+from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer, did_you_mean, first_line
+from mnist_jax.factory import build
+from mnist_jax.files import JsonObject
+from mnist_jax.learning.callbacks import EarlyStopping
+from mnist_jax.studies.search import SEARCHES, Search
+from mnist_jax.studies.space import Choice, Condition, Interval, Point, Space
+from mnist_jax.train import train
+from mnist_jax.training.plan import Plan, make_plan
+from mnist_jax.workdir.config_sections import SECTIONS
+from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.provenance import program
+
+POLL_SECONDS = 0.2
+MAX_SEEDS = 1000
+MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits 65,530; compiled programs need many
+DEFINITION = 'study.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study tries.
+
+    Attributes:
+      vary: The fields that differ between trials, and the values that they may take.
+      search: The name of a search in `search.SEARCHES` and its arguments.
+      seeds: The number of runs of each point, with different seeds; their mean is the score of the point.
+      reduction: For successive halving (Jamieson and Talwalkar 2016): all points are trained for `first_epochs` epochs,
+        the best 1 / `reduction` of them for `reduction` times as many, and so on up to `config.epochs`; 0 trains all
+        points to the end.
+      first_epochs: See `reduction`.
+    """
+
+    vary: Space
+    search: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'grid'})
+    seeds: int = 1
+    reduction: int = 0
+    first_epochs: int = 1
+
+
+class Trial(NamedTuple):
+    """A run of a study: a point, and one of its seeds."""
+
+    number: int  # of the point, in the order of proposals
+    point: Point
+    seed: int  # is added to `config.seed`
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return f'{self.number:04d}-seed{self.seed}'
+
+
+class Task(NamedTuple):
+    """A trial that is to be trained up to an epoch."""
+
+    trial: Trial
+    epochs: int
+
+
+class Outcome(NamedTuple):
+    """What a task gave.
+
+    Attributes:
+      score: The monitored validation metric of the epoch that the run ends with, its negative if it is to be minimized;
+        None if training diverged.
+      metrics: The row of metrics.csv of that epoch; None for a number that is not finite.
+      seconds: The training time.
+      params_sha256: The digest of the parameters; '' if training diverged.
+    """
+
+    score: float | None
+    metrics: Mapping[str, float | None]
+    seconds: float
+    params_sha256: str
+
+
+class Standing(NamedTuple):
+    """A point, its trials, and their outcomes for the largest number of epochs that all of them were trained."""
+
+    number: int
+    point: Point
+    epochs: int
+    outcomes: Sequence[Outcome]
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores of the trials that did not diverge."""
+        return [outcome.score for outcome in self.outcomes if outcome.score is not None]
+
+    @property
+    def score(self) -> float | None:
+        """The mean score; None if a trial diverged."""
+        return statistics.fmean(self.scores) if len(self.scores) == len(self.outcomes) else None
+
+
+class Sweep:
+    """A study in its directory.
+
+    Attributes:
+      study: What it tries.
+      config: The config that it starts from.
+      workdir: Its directory. `trials` in it holds the runs, and `outcomes` a file for each finished task.
+    """
+
+    def __init__(self, study: Study, config: ConfigDict, workdir: str | Path):
+        """Checks everything that does not need the data.
+
+        Raises:
+          UserError: a field or a value of the study, or the config, is invalid, or `workdir` holds another study.
+        """
+        self.study, self.config = study, config.copy_and_resolve_references()
+        self.workdir = files.user_path(workdir, '--workdir')
+        files.check_no_file(self.workdir, '--workdir')
+        self._check_study()
+        self._search: Search = build('search', SEARCHES, study.search)
+        self._values = dict(config_fields(config))
+        self._plans: dict[str, Plan] = {}
+        self._outcomes: dict[tuple[str, int], Outcome] = {}
+        for task in self.next_tasks({}):  # Report an invalid point before anything is written.
+            self._plan(task.trial.point)
+        self._check_directory()
+
+    def _check_study(self) -> None:
+        study = self.study
+        if not study.vary and study.seeds == 1:
+            raise UserError(
+                'a study must vary at least one config field, with --vary or --sweep, or have several seeds'
+            )
+        for field, entry in study.vary.items():
+            if field == 'seed':
+                raise UserError('a study must not vary the seed as a field; set --seeds, the number of seeds')
+            domain = entry.domain if isinstance(entry, Condition) else entry
+            if not isinstance(domain, Choice | Interval):
+                raise UserError(f'the values of {field} must be one of mnist_jax.studies.space, got {domain!r}')
+            if isinstance(entry, Condition) and entry.field not in self._known(field):
+                hint = did_you_mean(entry.field, self._known(field))
+                raise UserError(
+                    f'the condition of {field} must be on a field of the config, or one that is varied before it, got '
+                    f'{entry.field!r}{hint}'
+                )
+        check_integer('--seeds', study.seeds, 1, MAX_SEEDS)
+        check_integer('the first_epochs of a study', study.first_epochs, 1, MAX_INT)
+        if study.reduction != 0:
+            check_integer('--reduction', study.reduction, 2, 1000)
+            if 'epochs' in study.vary:
+                raise UserError('a study with --reduction must not vary config.epochs, which it divides into rounds')
+        if self.config.folds:
+            raise UserError(f'config.folds must be 0 in a study, got {self.config.folds}')
+        if self.config.epochs < 1 and 'epochs' not in study.vary:
+            raise UserError(f'config.epochs must be at least 1 in a study, got {self.config.epochs}')
+
+    def _known(self, field: str) -> list[str]:
+        """Returns the fields that the condition of `field` may depend on."""
+        names = list(self.study.vary)
+        return [*dict(config_fields(self.config)), *names[: names.index(field)]]
+
+    def _check_directory(self) -> None:
+        """Raises a UserError if the directory holds a run or another study."""
+        if (self.workdir / 'config.json').exists():
+            raise UserError(f'--workdir {str(self.workdir)!r} holds a run; use another --workdir for a study')
+        path = self.workdir / DEFINITION
+        if not path.exists():
+            return
+        try:
+            saved = files.read_json(path)
+            if not isinstance(saved, dict):
+                raise ValueError('it must be an object')
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'{str(path)!r} is damaged: {error}; delete it, and run the command that started the study again'
+            ) from None
+        for name, value in self._identity().items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f'--workdir {str(self.workdir)!r} holds a study with another {name}: {saved.get(name)!r}, got '
+                    f'{value!r}; use another --workdir'
+                )
+
+    def _identity(self) -> JsonObject:
+        """Returns what must not change while a study goes on: it may get more trials, seeds and workers."""
+        study = self.study
+        return {
+            'config_sha256': config_sha256(self.config),
+            'epochs': self.config.epochs,
+            'vary': {field: repr(entry) for field, entry in study.vary.items()},
+            'search': {name: value for name, value in study.search.items() if name != 'trials'},
+            'reduction': study.reduction,
+            'first_epochs': study.first_epochs,
+        }
+
+    def write(self) -> None:
+        """Creates the directory, and writes `study.json`."""
+        files.make_directory(self.workdir, '--workdir')
+        for name in ('trials', 'outcomes', 'claims'):
+            (self.workdir / name).mkdir(exist_ok=True)
+        definition = {
+            **self._identity(),
+            'trials': self.study.search.get('trials'),
+            'seeds': self.study.seeds,
+            'config': json.loads(config_to_json(self.config)),
+        }
+        files.write_text(self.workdir / DEFINITION, json.dumps(definition, indent=2) + '\n')
+
+    def trial_config(self, trial: Trial) -> ConfigDict:
+        """Returns the config of a trial, an ordinary run."""
+        config = self.config.copy_and_resolve_references()
+        texts = {field: value if isinstance(value, str) else repr(value) for field, value in trial.point.items()}
+        override_fields(config, texts, lambda: SECTIONS)
+        config.seed = self.config.seed + trial.seed
+        return config
+
+    def _plan(self, point: Point) -> Plan:
+        """Returns the plan of the runs of a point.
+
+        Raises:
+          UserError: the config of the point is invalid, or has no validation examples to choose by.
+        """
+        key = repr(point)
+        if key not in self._plans:
+            try:
+                plan = make_plan(self.trial_config(Trial(0, point, 0)))
+            except UserError as error:
+                values = ', '.join(f'{field}={value!r}' for field, value in point.items())
+                raise UserError(f'{error} (with {values})') from None
+            stopping = plan.callbacks.early_stopping
+            if not plan.source.validated or not stopping.monitor.startswith('validation'):
+                raise UserError(
+                    'a study chooses by validation, so config.early_stopping.monitor must be a validation metric, and '
+                    'there must be validation examples, for example with config.dataset.validation_fraction=0.1; got '
+                    f'{stopping.monitor!r}'
+                )
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def monitor(self, point: Point) -> str:
+        """Returns the name of the metric by which the study chooses."""
+        return self._plan(point).callbacks.early_stopping.monitor
+
+    def next_tasks(self, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Task]:
+        """Returns the tasks of the current round, also those that are done; [] when the study is finished.
+
+        A round ends when all of its tasks have an outcome: only then is it known which points go on, or what the search
+        proposes next.
+
+        Args:
+          outcomes: The outcomes by the name of the trial and the number of epochs.
+        """
+        for tasks in self._rounds(outcomes):
+            if any((task.trial.name, task.epochs) not in outcomes for task in tasks):
+                return tasks
+        return []
+
+    def _rounds(self, outcomes: Mapping[tuple[str, int], Outcome]) -> Iterator[list[Task]]:
+        """Yields the tasks of each round, as long as all tasks of the rounds before have an outcome."""
+        results: list[tuple[Point, float | None]] = []
+        while points := self._search(self.study.vary, self._values, results):
+            numbered = {len(results) + index: point for index, point in enumerate(points)}
+            scores: dict[int, float | None] = {}
+            remaining = list(numbered)
+            for epochs, share in self._rungs():
+                ranked = sorted(remaining, key=lambda number: _descending(scores.get(number, 0.0)))
+                remaining = sorted(ranked[: max(1, math.ceil(len(numbered) * share))])
+                tasks = [
+                    Task(Trial(number, numbered[number], seed), self._epochs(numbered[number], epochs))
+                    for number in remaining
+                    for seed in range(self.study.seeds)
+                ]
+                yield tasks
+                for number in remaining:
+                    own = [outcomes[task.trial.name, task.epochs] for task in tasks if task.trial.number == number]
+                    scores[number] = Standing(number, numbered[number], epochs, own).score
+            results += [(point, scores[number]) for number, point in numbered.items()]
+
+    def _rungs(self) -> list[tuple[int, float]]:
+        """Returns the epochs of each round of successive halving, and the share of points that it has."""
+        study, last = self.study, self.config.epochs
+        if not study.reduction:
+            return [(last, 1.0)]
+        rungs = []
+        epochs, share = study.first_epochs, 1.0
+        while epochs * study.reduction <= last:
+            rungs.append((epochs, share))
+            epochs, share = epochs * study.reduction, share / study.reduction
+        return [*rungs, (last, share)]
+
+    def _epochs(self, point: Point, epochs: int) -> int:
+        return point.get('epochs', epochs)
+
+    def read_outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """Returns all outcomes so far, by the name of the trial and the number of epochs."""
+        for path in (self.workdir / 'outcomes').glob('*.json'):
+            name, _, epochs = path.stem.rpartition('-epochs')
+            key = name, int(epochs)
+            if key not in self._outcomes:
+                try:
+                    saved: Any = files.read_json(path)
+                    self._outcomes[key] = Outcome(
+                        saved['score'], saved['metrics'], saved['seconds'], saved['params_sha256']
+                    )
+                except (OSError, ValueError, TypeError, KeyError) as error:
+                    raise UserError(
+                        f'{str(path)!r} is damaged: {first_line(error)}; delete it, and run the same command again'
+                    ) from None
+        return self._outcomes
+
+    def standings(self) -> list[Standing]:
+        """Returns all points that have outcomes of all seeds, those trained longest first, and then the best."""
+        outcomes = self.read_outcomes()
+        points: dict[int, Standing] = {}
+        for tasks in self._rounds(outcomes):
+            by_point: dict[int, list[Task]] = {}
+            for task in tasks:
+                by_point.setdefault(task.trial.number, []).append(task)
+            for number, own in by_point.items():
+                found = [outcomes[key] for task in own if (key := (task.trial.name, task.epochs)) in outcomes]
+                if len(found) == len(own):
+                    points[number] = Standing(number, own[0].trial.point, own[0].epochs, found)
+            if any((task.trial.name, task.epochs) not in outcomes for task in tasks):
+                break
+        rounds = bool(self.study.reduction)
+        return sorted(points.values(), key=lambda s: (-s.epochs if rounds else 0, _descending(s.score), s.number))
+
+    def run(self, task: Task) -> Outcome:
+        """Trains a trial up to an epoch, or resumes it, and writes the outcome."""
+        trial, path = task.trial, self.workdir / 'trials' / task.trial.name
+        config = self.trial_config(trial)
+        stopping = self._plan(trial.point).callbacks.early_stopping
+        try:
+            with _quiet():
+                result = train(config, path, until=task.epochs, evaluate=False)
+        except NonFiniteError as error:
+            logging.info('%s diverged: %s', trial.name, error)
+            outcome = Outcome(None, {}, sum(row['seconds'] for row in read_metrics(path)), '')
+        else:
+            rows = [row for row in read_metrics(path) if row['epoch'] <= task.epochs]
+            row = next(row for row in rows if row['step'] == result['step'])
+            seconds = sum(row['seconds'] for row in rows)
+            metrics = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            outcome = Outcome(_score(stopping, row), metrics, seconds, result['params_sha256'])
+        text = json.dumps({**outcome._asdict(), 'point': trial.point, 'seed': config.seed}, indent=2)
+        files.write_text(self.workdir / 'outcomes' / f'{trial.name}-epochs{task.epochs}.json', f'{text}\n')
+        return outcome
+
+    def work(self) -> None:
+        """Trains the trials that no other worker is training, until the study is finished."""
+        while tasks := self.next_tasks(self.read_outcomes()):
+            missing = [task for task in tasks if (task.trial.name, task.epochs) not in self._outcomes]
+            first = os.getpid() % len(missing)  # so that workers rarely try to take the same one
+            if not any(self._claim_and_run(task) for task in missing[first:] + missing[:first]):
+                time.sleep(POLL_SECONDS)
+
+    def _claim_and_run(self, task: Task) -> bool:
+        """Runs a task unless another worker does; returns whether it did."""
+        claim = self.workdir / 'claims' / task.trial.name
+        claim.mkdir(exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.DirectoryLock(claim, 'the claim'))
+            except files.InUseError:
+                return False
+            if (task.trial.name, task.epochs) in self.read_outcomes():
+                return True
+            outcome = self.run(task)
+        _forget_programs()
+        logging.info('%s', self._describe(task, outcome))
+        return True
+
+    def _describe(self, task: Task, outcome: Outcome) -> str:
+        values = ''.join(f'{field}={value!r}, ' for field, value in task.trial.point.items())
+        monitor = self.monitor(task.trial.point)
+        value = 'diverged' if outcome.score is None else f'{monitor} {abs(outcome.score):.4f}'
+        return (
+            f'trial {task.trial.name} ({values}seed={self.config.seed + task.trial.seed}), {task.epochs} epochs: '
+            f'{value}, {outcome.seconds:.1f} s'
+        )
+
+
+def run_sweep(sweep: Sweep, workers: int | None = None, arguments: Sequence[str] = ()) -> int:
+    """Trains all trials of a study, or those that other workers leave, and prints and writes its tables.
+
+    Args:
+      sweep: The study.
+      workers: The number of processes; None for one per core, and one on an accelerator. 1 works in this process, and
+        0 does so too, but writes no table.
+      arguments: The command line that makes another process a worker of this study.
+
+    Returns:
+      The exit status; 128 plus the number of a signal that stopped the workers.
+    """
+    limit = len(cores_for_process(0, 1)) or os.cpu_count() or 1
+    if workers is not None:
+        check_integer('--workers', workers, 0, MAX_PROCESSES)
+    sweep.write()
+    count = workers if workers is not None else limit if jax.default_backend() == 'cpu' else 1
+    if count > 1:
+        status = launch_workers([*arguments, '--workers=0'], count)
+        if status:
+            return status
+    else:
+        sweep.work()
+    if workers != 0:
+        write_tables(sweep)
+    return 0
+
+
+def write_tables(sweep: Sweep) -> None:
+    """Prints the points of a study, the best first, and writes `points.csv` and `trials.csv`."""
+    standings = sweep.standings()
+    if not standings:
+        return
+    best = standings[0]
+    monitor = sweep.monitor(best.point)
+    fields = list(sweep.study.vary)
+    rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
+    for standing in sorted(standings, key=lambda standing: standing.number):
+        for seed, outcome in enumerate(standing.outcomes):
+            trial = Trial(standing.number, standing.point, seed)
+            score = 'diverged' if outcome.score is None else repr(abs(outcome.score))
+            values = [_cell(standing.point, field) for field in fields]
+            numbers = [str(sweep.config.seed + seed), str(standing.epochs), score, outcome.params_sha256]
+            rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    files.write_text(sweep.workdir / 'trials.csv', text.getvalue())
+    lines = [
+        f'points by their mean {monitor} over the seeds, in validation; no trial was evaluated on the test split',
+        '',
+        *format_standings(sweep, standings),
+    ]
+    files.write_text(sweep.workdir / 'points.txt', '\n'.join(lines) + '\n')
+    print('\n'.join(lines), flush=True)
+    workdir = sweep.workdir / 'trials' / Trial(best.number, best.point, 0).name
+    logging.info('To evaluate a run of the best point on the test split:')
+    logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={workdir}']))
+
+
+def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
+    """Returns the monitored metric as a number of which a larger one is better; None if it is not finite."""
+    value = stopping.value(row)
+    if value is None or not math.isfinite(value):
+        return None
+    return value if stopping.worst < 0 else -value
+
+
+def _descending(score: float | None) -> float:
+    return math.inf if score is None else -score
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppresses what a run logs, except for warnings, and what it prints."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _forget_programs() -> None:
+    """Forgets compiled programs before their memory mappings reach the limit of Linux."""
+    mappings = Path('/proc/self/maps')
+    if mappings.exists() and mappings.read_text().count('\n') > MAX_MAPPINGS:
+        gc.collect()
+        jax.clear_caches()
+        gc.collect()
+
+
+def load_study(path: str | Path) -> Study:
+    """Returns the study that `get_study()` in a Python file returns.
+
+    Raises:
+      UserError: the file cannot be loaded, or does not define `get_study`.
+    """
+    file = files.user_path(path, '--sweep')
+    try:
+        spec = importlib.util.spec_from_file_location('study', file)
+        if spec is None or spec.loader is None:
+            raise ImportError('its name must end in .py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        study = module.get_study()
+    except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
+        raise UserError(
+            f'--sweep must be a Python file that defines get_study(), got {str(path)!r}: '
+            f'{type(error).__name__}: {first_line(error)}'
+        ) from None
+    if not isinstance(study, Study):
+        raise UserError(f'get_study() in {str(path)!r} must return a mnist_jax.studies.sweep.Study, got {study!r}')
+    return study
+
+
+def format_standings(sweep: Sweep, standings: Sequence[Standing], limit: int | None = None) -> list[str]:
+    """Returns a table of points, the best first: their values, and the mean and the deviation of their scores."""
+    fields = list(sweep.study.vary)
+    header = ['point', *fields, 'epochs', 'seeds', 'mean', 'std. dev.', 'seconds']
+    rows = [header]
+    for standing in standings[:limit]:
+        scores = [abs(score) for score in standing.scores]
+        deviation = f'{statistics.stdev(scores):.4f}' if len(scores) > 1 else 'NA'
+        rows.append(
+            [
+                f'{standing.number:04d}',
+                *(_cell(standing.point, field) for field in fields),
+                str(standing.epochs),
+                str(len(standing.outcomes)),
+                'diverged' if standing.score is None else f'{abs(standing.score):.4f}',
+                deviation,
+                f'{sum(outcome.seconds for outcome in standing.outcomes):.1f}',
+            ]
+        )
+    return text_tables.titled(rows, left=1 + len(fields))
+
+
+def _cell(point: Point, field: str) -> str:
+    if field not in point:
+        return '-'
+    value = point[field]
+    return value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else str(value)

@@ -1,0 +1,220 @@
+"""Studies: which trials are trained, their outcomes, and what a killed study loses."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, environment
+
+from mnist_jax.errors import UserError
+from mnist_jax.studies.space import choice, log_uniform, when
+from mnist_jax.studies.sweep import Outcome, Study, Sweep, load_study, run_sweep
+from mnist_jax.train import train
+
+FIELDS = {'dataset__validation': 'train[300:400]', 'devices': 1}
+RATES = {'optimizer.learning_rate': choice(1e-3, 1e-2)}
+
+
+def outcome(score):
+    return Outcome(score, {}, 1.0, '')
+
+
+def simulate(sweep, score):
+    """Returns the tasks of each round, and the outcomes, if the score of a task is `score(task)`."""
+    outcomes, rounds = {}, []
+    while tasks := sweep.next_tasks(outcomes):
+        rounds.append(tasks)
+        outcomes |= {(task.trial.name, task.epochs): outcome(score(task)) for task in tasks}
+    return rounds, outcomes
+
+
+def test_successive_halving_trains_the_best_further(small, tmp_path):
+    values = tuple(range(1, 10))
+    study = Study({'batch_size': choice(*values)}, seeds=2, reduction=3)
+    sweep = Sweep(study, small(epochs=10, **FIELDS), tmp_path)
+    quality = {value: (value * 7) % 10 for value in values}  # 7 4 1 8 5 2 9 6 3
+
+    def score(task):  # The second seed is better by 1; one point diverges.
+        return (
+            None if task.trial.point['batch_size'] == 7 else quality[task.trial.point['batch_size']] + task.trial.seed
+        )
+
+    rounds, _ = simulate(sweep, score)
+    assert [[task.epochs for task in tasks] for tasks in rounds] == [[1] * 18, [3] * 6, [10] * 2]
+    points = [sorted({task.trial.point['batch_size'] for task in tasks}) for tasks in rounds]
+    assert points == [list(values), [1, 4, 8], [4]]
+    assert {task.trial.seed for task in rounds[2]} == {0, 1}
+
+
+def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):
+    sweep = Sweep(Study(RATES, seeds=2, reduction=2), small(epochs=2, **FIELDS), tmp_path)
+    first = sweep.next_tasks({})
+    outcomes = {(task.trial.name, task.epochs): outcome(0.5) for task in first[1:]}
+    assert sweep.next_tasks(outcomes) == first and {task.epochs for task in first} == {1}
+    outcomes[first[0].trial.name, 1] = outcome(0.9)
+    assert {(task.trial.point['optimizer.learning_rate'], task.epochs) for task in sweep.next_tasks(outcomes)} == {
+        (1e-3, 2)
+    }
+
+
+def test_a_trial_is_an_ordinary_run_that_was_not_evaluated_on_the_test_split(small, tmp_path, capsys):
+    config = small(epochs=2, **FIELDS)
+    sweep = Sweep(Study(RATES, seeds=2), config, tmp_path / 'study')
+    assert run_sweep(sweep, workers=1) == 0
+    printed = capsys.readouterr().out
+    standings = sweep.standings()
+    assert [standing.score for standing in standings] == sorted((s.score for s in standings), reverse=True)
+    config.optimizer.learning_rate, config.seed = 1e-2, 1
+    alone = train(config, tmp_path / 'alone')
+    trial = tmp_path / 'study' / 'trials' / '0001-seed1'
+    rows = list(csv.DictReader((tmp_path / 'study' / 'trials.csv').open()))
+    assert [row['trial'] for row in rows] == ['0000-seed0', '0000-seed1', '0001-seed0', '0001-seed1']
+    assert rows[3]['params_sha256'] == alone['params_sha256'] and rows[3]['optimizer.learning_rate'] == '0.01'
+    assert not (trial / 'eval.json').exists() and (tmp_path / 'alone' / 'eval.json').exists()
+    assert 'no trial was evaluated on the test split' in printed and f'{alone["accuracy"]:.4f}' not in printed
+    # Continuing the trial as a run only evaluates it.
+    assert train(sweep.trial_config(sweep.next_tasks({})[3].trial), trial)['params_sha256'] == alone['params_sha256']
+
+
+def test_a_rung_stops_a_run_in_its_schedule_and_continues_it(small, tmp_path):
+    config = small(epochs=4, schedule__name='one_cycle', **FIELDS)
+    whole = train(config, tmp_path / 'whole')
+    stopped = train(config, tmp_path / 'run', until=1, evaluate=False)
+    assert stopped['step'] == 5 and not (tmp_path / 'run' / 'eval.json').exists()
+    assert train(config, tmp_path / 'run', until=4, evaluate=False)['params_sha256'] == whole['params_sha256']
+
+
+def command(workdir, workers):
+    return [
+        *(sys.executable, '-m', 'mnist_jax.main', '--mode=sweep', '--config=configs/mlp.py', f'--workdir={workdir}'),
+        *('--config.dataset.train=train[:4000]', '--config.dataset.validation=train[4000:4500]', '--config.epochs=3'),
+        *('--config.model.hidden=16,', '--vary=optimizer.learning_rate=1e-3,1e-2', '--seeds=2', f'--workers={workers}'),
+    ]
+
+
+def table(workdir):
+    """Returns the rows of the table without the times."""
+    return [row[:-1] for row in csv.reader((workdir / 'trials.csv').open())]
+
+
+def test_a_killed_study_resumes_to_the_same_table_with_any_number_of_workers(data_dir, tmp_path):
+    variables = environment(data_dir)
+    process = subprocess.Popen(command(tmp_path / 'killed', 2), cwd=ROOT, env=variables, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / 'killed' / 'trials').glob('*/metrics.csv')):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)  # Its workers get SIGTERM.
+    process.wait()
+    for name, workers in (('killed', 1), ('whole', 2)):
+        while True:  # The workers of the killed process may still be ending.
+            done = subprocess.run(
+                command(tmp_path / name, workers), cwd=ROOT, env=variables, capture_output=True, text=True
+            )
+            if done.returncode == 0 or time.monotonic() > deadline:
+                break
+        assert done.returncode == 0, done.stderr
+    assert table(tmp_path / 'killed') == table(tmp_path / 'whole')
+    assert len(table(tmp_path / 'whole')) == 5
+
+
+def test_a_study_grows_but_does_not_change(small, tmp_path):
+    config = small(epochs=1, **FIELDS)
+    search = {'name': 'random', 'trials': 1}
+    space = {'optimizer.learning_rate': log_uniform(1e-3, 1e-2)}
+    run_sweep(Sweep(Study(space, search), config, tmp_path), workers=1)
+    first = (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').read_bytes()
+    larger = Sweep(Study(space, {**search, 'trials': 2}, seeds=2), config, tmp_path)
+    run_sweep(larger, workers=1)
+    assert (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').read_bytes() == first
+    assert len(list((tmp_path / 'outcomes').iterdir())) == 4
+    with pytest.raises(UserError, match='holds a study with another epochs: 1, got 2; use another --workdir'):
+        Sweep(Study(space, search), small(epochs=2, **FIELDS), tmp_path)
+    with pytest.raises(UserError, match='holds a study with another vary'):
+        Sweep(Study(RATES, search), config, tmp_path)
+    (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').write_text('{')
+    with pytest.raises(
+        UserError, match=r"0000-seed0-epochs1.json' is damaged: .*; delete it, and run the same command"
+    ):
+        larger.__class__(larger.study, config, tmp_path).standings()
+
+
+def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
+    study = Study({'optimizer.learning_rate': choice(1e38, 1e-3)})
+    run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), workers=1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[-2:]] == ['0001', '0000'] and 'diverged' in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ('study', 'fields', 'message'),
+    [
+        (Study({}), {}, 'a study must vary at least one config field'),
+        (Study({'model.wide': choice(1)}), {}, "config.model.wide is not a field for 'mlp'"),
+        (
+            Study({'batch_size': choice(64, 'x')}),
+            {},
+            r"config.batch_size must be of type int, got 'x' \(with batch_size='x'",
+        ),
+        (Study({'seed': choice(1, 2)}), {}, 'a study must not vary the seed as a field; set --seeds'),
+        (Study(RATES), {'dataset__validation': ''}, 'a study chooses by validation, so'),
+        (Study(RATES, seeds=0), {}, '--seeds must be an integer from 1 to 1000, got 0'),
+        (Study(RATES, reduction=1), {}, '--reduction must be an integer from 2 to 1000, got 1'),
+        (Study(RATES, {'name': 'randm'}), {}, r'search.name must be one of .*did you mean'),
+        (Study(RATES, {'name': 'random'}), {}, 'search.trials is missing; it must be of type int'),
+        (Study(RATES), {'folds': 3}, 'config.folds must be 0 in a study, got 3'),
+        (
+            Study({'optimizer.momentum': when(choice(0.0), 'optimiser.name', 'sgd')}),
+            {},
+            'the condition of optimizer.momentum must be on a field of the config, or one that is varied before it',
+        ),
+    ],
+)
+def test_wrong_studies_are_refused_before_anything_is_written(small, tmp_path, study, fields, message):
+    with pytest.raises(UserError, match=message):
+        Sweep(study, small(**{**FIELDS, **fields}), tmp_path / 'study')
+    assert not (tmp_path / 'study').exists()
+
+
+def test_a_study_is_not_put_into_a_run(small, tmp_path):
+    train(small(epochs=0), tmp_path)
+    with pytest.raises(UserError, match='holds a run; use another --workdir for a study'):
+        Sweep(Study(RATES), small(**FIELDS), tmp_path)
+
+
+def test_studies_in_files(tmp_path):
+    path = tmp_path / 'study.py'
+    path.write_text(
+        'from mnist_jax.studies.space import choice\nfrom mnist_jax.studies.sweep import Study\n'
+        "def get_study():\n    return Study({'batch_size': choice(32, 64)}, seeds=5)\n"
+    )
+    assert load_study(path) == Study({'batch_size': choice(32, 64)}, seeds=5)
+    for text, message in (
+        ('', 'AttributeError'),
+        ('def get_study(): return 1', 'must return a'),
+        ('def', 'SyntaxError'),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_study(path)
+    with pytest.raises(UserError, match='--sweep must be a Python file that defines get_study'):
+        load_study(tmp_path / 'nowhere.py')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--vary=optimizer.learning_rate=1e-3:1e-2'], '--vary=optimizer.learning_rate=VALUES must be values with'),
+        (['--sweep=study.py', '--seeds=3'], '--seeds must not be combined with --sweep'),
+        (['--vary=batch_size=32,64', '--workers=-1'], '--workers must be an integer from 0 to 64, got -1'),
+        ([], 'a study must vary at least one config field, with --vary or --sweep'),
+    ],
+)
+def test_wrong_flags(program, tmp_path, arguments, message):
+    fields = ('--config=configs/mlp.py', '--config.dataset.validation_fraction=0.1', f'--workdir={tmp_path / "study"}')
+    failed = program('--mode=sweep', *fields, *arguments)
+    assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count('\n') == 1
+    assert not (tmp_path / 'study').exists()
