@@ -28,7 +28,15 @@ TARGETS = (
     *('moments', 'moments_gradient', 'normalize', 'normalize_gradient', 'normalize_for_inference'),
     *(f'scale_{name}{ending}' for name in ACTIVATIONS for ending in ('', '_gradient')),
     *('standardize', 'standardize_gradient', 'softmax', 'softmax_gradient', 'matrix_products'),
-    *('depthwise', 'depthwise_image_gradient', 'depthwise_kernel_gradient', 'all_finite', 'warp', 'distort'),
+    *(
+        'depthwise',
+        'depthwise_relu',
+        'depthwise_image_gradient',
+        'depthwise_kernel_gradient',
+        'all_finite',
+        'warp',
+        'distort',
+    ),
 )
 FLAGS = (
     *('-O3', '-mcpu=native', '-shared', '-fPIC', '-fvisibility=hidden'),

@@ -38,6 +38,14 @@ static inline __attribute__((always_inline)) void add(Block a, Block* sum) {
     for (int v = 0; v < VECTORS; v++) sum->vectors[v] += a.vectors[v];
 }
 
+// Sets negative numbers to 0, and keeps NaN.
+static inline __attribute__((always_inline)) void rectify(Block* b) {
+    for (int v = 0; v < VECTORS; v++) {
+        VecMask kept = ~(b->vectors[v] <= 0);  // also where it is NaN
+        b->vectors[v] = (Vec)((VecMask)b->vectors[v] & kept);
+    }
+}
+
 static dim_t image_size(const Depthwise* d) { return d->height * d->width * d->channels; }
 
 static dim_t output_size(const Depthwise* d) { return d->output_height * d->output_width * d->channels; }
@@ -79,6 +87,7 @@ static inline __attribute__((always_inline)) void forward_pixels(const Depthwise
         }
     for (dim_t p = 0; p < pixels; p++) {
         add(bias, &sums[p]);
+        if (d->relu) rectify(&sums[p]);
         store(&sums[p], count, output + p * d->channels);
     }
 }

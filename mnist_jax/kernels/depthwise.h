@@ -11,6 +11,7 @@ typedef struct {
     dim_t stride, top, left;  // top, left: rows and columns of padding before the image
     const float *image, *kernel, *bias, *gradient;
     float* result;
+    int relu;  // whether the output is the ReLU
 } Depthwise;
 
 // Computes the output from image, kernel and bias.

@@ -12,19 +12,28 @@ from mnist_jax.kernels.primitive import Operation
 
 
 def depthwise_conv(
-    image_BxHxWxC: jax.Array, kernel_hxwxC: jax.Array, bias_C: jax.Array, padding: str, stride: int = 1
+    image_BxHxWxC: jax.Array,
+    kernel_hxwxC: jax.Array,
+    bias_C: jax.Array,
+    padding: str,
+    stride: int = 1,
+    relu: bool = False,
 ) -> jax.Array:
-    """Returns the convolution of each channel with its own kernel, plus the bias. `padding` is 'SAME' or 'VALID'."""
+    """Returns the convolution of each channel with its own kernel, plus the bias, or with `relu` its ReLU.
+
+    `padding` is 'SAME' or 'VALID'.
+    """
     dtype = jnp.result_type(image_BxHxWxC, kernel_hxwxC, bias_C)
     arrays = (array.astype(dtype) for array in (image_BxHxWxC, kernel_hxwxC, bias_C))
-    return _depthwise(padding, stride)(*arrays, jnp.float32(stride))
+    return _depthwise(padding, stride, relu)(*arrays, jnp.float32(stride))
 
 
 def plain_depthwise_conv(
-    padding: str, stride: int, image: jax.Array, kernel: jax.Array, bias: jax.Array, _: jax.Array
+    padding: str, stride: int, relu: bool, image: jax.Array, kernel: jax.Array, bias: jax.Array, _: jax.Array
 ) -> jax.Array:
     """Specifies `depthwise_conv`. The last argument tells the kernel the stride."""
-    return _convolve(image, kernel, padding, stride) + bias.reshape(1, 1, 1, -1)
+    output = _convolve(image, kernel, padding, stride) + bias.reshape(1, 1, 1, -1)
+    return jnp.maximum(output, 0) if relu else output
 
 
 def _convolve(image: jax.Array, kernel: jax.Array, padding: str, stride: int) -> jax.Array:
@@ -39,17 +48,19 @@ def _convolve(image: jax.Array, kernel: jax.Array, padding: str, stride: int) ->
 
 
 @functools.cache
-def _depthwise(padding: str, stride: int) -> Operation:
-    plain = functools.partial(plain_depthwise_conv, padding, stride)
+def _depthwise(padding: str, stride: int, relu: bool) -> Operation:
+    plain = functools.partial(plain_depthwise_conv, padding, stride, relu)
 
     def gradients(
         image: jax.Array, kernel: jax.Array, bias: jax.Array, stride_number: jax.Array, output: jax.Array, g: jax.Array
     ) -> tuple[jax.Array, ...]:
+        if relu:
+            g = jnp.where(output > 0, g, 0)
         kernel_gradients = _kernel_gradient(padding, stride, kernel.shape)(image, g, stride_number)
         image_gradient = _image_gradient(padding, stride, image.shape[1:])(g, kernel, stride_number)
         return image_gradient, *kernel_gradients, jnp.zeros_like(stride_number)
 
-    return Operation('depthwise', plain, gradients, by_example=(0,))
+    return Operation('depthwise_relu' if relu else 'depthwise', plain, gradients, by_example=(0,))
 
 
 @functools.cache

@@ -289,14 +289,19 @@ static Depthwise depthwise_of(XLA_FFI_CallFrame* frame, XLA_FFI_Buffer* image, X
 }
 
 // (image, kernel, bias, stride) -> output
-EXPORT XLA_FFI_Error* mnist_jax_depthwise(XLA_FFI_CallFrame* frame) {
+static XLA_FFI_Error* depthwise_layer(XLA_FFI_CallFrame* frame, int relu) {
     if (answer_metadata_query(frame)) return NULL;
     XLA_FFI_Buffer *image = argument(frame, 0), *kernel = argument(frame, 1);
     Depthwise d = depthwise_of(frame, image, kernel, result(frame, 0), scalar(frame, 3));
     d.image = image->data, d.kernel = kernel->data, d.bias = argument(frame, 2)->data;
+    d.relu = relu;
     depthwise(frame, d);
     return NULL;
 }
+
+EXPORT XLA_FFI_Error* mnist_jax_depthwise(XLA_FFI_CallFrame* frame) { return depthwise_layer(frame, 0); }
+
+EXPORT XLA_FFI_Error* mnist_jax_depthwise_relu(XLA_FFI_CallFrame* frame) { return depthwise_layer(frame, 1); }
 
 // (gradient of the output, kernel, stride) -> gradient of the image
 EXPORT XLA_FFI_Error* mnist_jax_depthwise_image_gradient(XLA_FFI_CallFrame* frame) {

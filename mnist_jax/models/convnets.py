@@ -22,6 +22,7 @@ from mnist_jax.models.layers import (
     SqueezeExcitation,
     StochasticDepth,
     Training,
+    normalized,
 )
 
 
@@ -81,8 +82,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image_BxHxWxC: jax.Array, training: Training | None = None) -> jax.Array:
-        x_BxHxWxC = Conv(self.widths[0], 3, 'same', relu=False)(image_BxHxWxC)
-        x_BxHxWxC = NORMALIZATIONS[self.normalization](activation=self.activation)(x_BxHxWxC, training)
+        stem = Conv(self.widths[0], 3, 'same', relu=False)
+        normalization = NORMALIZATIONS[self.normalization](activation=self.activation)
+        x_BxHxWxC = normalized(stem, normalization, image_BxHxWxC, training)
         count = len(self.widths) * self.blocks
         for number in range(count):
             stage, in_stage = divmod(number, self.blocks)
@@ -112,20 +114,20 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, training: Training | None) -> jax.Array:
-        def normalize(x_BxHxWxC: jax.Array, activation: str) -> jax.Array:
-            return NORMALIZATIONS[self.normalization](activation=activation)(x_BxHxWxC, training)
+        def convolve(x_BxHxWxC: jax.Array, size: int, stride: int, activation: str) -> jax.Array:
+            convolution = Conv(self.features, size, 'same', relu=False, stride=stride)
+            normalization = NORMALIZATIONS[self.normalization](activation=activation)
+            return normalized(convolution, normalization, x_BxHxWxC, training)
 
-        branch = Conv(self.features, 3, 'same', relu=False, stride=self.stride)(x_BxHxWxC)
-        branch = Conv(self.features, 3, 'same', relu=False)(normalize(branch, self.activation))
-        branch = normalize(branch, 'identity')
+        branch = convolve(x_BxHxWxC, 3, self.stride, self.activation)
+        branch = convolve(branch, 3, 1, 'identity')
         if self.squeeze_excitation:
             branch = SqueezeExcitation(self.squeeze_excitation)(branch)
         if self.stochastic_depth:
             branch = StochasticDepth(self.stochastic_depth)(branch, training)
         shortcut = x_BxHxWxC
         if self.stride > 1 or x_BxHxWxC.shape[-1] != self.features:
-            shortcut = Conv(self.features, 1, 'same', relu=False, stride=self.stride)(x_BxHxWxC)
-            shortcut = normalize(shortcut, 'identity')
+            shortcut = convolve(x_BxHxWxC, 1, self.stride, 'identity')
         return Activation(self.activation)(ops.separate(branch) + ops.separate(shortcut))
 
 
@@ -154,13 +156,14 @@ class DepthwiseCNN(nn.Module):
 
     @nn.compact
     def __call__(self, image_BxHxWxC: jax.Array, training: Training | None = None) -> jax.Array:
-        def normalize(x_BxHxWxC: jax.Array) -> jax.Array:
-            return NORMALIZATIONS[self.normalization](activation=self.activation)(x_BxHxWxC, training)
+        def apply(convolution: Conv | DepthwiseConv, x_BxHxWxC: jax.Array) -> jax.Array:
+            normalization = NORMALIZATIONS[self.normalization](activation=self.activation)
+            return normalized(convolution, normalization, x_BxHxWxC, training)
 
-        x_BxHxWxC = normalize(Conv(self.stem, 3, 'same', relu=False)(image_BxHxWxC))
+        x_BxHxWxC = apply(Conv(self.stem, 3, 'same', relu=False), image_BxHxWxC)
         for features, stride in zip(self.widths, self.strides, strict=True):
-            x_BxHxWxC = normalize(DepthwiseConv(3, 'same', stride)(x_BxHxWxC))
-            x_BxHxWxC = normalize(Conv(features, 1, 'same', relu=False)(x_BxHxWxC))
+            x_BxHxWxC = apply(DepthwiseConv(3, 'same', stride), x_BxHxWxC)
+            x_BxHxWxC = apply(Conv(features, 1, 'same', relu=False), x_BxHxWxC)
         x_BxF = GlobalMeanPool()(x_BxHxWxC)
         if self.dropout:
             x_BxF = Dropout(self.dropout)(x_BxF, training)

@@ -43,9 +43,11 @@ class BatchNorm(nn.Module):
     activation: str = dataclasses.field(kw_only=True)
 
     @nn.compact
-    def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
-        x_BxHxWxC = _four_axes(x)
-        channels = x.shape[-1]
+    def __call__(
+        self, x: jax.Array, training: Training | None, convolution: 'Conv | DepthwiseConv | None' = None
+    ) -> jax.Array:
+        """Normalizes x, or for inference the result of `convolution`, into which the normalization is folded."""
+        channels = x.shape[-1] if convolution is None else convolution.outputs(x.shape[-1])
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
         moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
@@ -53,8 +55,10 @@ class BatchNorm(nn.Module):
         averages = moving_mean.value, moving_variance.value
         if training is None:
             factor, shift = norms.normalize_for_inference(scale, bias, *averages, self.epsilon)
+            if convolution is not None:
+                return convolution(x, factor, shift, self.activation)
         else:
-            sums = _batch_sums(x_BxHxWxC, training)
+            sums = _batch_sums(_four_axes(x), training)
             factor, shift, mean, variance = norms.normalize(*sums, scale, bias, *averages, self.momentum, self.epsilon)
             if not self.is_initializing():
                 moving_mean.value, moving_variance.value = mean, variance
@@ -140,6 +144,18 @@ NORMALIZATIONS: dict[str, type[nn.Module]] = {
 """Normalizations by name, each with an activation."""
 
 
+def normalized(
+    convolution: 'Conv | DepthwiseConv', normalization: nn.Module, x_BxHxWxC: jax.Array, training: Training | None
+) -> jax.Array:
+    """Returns the normalization of the convolution of x.
+
+    For inference, batch normalization is folded into the convolution, which saves a pass over the output.
+    """
+    if training is None and isinstance(normalization, BatchNorm):
+        return normalization(x_BxHxWxC, training, convolution)
+    return normalization(convolution(x_BxHxWxC), training)
+
+
 class Conv(nn.Module):
     """A convolution with `size` x `size` kernels, plus a bias and, with `relu`, a ReLU."""
 
@@ -149,12 +165,37 @@ class Conv(nn.Module):
     relu: bool
     stride: int = 1
 
+    @nn.nowrap
+    def outputs(self, channels: int) -> int:
+        """Returns the number of channels of the output for an input with `channels`."""
+        return self.features
+
     @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_BxHxWxC: jax.Array,
+        factor_K: jax.Array | None = None,
+        shift_K: jax.Array | None = None,
+        activation: str = 'identity',
+    ) -> jax.Array:
+        """Returns the convolution, or the activation of its product with `factor_K` plus `shift_K`."""
         shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        return ops.conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.relu, self.stride)
+        if factor_K is not None and shift_K is not None:
+            kernel, bias = _scaled(kernel, bias, factor_K, shift_K)
+        relu = self.relu or activation == 'relu'
+        output = ops.conv(x_BxHxWxC, kernel, bias, self.padding.upper(), relu, self.stride)
+        return output if activation in ('identity', 'relu') else norms.activate(output, activation)
+
+
+def _scaled(
+    kernel: jax.Array, bias_K: jax.Array, factor_K: jax.Array, shift_K: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the kernel and the bias of a convolution times `factor_K` plus `shift_K`."""
+    scaled_kernel = kernel * factor_K.reshape(*(1,) * (kernel.ndim - 1), -1)
+    scaled_bias_K = ops.separate(bias_K * factor_K) + shift_K
+    return scaled_kernel.astype(kernel.dtype), scaled_bias_K.astype(bias_K.dtype)
 
 
 class DepthwiseConv(nn.Module):
@@ -164,8 +205,20 @@ class DepthwiseConv(nn.Module):
     padding: str
     stride: int = 1
 
+    @nn.nowrap
+    def outputs(self, channels: int) -> int:
+        """Returns the number of channels of the output for an input with `channels`."""
+        return channels
+
     @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_BxHxWxC: jax.Array,
+        factor_C: jax.Array | None = None,
+        shift_C: jax.Array | None = None,
+        activation: str = 'identity',
+    ) -> jax.Array:
+        """Returns the convolution, or the activation of its product with `factor_C` plus `shift_C`."""
         channels = x_BxHxWxC.shape[-1]
         # Every output has size x size inputs. Keras's initializer would count those of all channels.
         initializer = nn.initializers.variance_scaling(
@@ -173,7 +226,11 @@ class DepthwiseConv(nn.Module):
         )
         kernel = self.param('kernel', initializer, (self.size, self.size, channels))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
-        return depthwise.depthwise_conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.stride)
+        if factor_C is not None and shift_C is not None:
+            kernel, bias = _scaled(kernel, bias, factor_C, shift_C)
+        relu = activation == 'relu'
+        output = depthwise.depthwise_conv(x_BxHxWxC, kernel, bias, self.padding.upper(), self.stride, relu)
+        return output if activation in ('identity', 'relu') else norms.activate(output, activation)
 
 
 class Dense(nn.Module):

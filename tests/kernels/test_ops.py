@@ -202,7 +202,8 @@ def test_nan_stays_nan():
         assert np.isnan(norms.scale(x, ones, ones, activation)).sum() == 1
     assert np.isnan(norms.standardize(x.reshape(2, 2), 1e-3)).sum() == 2
     assert np.isnan(attention.softmax(x.reshape(2, 2))).sum() == 2
-    assert np.isnan(depthwise.depthwise_conv(x, jnp.ones((1, 1, 1)), ones, 'SAME')).sum() == 1
+    for relu in (False, True):
+        assert np.isnan(depthwise.depthwise_conv(x, jnp.ones((1, 1, 1)), ones, 'SAME', relu=relu)).sum() == 1
     assert np.isnan(ops.conv(x, jnp.ones((1, 1, 1, 1)), ones, 'SAME', True)).sum() == 1
     assert np.isnan(ops.dense(x.reshape(1, 4), jnp.ones((4, 1)), ones, True)).all()
 
@@ -275,15 +276,18 @@ def test_matrix_products_equal_their_plain_form(sizes):
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize(
     ('shape', 'kernel'),
-    [((2, 7, 8, 5), (3, 3)), ((3, 6, 5, 16), (2, 4)), ((2, 2, 7, 17), (2, 7)), ((1, 9, 9, 35), (5, 5))],
+    [((2, 7, 8, 5), (3, 3)), ((3, 6, 5, 16), (2, 4)), ((2, 2, 7, 17), (2, 7)), ((1, 9, 19, 35), (5, 5))],
 )
 def test_depthwise_convolutions_equal_their_plain_form(shape, kernel, stride, padding):
+    relu = stride != 2
     arrays = normal(0, shape), normal(1, (*kernel, shape[-1])), normal(2, shape[-1:])
 
     def plain(image, kernel, bias):
-        return depthwise.plain_depthwise_conv(padding, stride, image, kernel, bias, jnp.float32(stride))
+        return depthwise.plain_depthwise_conv(padding, stride, relu, image, kernel, bias, jnp.float32(stride))
 
-    assert_equal_with_gradients(lambda *arrays: depthwise.depthwise_conv(*arrays, padding, stride), plain, *arrays)
+    assert_equal_with_gradients(
+        lambda *arrays: depthwise.depthwise_conv(*arrays, padding, stride, relu), plain, *arrays
+    )
 
 
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])
@@ -305,6 +309,6 @@ def test_a_depthwise_kernel_larger_than_the_image(stride):
     arrays = normal(0, (2, 2, 3, 17)), normal(1, (7, 5, 17)), normal(2, (17,))
 
     def plain(image, kernel, bias):
-        return depthwise.plain_depthwise_conv('SAME', stride, image, kernel, bias, jnp.float32(stride))
+        return depthwise.plain_depthwise_conv('SAME', stride, False, image, kernel, bias, jnp.float32(stride))
 
     assert_equal_with_gradients(lambda *arrays: depthwise.depthwise_conv(*arrays, 'SAME', stride), plain, *arrays)

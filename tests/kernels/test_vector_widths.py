@@ -46,7 +46,9 @@ add(lambda *arrays: norms.normalize_for_inference(*arrays, 1e-3), *(abs(normal(2
 add(lambda x: norms.standardize(x, 1e-3), normal(70, 37))
 add(attention.softmax, 3 * normal(70, 37))
 add(attention.matrix_products, normal(3, 17, 9), normal(3, 9, 35))
-add(lambda *arrays: depthwise.depthwise_conv(*arrays, 'SAME', 2), x, normal(3, 3, 21), normal(21))
+for stride in (1, 2):
+    layer = lambda *arrays, stride=stride: depthwise.depthwise_conv(*arrays, 'SAME', stride, relu=stride == 1)
+    add(layer, x, normal(3, 3, 21), normal(21))
 images, motion = normal(5, 9, 7, 3), warping.Motion(*normal(8, 5))
 digest.update(np.asarray(jax.jit(warping.warp)(images, motion)).tobytes())
 digest.update(np.asarray(jax.jit(warping.distort)(images, normal(5, 2, 9, 7), normal(5))).tobytes())

@@ -4,11 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mnist_jax.models.architectures import MLP
 from mnist_jax.models.layers import (
     SHARED_STREAM,
     BatchNorm,
+    Conv,
     DepthwiseConv,
     Dropout,
     GlobalMeanPool,
@@ -19,6 +21,7 @@ from mnist_jax.models.layers import (
     SqueezeExcitation,
     StochasticDepth,
     Training,
+    normalized,
 )
 
 
@@ -148,3 +151,35 @@ def test_stochastic_depth_drops_whole_examples():
     assert (dropped == dropped[:, :1, :1]).all()
     assert abs((dropped[:, 0, 0] == 0).mean() - 0.3) < 0.03
     assert layer.apply({}, x, None) is x
+
+
+@pytest.mark.parametrize('activation', ['relu', 'silu', 'identity'])
+@pytest.mark.parametrize(
+    'convolve', [lambda: Conv(5, 3, 'same', relu=False, stride=2), lambda: DepthwiseConv(3, 'valid')]
+)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_batch_normalization_is_folded_into_a_convolution_for_inference(convolve, activation, dtype):
+    class Layer(nn.Module):
+        folded: bool
+
+        @nn.compact
+        def __call__(self, x):
+            convolution, normalization = convolve(), BatchNorm(activation=activation)
+            return (
+                normalized(convolution, normalization, x, None) if self.folded else normalization(convolution(x), None)
+            )
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 9, 8, 3))
+    variables = Layer(False).init(jax.random.key(0), jnp.asarray(x, 'float32'))
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(np.abs(leaf + rng.normal(size=leaf.shape)) + 0.1, dtype), variables
+    )
+    x = jnp.asarray(x, dtype)
+    folded, separate = (np.asarray(Layer(way).apply(variables, x), 'float64') for way in (True, False))
+    assert folded.std() > 0.1
+    tolerance = 1e-5 if dtype == 'float32' else 0.1
+    np.testing.assert_allclose(folded, separate, rtol=tolerance, atol=2 * tolerance)
+    assert Layer(True).apply(variables, x).dtype == dtype
+    same = jax.tree.map(np.array_equal, Layer(True).init(jax.random.key(1), x), Layer(False).init(jax.random.key(1), x))
+    assert all(jax.tree.leaves(same))
