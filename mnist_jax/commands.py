@@ -269,7 +269,7 @@ def _evaluate_ensemble() -> None:
     """Evaluates every --run together, and keeps the ensemble in --workdir."""
     from mnist_jax.evaluate import evaluate_ensemble
     from mnist_jax.inference.ensemble import Ensemble, Views
-    from mnist_jax.workdir.comparison import find_runs
+    from mnist_jax.workdir.finished_runs import find_runs
 
     for name in ('input', *PROCESS_FLAGS):
         if FLAGS[name].present:

@@ -11,7 +11,7 @@ from mnist_jax.config import ConfigDict
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
-from mnist_jax.workdir.comparison import FinishedRun, read_run_of
+from mnist_jax.workdir.finished_runs import FinishedRun, read_run_of
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import format_result
 

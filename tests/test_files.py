@@ -12,7 +12,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.files import user_path
 from mnist_jax.train import train
-from mnist_jax.workdir.comparison import find_runs
+from mnist_jax.workdir.finished_runs import find_runs
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import read_result
 

@@ -7,7 +7,9 @@ from mnist_jax.errors import UserError
 from mnist_jax.files import user_path
 from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
-from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, read_runs, table_row
+from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, table_row
+from mnist_jax.workdir.finished_runs import read_runs
+from mnist_jax.workdir.recipes import CLAIM_HEADER, SUMMARY_HEADER, claim_rows, group_runs, summary_rows
 
 CROSS_ENTROPY = (
     'Cross-entropy: the mean negative log-likelihood of the true class in nats, whatever the loss of a run is.'
@@ -18,7 +20,7 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
     """Writes a page that compares several runs to `report/` in `directory`; returns the path of the page.
 
     Args:
-      patterns: The workdirs of the runs, as for `workdir.comparison.read_runs`.
+      patterns: The workdirs of the runs, as for `workdir.finished_runs.read_runs`.
       directory: Where to write; must not be the workdir of a run.
     """
     directory = user_path(directory, '--workdir')
@@ -41,6 +43,19 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
         about = "McNemar's exact test of the difference in accuracy of each pair of runs."
         about += f' {untested}' if untested else ''
         sections['pairs'] = Table('Pairwise differences', about, PAIR_HEADER, pairs, text_columns=2)
+    recipes = group_runs(runs)
+    if any(len(recipe.runs) > 1 for recipe in recipes):
+        about = (
+            'Runs that differ only in the seed. Test noise is the standard deviation that comes from the choice of the '
+            'test examples.'
+        )
+        sections['recipes'] = Table('Recipes', about, SUMMARY_HEADER, summary_rows(recipes))
+        if rows := claim_rows(recipes):
+            about = (
+                'Mean difference over the common seeds, its BCa bootstrap interval, and the p-value of the sign-flip '
+                'permutation test, alone and corrected for the number of pairs (Holm).'
+            )
+            sections['claims'] = Table('Differences between recipes', about, CLAIM_HEADER, rows, text_columns=2)
     seconds = {run.name: run.seconds for run in runs if run.seconds is not None}
     best = max(runs, key=lambda run: run.result['accuracy'])
     facts = {

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
-from mnist_jax.workdir.comparison import FinishedRun
+from mnist_jax.workdir.finished_runs import FinishedRun
 
 METRICS = {'loss': 'mean loss per example', 'accuracy': 'accuracy'}
 SPLITS = {'train': ('training', figures.BLUE), 'validation': ('validation', figures.ORANGE)}

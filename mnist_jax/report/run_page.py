@@ -17,7 +17,7 @@ from mnist_jax.report import calibration, confusion, curves, data_audit, feature
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples, suspect_rows
-from mnist_jax.workdir.comparison import FinishedRun, read_run_of
+from mnist_jax.workdir.finished_runs import FinishedRun, read_run_of
 from mnist_jax.workdir.provenance import read_provenance
 from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
 

@@ -19,7 +19,7 @@ from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.report import html_page, robustness
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.studies.corruptions import CORRUPTIONS
-from mnist_jax.workdir.comparison import find_runs, short_names
+from mnist_jax.workdir.finished_runs import find_runs, short_names
 
 EXAMPLES = 2000  # of the test split, the first ones
 EXAMPLES_PER_STEP = 256  # of an attack

@@ -7,15 +7,12 @@ split.
 """
 
 import contextlib
-import csv
 import dataclasses
 import gc
 import importlib.util
-import io
 import json
 import math
 import os
-import shlex
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from mnist_jax import files, text_tables
+from mnist_jax import files
 from mnist_jax.config import (
     ConfigDict,
     config_fields,
@@ -44,7 +41,6 @@ from mnist_jax.train import train
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.metrics_log import read_metrics
-from mnist_jax.workdir.provenance import program
 
 POLL_SECONDS = 0.2
 MAX_SEEDS = 1000
@@ -153,7 +149,7 @@ class Sweep:
         self._plans: dict[str, Plan] = {}
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         for task in self.next_tasks({}):  # Report an invalid point before anything is written.
-            self._plan(task.trial.point)
+            self.plan(task.trial.point)
         self._check_directory()
 
     def _check_study(self) -> None:
@@ -245,7 +241,7 @@ class Sweep:
         config.seed = self.config.seed + trial.seed
         return config
 
-    def _plan(self, point: Point) -> Plan:
+    def plan(self, point: Point) -> Plan:
         """Returns the plan of the runs of a point.
 
         Raises:
@@ -268,9 +264,13 @@ class Sweep:
             self._plans[key] = plan
         return self._plans[key]
 
+    def maximizes(self, point: Point) -> bool:
+        """Returns whether a larger value of that metric is better."""
+        return self.plan(point).callbacks.early_stopping.worst < 0
+
     def monitor(self, point: Point) -> str:
         """Returns the name of the metric by which the study chooses."""
-        return self._plan(point).callbacks.early_stopping.monitor
+        return self.plan(point).callbacks.early_stopping.monitor
 
     def next_tasks(self, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Task]:
         """Returns the tasks of the current round, also those that are done; [] when the study is finished.
@@ -360,7 +360,7 @@ class Sweep:
         """Trains a trial up to an epoch, or resumes it, and writes the outcome."""
         trial, path = task.trial, self.workdir / 'trials' / task.trial.name
         config = self.trial_config(trial)
-        stopping = self._plan(trial.point).callbacks.early_stopping
+        stopping = self.plan(trial.point).callbacks.early_stopping
         try:
             with _quiet():
                 result = train(config, path, until=task.epochs, evaluate=False)
@@ -435,39 +435,10 @@ def run_sweep(sweep: Sweep, workers: int | None = None, arguments: Sequence[str]
     else:
         sweep.work()
     if workers != 0:
-        write_tables(sweep)
+        from mnist_jax.studies.study_report import write_report  # Workers do not need Matplotlib.
+
+        write_report(sweep)
     return 0
-
-
-def write_tables(sweep: Sweep) -> None:
-    """Prints the points of a study, the best first, and writes `points.csv` and `trials.csv`."""
-    standings = sweep.standings()
-    if not standings:
-        return
-    best = standings[0]
-    monitor = sweep.monitor(best.point)
-    fields = list(sweep.study.vary)
-    rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
-    for standing in sorted(standings, key=lambda standing: standing.number):
-        for seed, outcome in enumerate(standing.outcomes):
-            trial = Trial(standing.number, standing.point, seed)
-            score = 'diverged' if outcome.score is None else repr(abs(outcome.score))
-            values = [_cell(standing.point, field) for field in fields]
-            numbers = [str(sweep.config.seed + seed), str(standing.epochs), score, outcome.params_sha256]
-            rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows(rows)
-    files.write_text(sweep.workdir / 'trials.csv', text.getvalue())
-    lines = [
-        f'points by their mean {monitor} over the seeds, in validation; no trial was evaluated on the test split',
-        '',
-        *format_standings(sweep, standings),
-    ]
-    files.write_text(sweep.workdir / 'points.txt', '\n'.join(lines) + '\n')
-    print('\n'.join(lines), flush=True)
-    workdir = sweep.workdir / 'trials' / Trial(best.number, best.point, 0).name
-    logging.info('To evaluate a run of the best point on the test split:')
-    logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={workdir}']))
 
 
 def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
@@ -485,13 +456,14 @@ def _descending(score: float | None) -> float:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppresses what a run logs, except for warnings, and what it prints."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
+    handler = logging.get_absl_handler()
+    before = handler.level
+    handler.setLevel('WARNING')
     try:
         with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):
             yield
     finally:
-        logging.set_verbosity(before)
+        handler.setLevel(before)
 
 
 def _forget_programs() -> None:
@@ -525,32 +497,3 @@ def load_study(path: str | Path) -> Study:
     if not isinstance(study, Study):
         raise UserError(f'get_study() in {str(path)!r} must return a mnist_jax.studies.sweep.Study, got {study!r}')
     return study
-
-
-def format_standings(sweep: Sweep, standings: Sequence[Standing], limit: int | None = None) -> list[str]:
-    """Returns a table of points, the best first: their values, and the mean and the deviation of their scores."""
-    fields = list(sweep.study.vary)
-    header = ['point', *fields, 'epochs', 'seeds', 'mean', 'std. dev.', 'seconds']
-    rows = [header]
-    for standing in standings[:limit]:
-        scores = [abs(score) for score in standing.scores]
-        deviation = f'{statistics.stdev(scores):.4f}' if len(scores) > 1 else 'NA'
-        rows.append(
-            [
-                f'{standing.number:04d}',
-                *(_cell(standing.point, field) for field in fields),
-                str(standing.epochs),
-                str(len(standing.outcomes)),
-                'diverged' if standing.score is None else f'{abs(standing.score):.4f}',
-                deviation,
-                f'{sum(outcome.seconds for outcome in standing.outcomes):.1f}',
-            ]
-        )
-    return text_tables.titled(rows, left=1 + len(fields))
-
-
-def _cell(point: Point, field: str) -> str:
-    if field not in point:
-        return '-'
-    value = point[field]
-    return value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else str(value)

@@ -34,7 +34,7 @@ BATCH = 32
 pytestmark = pytest.mark.skipif(
     not SELECTED and jax.default_backend() == 'cpu', reason='needs an accelerator, or ACCELERATOR_TESTS=quick'
 )
-not_quick = pytest.mark.skipif(SELECTED == 'quick', reason='shows nothing if the accelerator is the CPU itself')
+not_quick = pytest.mark.skipif(SELECTED == 'quick', reason='shows nothing new if the accelerator is the CPU itself')
 
 
 @pytest.mark.parametrize('name', CONFIGS[:1] if SELECTED == 'quick' else CONFIGS)
@@ -135,6 +135,7 @@ def test_a_second_start_with_a_warm_cache_gives_the_same_bits(cold, tmp_path):
     assert result['params_sha256'] == cold[2]['params_sha256'] and result['loss'] == cold[2]['loss']
 
 
+@not_quick  # tests/faults kills runs on the CPU
 def test_a_killed_run_resumes_to_the_same_bits(cold, tmp_path):
     arguments = command(tmp_path / 'run', 2, '--config.checkpoint_every_steps=4')
     variables = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cold[1])}

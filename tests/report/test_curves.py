@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mnist_jax.report import curves
 from mnist_jax.report.figures import to_svg
-from mnist_jax.workdir.comparison import FinishedRun
+from mnist_jax.workdir.finished_runs import FinishedRun
 
 
 def run_with_metrics(config, accuracies, learning_rates):

@@ -15,7 +15,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.report.figures import SVG_NAMESPACE
 from mnist_jax.report.run_page import make_figures, write_report
-from mnist_jax.workdir.comparison import read_run
+from mnist_jax.workdir.finished_runs import read_run
 
 FIGURES = (
     'learning_curves', 'confusion_matrix', 'flow', 'by_class', 'mistakes', 'explanations', 'doubts', 'feature_space',

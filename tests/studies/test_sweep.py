@@ -207,10 +207,8 @@ def test_studies_in_files(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--vary=optimizer.learning_rate=1e-3:1e-2'], '--vary=optimizer.learning_rate=VALUES must be values with'),
         (['--sweep=study.py', '--seeds=3'], '--seeds must not be combined with --sweep'),
         (['--vary=batch_size=32,64', '--workers=-1'], '--workers must be an integer from 0 to 64, got -1'),
-        ([], 'a study must vary at least one config field, with --vary or --sweep'),
     ],
 )
 def test_wrong_flags(program, tmp_path, arguments, message):

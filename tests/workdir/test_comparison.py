@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
-from mnist_jax.workdir.comparison import HEADER, comparison_table, notes, read_run, table_row
+from mnist_jax.workdir.comparison import HEADER, comparison_table, notes, table_row
+from mnist_jax.workdir.finished_runs import read_run
 from mnist_jax.workdir.results import read_predictions, result_paths
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mnist_jax.learning import claims
+from mnist_jax.workdir import claims
 
 
 def test_the_sign_flip_test_by_hand():
@@ -34,7 +34,7 @@ def test_the_false_positive_rate_is_five_percent():
     # With 8 seeds, the p-values are multiples of 2 / 256; the largest below 5% is 12 / 256 = 0.047.
     assert scipy.stats.binomtest(sum(studies), 1000, 12 / 256).pvalue > 0.01
     three = [claims.compare(rng.normal(size=3), rng.normal(size=3)).verdict() for _ in range(20)]
-    assert set(three) == {'3 seeds cannot show a difference; at least 6 are needed'}
+    assert set(three) == {'too few seeds to tell: at least 6 are needed'}
 
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_should():

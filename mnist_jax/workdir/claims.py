@@ -49,10 +49,10 @@ class Claim(NamedTuple):
           p_value: The p-value after a correction for several comparisons; by default, that of this one alone.
         """
         if self.smallest_p_value >= 1 - CONFIDENCE:
-            return f'{self.seeds} seeds cannot show a difference; at least {seeds_for_significance()} are needed'
+            return f'too few seeds to tell: at least {seeds_for_significance()} are needed'
         if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
             return 'better' if self.difference > 0 else 'worse'
-        needed = f'; about {self.needed:,} seeds would resolve such a difference' if self.needed else ''
+        needed = f'; about {self.needed:,} seeds would tell' if self.needed else ''
         return f'may be chance{needed}'
 
 
@@ -70,6 +70,20 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Claim:
         superiority=superiority,
         needed=seeds_needed(abs(float(differences.mean())), _deviation(differences)),
     )
+
+
+def cells(claim: Claim, p_value: float) -> list[str]:
+    """Returns a claim as strings: seeds, difference, interval, p-value, corrected p-value, superiority, verdict."""
+    interval = 'NA' if claim.interval is None else f'{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}'
+    return [
+        str(claim.seeds),
+        f'{claim.difference:+.4f}',
+        interval,
+        f'{claim.p_value:.3g}',
+        f'{p_value:.3g}',
+        f'{claim.superiority:.0%}',
+        claim.verdict(p_value),
+    ]
 
 
 def _deviation(numbers: np.ndarray) -> float:

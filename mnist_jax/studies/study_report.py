@@ -1,0 +1,165 @@
+"""The tables and the page of a study."""
+
+import csv
+import io
+import math
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from mnist_jax import files, text_tables
+from mnist_jax.models.layer_table import list_layers
+from mnist_jax.report import html_page, study_page
+from mnist_jax.report.html_page import Section, Table
+from mnist_jax.report.study_page import StudyPoint
+from mnist_jax.studies.space import Point
+from mnist_jax.studies.sweep import Standing, Sweep, Trial
+from mnist_jax.workdir import claims
+from mnist_jax.workdir.metrics_log import read_metrics
+from mnist_jax.workdir.provenance import program
+
+CLAIM_HEADER = ('point', 'seeds', 'difference', '95% interval', 'p-value', 'corrected', 'superiority', 'verdict')
+
+
+def write_report(sweep: Sweep) -> None:
+    """Prints the points of a study, the best first; writes `points.txt`, `trials.csv` and the page."""
+    standings = sweep.standings()
+    if not standings:
+        return
+    best = standings[0]
+    monitor = sweep.monitor(best.point)
+    fields = list(sweep.study.vary)
+    rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
+    for standing in sorted(standings, key=lambda standing: standing.number):
+        for seed, outcome in enumerate(standing.outcomes):
+            trial = Trial(standing.number, standing.point, seed)
+            score = 'diverged' if outcome.score is None else repr(abs(outcome.score))
+            values = [_cell(standing.point, field) for field in fields]
+            numbers = [str(sweep.config.seed + seed), str(standing.epochs), score, outcome.params_sha256]
+            rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    files.write_text(sweep.workdir / 'trials.csv', text.getvalue())
+    lines = [
+        f'points by their mean {monitor} over the seeds, in validation; no trial was evaluated on the test split',
+        '',
+        *text_tables.titled(points_rows(sweep, standings), left=1 + len(fields)),
+    ]
+    files.write_text(sweep.workdir / 'points.txt', '\n'.join(lines) + '\n')
+    print('\n'.join(lines), flush=True)
+    logging.info('Report: %s', _write_page(sweep, standings))
+    workdir = sweep.workdir / 'trials' / Trial(best.number, best.point, 0).name
+    logging.info('To evaluate a run of the best point on the test split:')
+    logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={workdir}']))
+
+
+def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
+    """Returns a table of points: their values, and the mean and the deviation of their scores; with a header."""
+    fields = list(sweep.study.vary)
+    rows = [['point', *fields, 'epochs', 'seeds', 'mean', 'std. dev.', 'seconds']]
+    for standing in standings:
+        scores = [abs(score) for score in standing.scores]
+        deviation = f'{statistics.stdev(scores):.4f}' if len(scores) > 1 else 'NA'
+        rows.append(
+            [
+                f'{standing.number:04d}',
+                *(_cell(standing.point, field) for field in fields),
+                str(standing.epochs),
+                str(len(standing.outcomes)),
+                'diverged' if standing.score is None else f'{abs(standing.score):.4f}',
+                deviation,
+                f'{sum(outcome.seconds for outcome in standing.outcomes):.1f}',
+            ]
+        )
+    return rows
+
+
+def claim_rows(standings: Sequence[Standing]) -> list[list[str]]:
+    """Compares each other point that was trained as long with the best one over the seeds; rows of `CLAIM_HEADER`.
+
+    Differences are positive if the other point is better, whatever the metric is. The p-values are corrected for the
+    number of points (Holm).
+    """
+    best, *others = standings
+    compared = [point for point in others if point.score is not None and point.epochs == best.epochs]
+    found = [claims.compare(point.scores, best.scores) for point in compared if best.score is not None]
+    corrected = claims.holm([claim.p_value for claim in found])
+    return [
+        [f'{point.number:04d}', *claims.cells(claim, p_value)]
+        for point, claim, p_value in zip(compared, found, corrected, strict=False)
+    ]
+
+
+def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
+    """Writes the report of a study; returns the path of the page."""
+    fields, best = list(sweep.study.vary), standings[0]
+    monitor, maximizes = sweep.monitor(best.point), sweep.maximizes(best.point)
+    points = [_study_point(sweep, standing) for standing in standings]
+    common = min(standing.epochs for standing in standings)
+    compared = [_after(point, common) for point in points] if common < best.epochs else points
+    metric = f'{monitor} after epoch {common}' if common < best.epochs else monitor
+    rows = points_rows(sweep, standings)
+    about = f'Mean and standard deviation of the {monitor.replace("_", " ")} over the seeds.'
+    sections: dict[str, Section] = {}
+    if fields:
+        sections['parallel'] = study_page.parallel_coordinates(fields, compared, metric, maximizes)
+    sections['points'] = Table('Points', about, rows[0], rows[1:], text_columns=1 + len(fields), highlighted=[0])
+    if differences := claim_rows(standings) if sweep.study.seeds > 1 else []:
+        about = (
+            'Each point against the best one, over the same seeds: mean difference, its BCa bootstrap interval, the '
+            'p-value of the sign-flip permutation test, alone and corrected for the number of points (Holm).'
+        )
+        sections['claims'] = Table('Differences from the best point', about, CLAIM_HEADER, differences)
+    if (figure := study_page.importance(fields, compared, metric)) is not None:
+        sections['importance'] = figure
+    if fields:
+        sections['slices'] = study_page.slices(fields, compared, metric, maximizes)
+    sections['curves'] = study_page.learning_curves(points, monitor, maximizes)
+    sections['costs'] = study_page.costs(points, monitor, maximizes)
+    trials = sum(len(standing.outcomes) for standing in standings)
+    seconds = sum(outcome.seconds for standing in standings for outcome in standing.outcomes)
+    facts = {
+        'points': f'{len(standings):,}, with {sweep.study.seeds} seeds each'
+        if sweep.study.seeds > 1
+        else f'{len(standings):,}',
+        'search': ', '.join(
+            f'{name} {value}' if name != 'name' else value for name, value in sweep.study.search.items()
+        ),
+        'chosen by': f'{monitor.replace("_", " ")}; no trial was evaluated on the test split',
+        'best point': f'{best.number:04d}: ' + ', '.join(f'{field}={value!r}' for field, value in best.point.items()),
+        'training time': f'{seconds:,.0f} s in {trials:,} runs',
+    }
+    return html_page.write_page(sweep.workdir / 'report', 'Study', facts, sections)
+
+
+def _after(point: StudyPoint, epochs: int) -> StudyPoint:
+    """Returns a point with the scores that its trials had after fewer epochs."""
+    scores = [curve[epochs - 1] for curve in point.curves if len(curve) >= epochs and math.isfinite(curve[epochs - 1])]
+    return point._replace(scores=scores)
+
+
+def _study_point(sweep: Sweep, standing: Standing) -> StudyPoint:
+    """Returns what a figure needs to know about a point."""
+    plan, monitor = sweep.plan(standing.point), sweep.monitor(standing.point)
+    layers = list_layers(plan.model, plan.source.image_shape)
+    names = [Trial(standing.number, standing.point, seed).name for seed in range(len(standing.outcomes))]
+    rows = [read_metrics(sweep.workdir / 'trials' / name) for name in names]
+    return StudyPoint(
+        name=f'{standing.number:04d}',
+        values=standing.point,
+        scores=[abs(score) for score in standing.scores],
+        seconds=statistics.fmean(outcome.seconds for outcome in standing.outcomes),
+        parameters=sum(layer.trainable + layer.non_trainable for layer in layers),
+        multiply_adds=sum(layer.multiply_adds for layer in layers),
+        curves=[[row[monitor] for row in run[: standing.epochs] if monitor in row] for run in rows],
+    )
+
+
+def _cell(point: Point, field: str) -> str:
+    if field not in point:
+        return '-'
+    value = point[field]
+    return value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else str(value)

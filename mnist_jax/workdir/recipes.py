@@ -1,0 +1,128 @@
+"""Compares recipes: groups of finished runs that differ only in the seed."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mnist_jax import text_tables
+from mnist_jax.config import CHANGEABLE_FIELDS, config_fields
+from mnist_jax.workdir import claims
+from mnist_jax.workdir.finished_runs import FinishedRun
+
+SUMMARY_HEADER = ('recipe', 'seeds', 'validation', 'mean accuracy', 'std. dev.', 'test noise', 'worst', 'best')
+CLAIM_HEADER = (
+    'first recipe', 'second recipe', 'seeds', 'difference', '95% interval', 'p-value', 'corrected', 'superiority',
+    'verdict',
+)  # fmt: skip
+MAX_FIELDS = 6  # differing fields that name a recipe
+
+
+class Recipe(NamedTuple):
+    """Runs whose configs differ only in the seed.
+
+    Attributes:
+      name: The fields in which it differs from the other recipes, or the name of its first run.
+      runs: The runs by seed.
+    """
+
+    name: str
+    runs: dict[int, FinishedRun]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """The test accuracies in the order of the seeds."""
+        return [run.result['accuracy'] for run in self.runs.values()]
+
+
+def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
+    """Returns the recipes of the runs; of several runs with the same config and seed, the first counts.
+
+    Fields that do not affect a result, such as the number of devices, are ignored, except for the number of epochs.
+    """
+    fields = [dict(config_fields(run.config)) for run in runs]
+    ignored = {'seed', *CHANGEABLE_FIELDS} - {'epochs'}
+    keys = [json.dumps({name: repr(value) for name, value in own.items() if name not in ignored}) for own in fields]
+    grouped: dict[str, dict[int, FinishedRun]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        grouped.setdefault(key, {}).setdefault(run.config.seed, run)
+    first = {key: fields[keys.index(key)] for key in grouped}
+    names = sorted({name for own in first.values() for name in own} - ignored)
+    differing = [name for name in names if len({repr(own.get(name)) for own in first.values()}) > 1]
+    recipes = []
+    for key, by_seed in grouped.items():
+        values = [f'{name}={first[key][name]!r}' for name in differing if name in first[key]]
+        shown = values[:MAX_FIELDS] + ['...'] * (len(values) > MAX_FIELDS)
+        recipes.append(Recipe(', '.join(shown) or next(iter(by_seed.values())).name, dict(sorted(by_seed.items()))))
+    return recipes
+
+
+def summary_rows(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """Returns a row of `SUMMARY_HEADER` for each recipe, the best by validation first."""
+    return [
+        [
+            recipe.name,
+            str(len(recipe.runs)),
+            text_tables.number(_validation(recipe)),
+            f'{statistics.fmean(recipe.accuracies):.4f}',
+            f'{statistics.stdev(recipe.accuracies):.4f}' if len(recipe.runs) > 1 else 'NA',
+            f'{claims.sampling_deviation(statistics.fmean(recipe.accuracies), _examples(recipe)):.4f}',
+            f'{min(recipe.accuracies):.4f}',
+            f'{max(recipe.accuracies):.4f}',
+        ]
+        for recipe in sorted(recipes, key=lambda recipe: -(_validation(recipe) or 0.0))
+    ]
+
+
+def _validation(recipe: Recipe) -> float | None:
+    """Returns the mean validation accuracy at the steps with which the runs end; None if one was not validated."""
+    values = [run.validation_accuracy for run in recipe.runs.values()]
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def _examples(recipe: Recipe) -> int:
+    return next(iter(recipe.runs.values())).result['count']
+
+
+def claim_rows(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """Returns a row of `CLAIM_HEADER` for each pair of recipes with at least two common seeds and the same test split.
+
+    The p-values are corrected for the number of pairs (Holm).
+    """
+    pairs, found = [], []
+    for first, second in itertools.combinations(recipes, 2):
+        seeds = [seed for seed in first.runs if seed in second.runs]
+        splits = {recipe.runs[seed].result['split_sha256'] for recipe in (first, second) for seed in seeds}
+        if len(seeds) > 1 and len(splits) == 1:
+            accuracies = [[recipe.runs[seed].result['accuracy'] for seed in seeds] for recipe in (first, second)]
+            pairs.append((first, second))
+            found.append(claims.compare(*accuracies))
+    corrected = claims.holm([claim.p_value for claim in found])
+    return [
+        [first.name, second.name, *claims.cells(claim, p_value)]
+        for (first, second), claim, p_value in zip(pairs, found, corrected, strict=True)
+    ]
+
+
+def recipe_lines(runs: Sequence[FinishedRun]) -> list[str]:
+    """Returns the tables as text; [] if no recipe has several seeds."""
+    recipes = group_runs(runs)
+    if all(len(recipe.runs) < 2 for recipe in recipes):
+        return []
+    lines = [
+        'recipes: runs that differ only in the seed. Test noise: the standard deviation from the choice of the test '
+        'examples',
+        '',
+        *text_tables.titled([SUMMARY_HEADER, *summary_rows(recipes)]),
+    ]
+    if rows := claim_rows(recipes):
+        lines += [
+            '',
+            'differences over common seeds: BCa bootstrap interval, sign-flip permutation test, corrected for the '
+            'number of pairs (Holm)',
+            '',
+            *text_tables.titled([CLAIM_HEADER, *rows], left=2),
+        ]
+    return lines

@@ -1,0 +1,75 @@
+"""Recipes: runs that differ only in the seed, and differences between them, with made-up results."""
+
+import json
+
+import pytest
+from conftest import make_small
+
+from mnist_jax.workdir.comparison import comparison_table
+from mnist_jax.workdir.finished_runs import FinishedRun
+from mnist_jax.workdir.recipes import claim_rows, group_runs, recipe_lines, summary_rows
+
+FIRST = (0.910, 0.912, 0.911, 0.913, 0.914, 0.915)
+SECOND = (0.900, 0.903, 0.899, 0.902, 0.905, 0.906)
+
+
+@pytest.fixture
+def runs(data_dir, tmp_path):
+    """Makes finished runs of a recipe, one for each accuracy; the seeds are 0, 1, ..."""
+
+    def make(accuracies, split='a', validation=0.9, **fields):
+        return [
+            FinishedRun(
+                name=f'run-{seed}',
+                workdir=tmp_path,
+                config=make_small(data_dir, seed=seed, **fields),
+                result={'accuracy': accuracy, 'step': 10, 'split_sha256': split, 'count': 1000},
+                epochs=[{'step': 10, 'validation_accuracy': validation}],
+            )
+            for seed, accuracy in enumerate(accuracies)
+        ]
+
+    return make
+
+
+def test_runs_are_grouped_by_what_affects_a_result(runs):
+    all_runs = (
+        runs(FIRST) + runs(SECOND, optimizer__learning_rate=0.1) + runs((0.5,), epochs=7) + runs((0.4,), devices=1)
+    )
+    recipes = group_runs(all_runs)
+    assert [list(recipe.runs) for recipe in recipes] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0]]
+    rate = all_runs[0].config.optimizer.learning_rate
+    assert [recipe.name for recipe in recipes] == [
+        f'epochs=2, optimizer.learning_rate={rate}',
+        'epochs=2, optimizer.learning_rate=0.1',
+        f'epochs=7, optimizer.learning_rate={rate}',
+    ]
+    assert recipes[0].accuracies == list(FIRST)  # The run on another number of devices is the same one.
+    assert group_runs(runs(FIRST))[0].name == 'run-0'
+
+
+def test_the_summary_is_sorted_by_validation_not_by_the_test_split(runs):
+    better_in_validation = runs(SECOND, validation=0.95, batch_size=32)
+    rows = summary_rows(group_runs(runs(FIRST) + better_in_validation))
+    assert [row[0] for row in rows] == ['batch_size=32', 'batch_size=64']
+    # The standard deviation of 0.900, 0.903, 0.899, 0.902, 0.905, 0.906; sqrt(0.9025 * 0.0975 / 1000).
+    assert rows[0][1:] == ['6', '0.9500', '0.9025', '0.0027', '0.0094', '0.8990', '0.9060']
+
+
+def test_differences_are_paired_by_seed_and_corrected(runs):
+    recipes = group_runs(runs(FIRST) + runs(SECOND, batch_size=32) + runs(FIRST[:3], batch_size=16))
+    rows = {tuple(row[:2]): row[2:] for row in claim_rows(recipes)}
+    row = rows['batch_size=64', 'batch_size=32']
+    # The mean of 0.010, 0.009, 0.012, 0.011, 0.009, 0.009; all have the same sign: p = 2 / 64; three pairs.
+    assert row[:2] == ['6', '+0.0100'] and row[3:6] == ['0.0312', '0.0938', '100%']
+    assert rows['batch_size=64', 'batch_size=16'][-1] == 'too few seeds to tell: at least 6 are needed'
+    alone = claim_rows(group_runs(runs(FIRST) + runs(SECOND, batch_size=32)))
+    assert alone[0][-1] == 'better'
+    assert claim_rows(group_runs(runs(FIRST) + runs(SECOND, split='b', batch_size=32))) == []
+
+
+def test_single_runs_have_no_recipes(runs, trained):
+    assert recipe_lines(runs(FIRST[:1]) + runs(SECOND[:1], batch_size=32)) == []
+    assert 'recipes' not in comparison_table([str(trained)])
+    text = '\n'.join(recipe_lines(runs(FIRST) + runs(SECOND, batch_size=32)))
+    assert 'sign-flip permutation test' in text and json.dumps('batch_size=32')[1:-1] in text
