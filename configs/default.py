@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     # On an accelerator, True: full float32 products and deterministic kernels; False: faster, results may differ.
     config.deterministic = True
 
+    config.population = 0  # number of runs that differ in the seed, trained at the same time; 0: one run
     config.folds = 0  # number of cross-validation folds; 0: no cross-validation
     config.fold = 0  # the fold to train, from 1; 0: all, each in its own directory
 

@@ -118,7 +118,11 @@ flags.DEFINE_integer('trials', None, 'sweep: the number of points; a grid has al
 flags.DEFINE_integer(
     'reduction', 0, 'sweep: train only the best 1/N of the points further in each round of successive halving; 0: all'
 )
-flags.DEFINE_integer('workers', None, 'sweep: the number of processes on this machine; by default one per core')
+flags.DEFINE_integer(
+    'workers',
+    None,
+    'sweep, train with config.population: the number of processes on this machine; by default one per core',
+)
 flags.DEFINE_list('experiments', [], 'reproduce: a comma-separated list of config names; all by default')
 
 
@@ -230,19 +234,28 @@ def _launch() -> int:
     return launch_processes([*sys.argv[1:], '--processes=0'], FLAGS.processes, [sys.executable, *program()[1:]])
 
 
-def train() -> None:
-    """Trains the run of --config in --workdir, or resumes it."""
+def train() -> int:
+    """Trains the run of --config in --workdir, or resumes it; returns the exit status."""
     from mnist_jax.studies.cross_validation import cross_validate
+    from mnist_jax.studies.population import train_population
     from mnist_jax.train import train as train_run
 
     config = _config()
     check_config(config)  # Report invalid fields before the processes connect.
     workdir = _workdir(Path(FLAGS.config).stem)
+    if config.population:
+        for name in ('reschedule', *PROCESS_FLAGS):
+            if FLAGS[name].present:
+                raise UserError(f'--{name} must not be combined with --config.population')
+        return train_population(config, workdir, FLAGS.workers, sys.argv[1:])
+    if FLAGS['workers'].present:
+        raise UserError('--workers needs --config.population, the number of runs, or --mode=sweep')
     with _connected():
         if config.folds and not config.fold:
             cross_validate(config, workdir, FLAGS.reschedule)
         else:
             train_run(config, workdir, report=FLAGS.report, reschedule=FLAGS.reschedule)
+    return 0
 
 
 def evaluate() -> None:
@@ -419,7 +432,7 @@ class Mode(NamedTuple):
 
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
-    'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', *PROCESS_FLAGS)),
+    'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', 'workers', *PROCESS_FLAGS)),
     'eval': Mode(evaluate, ('workdir', 'step', 'split', 'input', 'run', 'combine', 'shift', 'flip', *PROCESS_FLAGS)),
     'report': Mode(report, ('workdir', 'run')),
     'predict': Mode(predict, ('workdir', 'input', 'output', 'step', 'strict')),

@@ -34,6 +34,7 @@ ADDED_FIELDS = {
     'checkpoint_every_minutes': 0.0,
     'on_nonfinite': 'stop',
     'profile_steps': 0,
+    'population': 0,
     'dataset.in_memory': True,
     'dataset.on_device': 'auto',
     'dataset.normalize': 'unit',

@@ -20,6 +20,7 @@ INTEGER_RANGES = {
     'checkpoint_every_steps': (0, MAX_INT),
     'profile_steps': (0, 1000),  # A trace of more steps would need gigabytes.
     'chunks': (1, 64),  # each one is unrolled in the compiled program
+    'population': (0, 1000),
     'folds': (0, 100),
     'fold': (0, 100),
 }

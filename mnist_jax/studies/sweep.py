@@ -6,20 +6,15 @@ result does not depend on the number of workers, nor on which of them were kille
 split.
 """
 
-import contextlib
 import dataclasses
-import gc
 import importlib.util
 import json
 import math
-import os
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import logging
 
 from mnist_jax import files
@@ -30,11 +25,11 @@ from mnist_jax.config import (
     config_to_json,
     override_fields,
 )
-from mnist_jax.distributed.local_launch import MAX_PROCESSES, cores_for_process, launch_workers
 from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer, did_you_mean, first_line
 from mnist_jax.factory import build
 from mnist_jax.files import JsonObject
 from mnist_jax.learning.callbacks import EarlyStopping
+from mnist_jax.studies import workers
 from mnist_jax.studies.search import SEARCHES, Search
 from mnist_jax.studies.space import Choice, Condition, Interval, Point, Space
 from mnist_jax.train import train
@@ -42,9 +37,7 @@ from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.metrics_log import read_metrics
 
-POLL_SECONDS = 0.2
 MAX_SEEDS = 1000
-MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits 65,530; compiled programs need many
 DEFINITION = 'study.json'
 
 
@@ -362,7 +355,7 @@ class Sweep:
         config = self.trial_config(trial)
         stopping = self.plan(trial.point).callbacks.early_stopping
         try:
-            with _quiet():
+            with workers.quiet():
                 result = train(config, path, until=task.epochs, evaluate=False)
         except NonFiniteError as error:
             logging.info('%s diverged: %s', trial.name, error)
@@ -381,25 +374,12 @@ class Sweep:
         """Trains the trials that no other worker is training, until the study is finished."""
         while tasks := self.next_tasks(self.read_outcomes()):
             missing = [task for task in tasks if (task.trial.name, task.epochs) not in self._outcomes]
-            first = os.getpid() % len(missing)  # so that workers rarely try to take the same one
-            if not any(self._claim_and_run(task) for task in missing[first:] + missing[:first]):
-                time.sleep(POLL_SECONDS)
+            workers.do_one(missing, lambda task: self.workdir / 'claims' / task.trial.name, self._run_unless_done)
 
-    def _claim_and_run(self, task: Task) -> bool:
-        """Runs a task unless another worker does; returns whether it did."""
-        claim = self.workdir / 'claims' / task.trial.name
-        claim.mkdir(exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(files.DirectoryLock(claim, 'the claim'))
-            except files.InUseError:
-                return False
-            if (task.trial.name, task.epochs) in self.read_outcomes():
-                return True
+    def _run_unless_done(self, task: Task) -> None:
+        if (task.trial.name, task.epochs) not in self.read_outcomes():
             outcome = self.run(task)
-        _forget_programs()
-        logging.info('%s', self._describe(task, outcome))
-        return True
+            logging.info('%s', self._describe(task, outcome))
 
     def _describe(self, task: Task, outcome: Outcome) -> str:
         values = ''.join(f'{field}={value!r}, ' for field, value in task.trial.point.items())
@@ -411,34 +391,25 @@ class Sweep:
         )
 
 
-def run_sweep(sweep: Sweep, workers: int | None = None, arguments: Sequence[str] = ()) -> int:
+def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence[str] = ()) -> int:
     """Trains all trials of a study, or those that other workers leave, and prints and writes its tables.
 
     Args:
       sweep: The study.
-      workers: The number of processes; None for one per core, and one on an accelerator. 1 works in this process, and
-        0 does so too, but writes no table.
-      arguments: The command line that makes another process a worker of this study.
+      worker_count: See `workers.share_work`; 0 writes no table.
+      arguments: See `workers.share_work`.
 
     Returns:
-      The exit status; 128 plus the number of a signal that stopped the workers.
+      The exit status.
     """
-    limit = len(cores_for_process(0, 1)) or os.cpu_count() or 1
-    if workers is not None:
-        check_integer('--workers', workers, 0, MAX_PROCESSES)
+    workers.check_workers(worker_count)
     sweep.write()
-    count = workers if workers is not None else limit if jax.default_backend() == 'cpu' else 1
-    if count > 1:
-        status = launch_workers([*arguments, '--workers=0'], count)
-        if status:
-            return status
-    else:
-        sweep.work()
-    if workers != 0:
+    status = workers.share_work(sweep.work, worker_count, arguments)
+    if worker_count != 0 and status == 0:
         from mnist_jax.studies.study_report import write_report  # Workers do not need Matplotlib.
 
         write_report(sweep)
-    return 0
+    return status
 
 
 def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
@@ -451,28 +422,6 @@ def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
 
 def _descending(score: float | None) -> float:
     return math.inf if score is None else -score
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses what a run logs, except for warnings, and what it prints."""
-    handler = logging.get_absl_handler()
-    before = handler.level
-    handler.setLevel('WARNING')
-    try:
-        with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):
-            yield
-    finally:
-        handler.setLevel(before)
-
-
-def _forget_programs() -> None:
-    """Forgets compiled programs before their memory mappings reach the limit of Linux."""
-    mappings = Path('/proc/self/maps')
-    if mappings.exists() and mappings.read_text().count('\n') > MAX_MAPPINGS:
-        gc.collect()
-        jax.clear_caches()
-        gc.collect()
 
 
 def load_study(path: str | Path) -> Study:

@@ -20,7 +20,7 @@ def page(data_dir, tmp_path_factory):
         'optimizer.learning_rate': choice(1e38, 1e-3),
     }
     directory = tmp_path_factory.mktemp('study')
-    run_sweep(Sweep(Study(space, seeds=2, reduction=2), config, directory), workers=1)
+    run_sweep(Sweep(Study(space, seeds=2, reduction=2), config, directory), 1)
     return directory / 'report' / 'index.html'
 
 

@@ -63,7 +63,7 @@ def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):
 def test_a_trial_is_an_ordinary_run_that_was_not_evaluated_on_the_test_split(small, tmp_path, capsys):
     config = small(epochs=2, **FIELDS)
     sweep = Sweep(Study(RATES, seeds=2), config, tmp_path / 'study')
-    assert run_sweep(sweep, workers=1) == 0
+    assert run_sweep(sweep, 1) == 0
     printed = capsys.readouterr().out
     standings = sweep.standings()
     assert [standing.score for standing in standings] == sorted((s.score for s in standings), reverse=True)
@@ -125,10 +125,10 @@ def test_a_study_grows_but_does_not_change(small, tmp_path):
     config = small(epochs=1, **FIELDS)
     search = {'name': 'random', 'trials': 1}
     space = {'optimizer.learning_rate': log_uniform(1e-3, 1e-2)}
-    run_sweep(Sweep(Study(space, search), config, tmp_path), workers=1)
+    run_sweep(Sweep(Study(space, search), config, tmp_path), 1)
     first = (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').read_bytes()
     larger = Sweep(Study(space, {**search, 'trials': 2}, seeds=2), config, tmp_path)
-    run_sweep(larger, workers=1)
+    run_sweep(larger, 1)
     assert (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').read_bytes() == first
     assert len(list((tmp_path / 'outcomes').iterdir())) == 4
     with pytest.raises(UserError, match='holds a study with another epochs: 1, got 2; use another --workdir'):
@@ -144,7 +144,7 @@ def test_a_study_grows_but_does_not_change(small, tmp_path):
 
 def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
     study = Study({'optimizer.learning_rate': choice(1e38, 1e-3)})
-    run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), workers=1)
+    run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), 1)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines[-2:]] == ['0001', '0000'] and 'diverged' in lines[-1]
 

@@ -1,0 +1,54 @@
+"""Populations: each member has the bits of the same run alone."""
+
+import json
+import statistics
+
+import pytest
+
+from mnist_jax.errors import UserError
+from mnist_jax.studies.population import train_population
+from mnist_jax.train import train
+
+
+def test_members_are_the_runs_alone_and_resume(small, tmp_path, capsys):
+    config = small(population=3, seed=5, devices=1, dataset__validation='train[300:400]')
+    assert train_population(config, tmp_path / 'population', 1) == 0
+    printed = capsys.readouterr().out
+    results = [json.loads((tmp_path / 'population' / f'member-{seed}' / 'eval.json').read_text()) for seed in (5, 6, 7)]
+    summary = json.loads((tmp_path / 'population' / 'population.json').read_text())
+    assert [member['params_sha256'] for member in summary['members']] == [run['params_sha256'] for run in results]
+    accuracies = [run['accuracy'] for run in results]
+    assert summary['mean'] == statistics.fmean(accuracies)
+    assert summary['standard_deviation'] == statistics.stdev(accuracies)
+    assert summary['quantiles']['0.5'] == statistics.median(accuracies)
+    assert f'mean        {summary["mean"]:.4f}' in printed and '0% ' in printed
+    alone = small(seed=6, devices=1, dataset__validation='train[300:400]')
+    assert train(alone, tmp_path / 'alone')['params_sha256'] == results[1]['params_sha256']
+    (tmp_path / 'population' / 'member-6' / 'eval.json').unlink()  # as if killed before its evaluation
+    config.population = 4
+    train_population(config, tmp_path / 'population', 1)
+    again = json.loads((tmp_path / 'population' / 'population.json').read_text())
+    assert again['members'][:3] == summary['members'] and len(again['members']) == 4
+
+
+def test_two_workers_train_a_population(program, tmp_path):
+    fields = {'dataset.train': 'train[:300]', 'dataset.test': 'test[:200]', 'epochs': '1', 'model.hidden': '16,'}
+    flags = [f'--config.{name}={value}' for name, value in fields.items()]
+    arguments = ['--config=configs/mlp.py', *flags, '--config.population=2', f'--workdir={tmp_path}', '--workers=2']
+    finished = program(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count('mean  ') == 1 and finished.stderr.count('accuracy') == 2
+    assert len(json.loads((tmp_path / 'population.json').read_text())['members']) == 2
+
+
+def test_wrong_populations_are_refused(small, program, tmp_path):
+    train(small(epochs=0), tmp_path / 'run')
+    with pytest.raises(UserError, match='holds a single run; use another --workdir for a population'):
+        train_population(small(population=2), tmp_path / 'run')
+    with pytest.raises(UserError, match='config.folds must be 0 in a population, got 3'):
+        train_population(small(population=2, folds=3), tmp_path / 'new')
+    with pytest.raises(UserError, match='config.population must be an integer from 0 to 1000, got -1'):
+        train_population(small(population=-1), tmp_path / 'new')
+    failed = program('--config=configs/mlp.py', '--workers=2', f'--workdir={tmp_path / "new"}')
+    assert failed.returncode == 2 and '--workers needs --config.population' in failed.stderr
+    assert not (tmp_path / 'new').exists()
