@@ -16,7 +16,7 @@ def page(data_dir, tmp_path_factory):
     config = make_small(data_dir, dataset__validation='train[300:400]', devices=1, epochs=2)
     space = {
         'optimizer.name': choice('sgd', 'adam'),
-        'optimizer.momentum': when(choice(0.0, 0.5), 'optimizer.name', 'sgd'),
+        'optimizer.momentum': when(choice(0.5), 'optimizer.name', 'sgd'),
         'optimizer.learning_rate': choice(1e38, 1e-3),
     }
     directory = tmp_path_factory.mktemp('study')
@@ -33,7 +33,7 @@ def test_the_page_shows_all_sections_and_tooltips(page, browser, scheme):
             'parallel', 'points', 'claims', 'slices', 'curves', 'costs',
         ]  # fmt: skip
         rows = opened.locator('#points tbody tr')
-        assert rows.count() == 6 and 'diverged' in rows.last.text_content()
+        assert rows.count() == 4 and 'diverged' in rows.last.text_content()
         assert 'no trial was evaluated on the test split' in opened.locator('body').text_content()
         assert 'too few seeds to tell' in opened.locator('#claims').text_content()
         opened.locator('#costs [id$="cost-0-0"]').hover()
