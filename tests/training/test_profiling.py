@@ -20,9 +20,8 @@ def rows_of(table):
     }
 
 
-@pytest.mark.parametrize('batch_norm', [False, True])
-def test_a_trace_names_the_layers_and_does_not_change_the_result(small, tmp_path, batch_norm):
-    config = small('cnn', model__batch_norm=batch_norm, devices=1)
+def test_a_trace_names_the_layers_and_does_not_change_the_result(small, tmp_path):
+    config = small('cnn', model__batch_norm=True, devices=1)
     expected = train(config, tmp_path / 'plain')
     config.profile_steps = 3
     assert train(config, tmp_path / 'run')['params_sha256'] == expected['params_sha256']
@@ -35,7 +34,8 @@ def test_a_trace_names_the_layers_and_does_not_change_the_result(small, tmp_path
     calls = rows_of(table)
     assert calls.keys() >= {('Conv_1', 'backward', 'kernel_gradient'), ('Conv_1', 'backward', 'input_gradient')}
     assert {calls[row] for row in calls if row[2] == 'kernel_gradient'} == {3 * config.chunks}
-    assert ('BatchNorm_1', 'forward') in {row[:2] for row in calls} if batch_norm else True
+    directions = {('BatchNorm_1', 'forward'), ('BatchNorm_1', 'backward'), ('Dense_0', 'forward'), ('update', '-')}
+    assert directions <= {row[:2] for row in calls}
 
 
 def test_steps_in_one_call_are_traced_together(small, tmp_path):  # in calls of 2, 2, 1, 2, 2, ...
