@@ -317,9 +317,9 @@ class Sweep:
 
     def read_outcomes(self) -> dict[tuple[str, int], Outcome]:
         """Returns all outcomes so far, by the name of the trial and the number of epochs."""
-        for path in (self.workdir / 'outcomes').glob('*.json'):
+        for path in (self.workdir / 'outcomes').glob('*-epochs*.json'):
             name, _, epochs = path.stem.rpartition('-epochs')
-            key = name, int(epochs)
+            key = name, int(epochs) if epochs.isdecimal() else 0
             if key not in self._outcomes:
                 try:
                     saved: Any = files.read_json(path)
