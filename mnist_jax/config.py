@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -88,15 +88,21 @@ def find_config(path: str | Path) -> Path:
     return file
 
 
+def load_module(file: Path, name: str) -> ModuleType:
+    """Runs a Python file, and returns it as a module; raises whatever the file raises."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError('its name must end in .py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def load_config(path: str | Path) -> ConfigDict:
     """Returns the locked config that `get_config()` in the Python file `path` returns; see `find_config`."""
     file = find_config(path)
     try:
-        spec = importlib.util.spec_from_file_location('experiment_config', file)
-        if spec is None or spec.loader is None:
-            raise ImportError('its name must end in .py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_module(file, 'experiment_config')
     except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
         raise UserError(f'config file {str(path)!r} cannot be loaded: {_describe(error)}') from None
     if not callable(getattr(module, 'get_config', None)):

@@ -35,6 +35,18 @@ class Member(NamedTuple):
         """Whether the run is trained and evaluated."""
         return (self.workdir / 'eval.json').exists()
 
+    def check(self) -> None:
+        """Raises a UserError unless the run, if there is one already, has this config."""
+        checkpoints = Checkpoints(self.workdir)
+        if not checkpoints.steps():
+            return
+        saved = checkpoints.check_config(self.config)
+        if saved.epochs != self.config.epochs:  # A member that has a result would not be trained further.
+            raise UserError(
+                f'config.epochs must be {saved.epochs}, as in {str(self.workdir)!r}, got {self.config.epochs}; use '
+                'another --workdir for another population'
+            )
+
 
 def train_population(
     config: ConfigDict, workdir: str | Path, worker_count: int | None = None, arguments: Sequence[str] = ()
@@ -47,14 +59,14 @@ def train_population(
     Args:
       config: The config of all members.
       workdir: The directory of the population.
-      worker_count: See `workers.share_work`; 0 writes no table.
+      worker_count: See `workers.share_work`; 0 writes no table, and None is `workers.default_count`.
       arguments: See `workers.share_work`.
 
     Returns:
       The exit status.
 
     Raises:
-      UserError: the config is invalid, or the directory holds a run.
+      UserError: the config is invalid, or the directory holds a run, or members with another config.
     """
     check_config(config)
     workers.check_workers(worker_count)
@@ -64,7 +76,10 @@ def train_population(
     if config.folds:
         raise UserError(f'config.folds must be 0 in a population, got {config.folds}')
     members = [_member(config, workdir, seed) for seed in range(config.seed, config.seed + config.population)]
-    make_experiment(members[0].config)  # Report what is wrong before anything is written, and prepare the data once.
+    for member in members:
+        member.check()
+    # Report what is wrong before anything is written, and prepare the data once.
+    on_cpu = make_experiment(members[0].config).replicas.on_cpu
     files.make_directory(workdir, '--workdir')
 
     def run(member: Member) -> None:
@@ -77,7 +92,8 @@ def train_population(
         while missing := [member for member in members if not member.finished]:
             workers.do_one(missing, lambda member: workdir / 'claims' / member.workdir.name, run)
 
-    status = workers.share_work(work, worker_count, arguments)
+    count = workers.default_count(on_cpu) if worker_count is None else worker_count
+    status = workers.share_work(work, count, arguments)
     if worker_count != 0 and status == 0:
         _write_summary(workdir, members)
     return status

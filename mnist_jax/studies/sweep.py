@@ -7,7 +7,6 @@ split.
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
 import statistics
@@ -23,8 +22,10 @@ from mnist_jax.config import (
     config_fields,
     config_sha256,
     config_to_json,
+    load_module,
     override_fields,
 )
+from mnist_jax.distributed.devices import start_backend
 from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer, did_you_mean, first_line
 from mnist_jax.factory import build
 from mnist_jax.files import JsonObject
@@ -169,8 +170,9 @@ class Sweep:
             check_integer('--reduction', study.reduction, 2, 1000)
             if 'epochs' in study.vary:
                 raise UserError('a study with --reduction must not vary config.epochs, which it divides into rounds')
-        if self.config.folds:
-            raise UserError(f'config.folds must be 0 in a study, got {self.config.folds}')
+        for field in ('folds', 'population'):
+            if self.config[field] or field in study.vary:
+                raise UserError(f'config.{field} must be 0 in a study, got {study.vary.get(field, self.config[field])}')
         if self.config.epochs < 1 and 'epochs' not in study.vary:
             raise UserError(f'config.epochs must be at least 1 in a study, got {self.config.epochs}')
 
@@ -202,7 +204,7 @@ class Sweep:
                 )
 
     def _identity(self) -> JsonObject:
-        """Returns what must not change while a study goes on: it may get more trials, seeds and workers."""
+        """Returns what must not change when a study resumes: it may get more trials, seeds and workers."""
         study = self.study
         return {
             'config_sha256': config_sha256(self.config),
@@ -257,6 +259,12 @@ class Sweep:
             self._plans[key] = plan
         return self._plans[key]
 
+    def uses_cpu(self) -> bool:
+        """Starts the backend as the first trial would; returns whether trials run on a CPU."""
+        plan = self.plan(self.next_tasks({})[0].trial.point)
+        config = plan.config
+        return start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic).on_cpu
+
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
         return self.plan(point).callbacks.early_stopping.worst < 0
@@ -268,8 +276,8 @@ class Sweep:
     def next_tasks(self, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Task]:
         """Returns the tasks of the current round, also those that are done; [] when the study is finished.
 
-        A round ends when all of its tasks have an outcome: only then is it known which points go on, or what the search
-        proposes next.
+        A round ends when all of its tasks have an outcome: only then is it known which points are trained further, or
+        what the search proposes next.
 
         Args:
           outcomes: The outcomes by the name of the trial and the number of epochs.
@@ -396,7 +404,7 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
 
     Args:
       sweep: The study.
-      worker_count: See `workers.share_work`; 0 writes no table.
+      worker_count: See `workers.share_work`; 0 writes no table, and None is `workers.default_count`.
       arguments: See `workers.share_work`.
 
     Returns:
@@ -404,7 +412,8 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
     """
     workers.check_workers(worker_count)
     sweep.write()
-    status = workers.share_work(sweep.work, worker_count, arguments)
+    count = workers.default_count(sweep.uses_cpu()) if worker_count is None else worker_count
+    status = workers.share_work(sweep.work, count, arguments)
     if worker_count != 0 and status == 0:
         from mnist_jax.studies.study_report import write_report  # Workers do not need Matplotlib.
 
@@ -432,12 +441,7 @@ def load_study(path: str | Path) -> Study:
     """
     file = files.user_path(path, '--sweep')
     try:
-        spec = importlib.util.spec_from_file_location('study', file)
-        if spec is None or spec.loader is None:
-            raise ImportError('its name must end in .py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        study = module.get_study()
+        study = load_module(file, 'study').get_study()
     except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
         raise UserError(
             f'--sweep must be a Python file that defines get_study(), got {str(path)!r}: '

@@ -20,20 +20,22 @@ MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits
 Task = TypeVar('Task')
 
 
-def share_work(work: Callable[[], None], workers: int | None, arguments: Sequence[str]) -> int:
+def default_count(on_cpu: bool) -> int:
+    """Returns the number of processes that share work by default: one per core on a CPU, and one on an accelerator."""
+    return (len(cores_for_process(0, 1)) or os.cpu_count() or 1) if on_cpu else 1
+
+
+def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str]) -> int:
     """Calls `work` in this process, or runs the command `arguments` in several ones, which call it.
 
     Args:
       work: Does all tasks that no other process does.
-      workers: The number of processes; None for one per core on a CPU, and one on an accelerator. 1, and 0 in a process
-        that this function has started, work in this process.
+      workers: The number of processes. 1, and 0 in a process that this function has started, work in this process.
       arguments: The command line of this process.
 
     Returns:
       The exit status; 128 plus the number of a signal that stopped the workers.
     """
-    if workers is None:
-        workers = len(cores_for_process(0, 1)) or os.cpu_count() or 1 if jax.default_backend() == 'cpu' else 1
     if workers > 1:
         return launch_workers([*arguments, '--workers=0'], workers)
     work()

@@ -47,7 +47,7 @@ class Profiler:
     """Traces at least `steps` steps of a training loop, and writes the trace and a table of its operations.
 
     A context manager; leaving it ends a trace that is still running. An earlier trace in the directory is replaced. If
-    nothing can be written, an error is logged, and the run goes on.
+    nothing can be written, an error is logged, and the run continues.
     """
 
     def __init__(self, directory: Path, steps: int):

@@ -49,6 +49,12 @@ def test_wrong_populations_are_refused(small, program, tmp_path):
         train_population(small(population=2, folds=3), tmp_path / 'new')
     with pytest.raises(UserError, match=r'config\.population must be an integer from 0 to 1000, got -1'):
         train_population(small(population=-1), tmp_path / 'new')
+    train_population(small(population=1, epochs=1), tmp_path / 'other', 1)
+    with pytest.raises(UserError, match='different config: batch_size'):
+        train_population(small(population=2, epochs=1, batch_size=32), tmp_path / 'other', 1)
+    with pytest.raises(UserError, match=r'config\.epochs must be 1, as in .*member-0'):
+        train_population(small(population=2), tmp_path / 'other', 1)
+    assert not (tmp_path / 'other' / 'member-1').exists()
     failed = program('--config=configs/mlp.py', '--workers=2', f'--workdir={tmp_path / "new"}')
     assert failed.returncode == 2 and '--workers needs --config.population' in failed.stderr
     assert not (tmp_path / 'new').exists()

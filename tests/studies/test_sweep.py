@@ -160,6 +160,7 @@ def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
         (Study(RATES, {'name': 'randm'}), {}, r'search.name must be one of .*did you mean'),
         (Study(RATES, {'name': 'random'}), {}, 'search.trials is missing; it must be of type int'),
         (Study(RATES), {'folds': 3}, 'config.folds must be 0 in a study, got 3'),
+        (Study(RATES), {'population': 2}, 'config.population must be 0 in a study, got 2'),
         (
             Study({'optimizer.momentum': when(choice(0.0), 'optimiser.name', 'sgd')}),
             {},
