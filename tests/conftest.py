@@ -27,7 +27,7 @@ from mnist_jax.distributed.devices import start_backend
 from mnist_jax.distributed.signals import StopRequest
 from mnist_jax.learning import losses
 from mnist_jax.learning.optimizers import sgd
-from mnist_jax.learning.step import StepParts
+from mnist_jax.learning.step import RunNumbers, StepParts
 from mnist_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -92,13 +92,18 @@ def make_small(data_dir: str, model: str = 'mlp', **overrides) -> ConfigDict:
     return config
 
 
+def make_numbers(seed) -> RunNumbers:
+    """Returns the numbers of a run with the parts of `make_parts`."""
+    return RunNumbers(seed, 1.0)
+
+
 def make_parts(model: nn.Module, chunk_size: int, learning_rate: float) -> StepParts:
-    """Returns the parts of a float32 step with SGD and the cross-entropy."""
+    """Returns the parts of a float32 step with SGD and the cross-entropy, for `make_numbers`."""
     return StepParts(
         model=model,
         loss=losses.cross_entropy(),
         optimizer=sgd(),
-        learning_rate=lambda updates: learning_rate,
+        schedule=lambda updates: learning_rate,
         normalization=Normalization(255),
         dtype=jnp.dtype('float32'),
         skip_nonfinite=False,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.averaging import Average
@@ -84,6 +85,6 @@ def start_from(state: TrainState, variables: Variables, optimizer: Optimizer) ->
     )
 
 
-def random_stream(seed: int | jax.Array, stream: int) -> jax.Array:
+def random_stream(seed: ArrayLike, stream: int) -> jax.Array:
     """Returns the random key of one of the streams of a run, such as `INIT_STREAM`."""
     return jax.random.fold_in(jax.random.key(seed), stream)

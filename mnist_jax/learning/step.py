@@ -10,12 +10,14 @@ every layer, are taken over the same chunks in the same order; see `lockstep.py`
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from mnist_jax.data.normalization import Normalization
 from mnist_jax.kernels import ops
@@ -50,7 +52,7 @@ class StepParts:
       model: Maps images and a `Training` (None for inference) to logits.
       loss: Maps logits BxK and labels B to one loss per example.
       optimizer: Its `update` takes the learning rate as a keyword argument.
-      learning_rate: Maps the number of updates so far to the learning rate of the next one.
+      schedule: Maps the number of updates so far to a factor of the learning rate of the next one.
       normalization: How pixels become inputs.
       dtype: The compute dtype of the model; parameters, losses and sums are float32.
       skip_nonfinite: If true, a non-finite update or loss only increments the step.
@@ -66,7 +68,7 @@ class StepParts:
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
-    learning_rate: Callable[[jax.Array], jax.Array]
+    schedule: Callable[[jax.Array], jax.Array]
     normalization: Normalization
     dtype: jnp.dtype
     skip_nonfinite: bool
@@ -79,10 +81,22 @@ class StepParts:
     distillation: tuple[float, float] = (0.0, 1.0)
 
 
+class RunNumbers(NamedTuple):
+    """Arguments of the compiled program, so that runs that differ only in these numbers share it.
+
+    Attributes:
+      seed: The seed of the run, for dropout and augmentation.
+      learning_rate: The learning rate, which the schedule multiplies.
+    """
+
+    seed: ArrayLike
+    learning_rate: ArrayLike
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
-    seed: int | jax.Array,
+    numbers: RunNumbers,
     data: Data | None = None,
     *,
     parts: StepParts,
@@ -93,7 +107,7 @@ def train_step(
     Args:
       state: The state before the update.
       batch: This device's share of the global batch.
-      seed: The seed of the run, for dropout and augmentation.
+      numbers: The seed and the learning rate of the run.
       data: The training split, if the batch has no images and labels.
       parts: The parts of the experiment.
       all_sum: Sums a pytree over all devices.
@@ -103,7 +117,7 @@ def train_step(
       parameter or a new batch statistic is not finite, else 0. With `skip_nonfinite`, all sums are 0 if the loss is
       not finite.
     """
-    dropout_key = jax.random.fold_in(random_stream(seed, DROPOUT_STREAM), state.step)
+    dropout_key = jax.random.fold_in(random_stream(numbers.seed, DROPOUT_STREAM), state.step)
 
     def summed_loss(params: PyTree, chunk: Batch) -> tuple[jax.Array, tuple[Sums, PyTree]]:
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
@@ -113,7 +127,7 @@ def train_step(
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
-    batch = _augment_chunks(_with_examples(batch, data), seed, state.step // parts.steps_per_epoch, parts)
+    batch = _augment_chunks(_with_examples(batch, data), numbers.seed, state.step // parts.steps_per_epoch, parts)
     chunks = _split(batch, parts.chunk_size)
     mean_gradient = functools.partial(
         _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, normalized=bool(state.batch_stats)
@@ -128,7 +142,7 @@ def train_step(
         nearby = jax.tree.map(lambda param, grad: param + distance * grad, point, grads)
         grads, _, _ = mean_gradient(jax.lax.optimization_barrier(nearby))
     batch_stats = transfer.keep_frozen(parts.frozen, batch_stats, state.batch_stats)
-    learning_rate = parts.learning_rate(state.step) * state.learning_rate_scale
+    learning_rate = jnp.asarray(numbers.learning_rate) * parts.schedule(state.step) * state.learning_rate_scale
     with jax.named_scope('update'):
         updates, opt_state = parts.optimizer.update(grads, state.opt_state, point, learning_rate=learning_rate)
         params = optax.apply_updates(state.params, updates)
@@ -153,7 +167,7 @@ def train_step(
     return new_state, {**sums, 'nonfinite': 1.0 - finite}
 
 
-def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: StepParts) -> Batch:
+def augment(chunk: Batch, seed: ArrayLike, epoch: ArrayLike, parts: StepParts) -> Batch:
     """Returns a chunk of a training batch with its images, and the mixtures of labels, as they are in an epoch."""
     if parts.augment is None:
         return chunk
@@ -161,7 +175,7 @@ def augment(chunk: Batch, seed: int | jax.Array, epoch: int | jax.Array, parts: 
 
 
 @jax.named_scope('augmentation')
-def _augment_chunks(batch: Batch, seed: int | jax.Array, epoch: jax.Array, parts: StepParts) -> Batch:
+def _augment_chunks(batch: Batch, seed: ArrayLike, epoch: jax.Array, parts: StepParts) -> Batch:
     """Augments each chunk of a batch, in a loop, so that the program holds all steps only once."""
     if parts.augment is None:
         return batch
@@ -191,14 +205,14 @@ def apply_to_chunk(
 def train_steps(
     state: TrainState,
     batches: Batch,
-    seed: int | jax.Array,
+    numbers: RunNumbers,
     data: Data | None = None,
     *,
     parts: StepParts,
     all_sum: AllSum,
 ) -> tuple[TrainState, Sums]:
     """Makes one update per batch; `batches` and the returned sums have a leading axis of steps."""
-    step = functools.partial(train_step, seed=seed, data=data, parts=parts, all_sum=all_sum)
+    step = functools.partial(train_step, numbers=numbers, data=data, parts=parts, all_sum=all_sum)
     return jax.lax.scan(step, state, batches)
 
 

@@ -23,7 +23,7 @@ from mnist_jax.learning import losses, model_checks, step
 from mnist_jax.learning.augmentation import make_augmentation
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.state import TrainState, Variables
-from mnist_jax.learning.step import Data, StepParts, Sums
+from mnist_jax.learning.step import Data, RunNumbers, StepParts, Sums
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training.plan import Plan, make_plan
 
@@ -48,7 +48,7 @@ class Experiment(Plan):
     parts: StepParts
     eval_parts: StepParts
     on_device: bool  # whether the examples are in the memory of the devices
-    schedule: Callable[[jax.Array, int], jax.Array]  # maps updates so far and epochs of the run to a learning rate
+    schedule: Callable[[jax.Array, int], jax.Array]  # maps updates so far and epochs of the run to a factor
     steps_per_epoch: int
     steps_per_call: int
     padded_batch_size: int  # examples and padding of a global batch
@@ -59,13 +59,13 @@ class Experiment(Plan):
 
     def train_step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, Sums]:
         """Makes one update on all devices; `state` is donated. See `step.train_step`."""
-        return self._compiled_train_step(state, batch, self._seed, self._train_data)
+        return self._compiled_train_step(state, batch, self._numbers, self._train_data)
 
     def train_steps(self, state: TrainState, group: Sequence[HostBatch]) -> tuple[TrainState, Sums]:
         """Makes one update per batch of `group` in one call; with several, the sums have a leading axis of steps."""
         if len(group) == 1:
-            return self._compiled_train_step(state, group[0], self._seed, self._train_data)
-        return self._compiled_train_steps(state, _stack(group), self._seed, self._train_data)
+            return self._compiled_train_step(state, group[0], self._numbers, self._train_data)
+        return self._compiled_train_steps(state, _stack(group), self._numbers, self._train_data)
 
     def eval_steps(
         self, variables: Variables, group: Sequence[HostBatch], data: Data | None = None
@@ -111,8 +111,9 @@ class Experiment(Plan):
         return self.on_devices(self.source.split('train'))
 
     @functools.cached_property
-    def _seed(self) -> np.ndarray:
-        return np.array(self.config.seed, np.int32)
+    def _numbers(self) -> RunNumbers:
+        with np.errstate(over='ignore'):  # If it is too large, the first update is not finite.
+            return RunNumbers(np.array(self.config.seed, np.int32), np.array(self.base_learning_rate, np.float32))
 
     def program_key(self, name: str) -> str | None:
         """Returns what determines a compiled program; see `Plan.program_key`."""
@@ -150,11 +151,12 @@ class Experiment(Plan):
 
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
-        return float(self.parts.learning_rate(jnp.int32(updates)))
+        return float(self._numbers.learning_rate * self.schedule(jnp.int32(updates), self.config.epochs))
 
     def learning_rates(self, updates: int, epochs: int) -> np.ndarray:
         """Returns the scheduled learning rates of the first `updates` updates of a run of `epochs` epochs."""
-        return np.asarray(jax.vmap(lambda done: self.schedule(done, epochs))(jnp.arange(updates, dtype=jnp.int32)))
+        factors = jax.vmap(lambda done: self.schedule(done, epochs))(jnp.arange(updates, dtype=jnp.int32))
+        return np.asarray(self._numbers.learning_rate * factors)
 
     def train_indices(self, epoch: int, step_in_epoch: int) -> np.ndarray:
         """Returns the indices in the training split of the examples of a batch; both arguments count from 0."""
@@ -233,14 +235,14 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     eval_chunk_size, padded_eval_batch_size = batch_layout(eval_batch_size, config.chunks, len(replicas))
 
-    def learning_rate(updates: jax.Array, epochs: int = config.epochs) -> jax.Array:
-        return plan.base_learning_rate * schedule(jnp.float32(updates) / steps_per_epoch, epochs)
+    def factor(updates: jax.Array, epochs: int = config.epochs) -> jax.Array:
+        return schedule(jnp.float32(updates) / steps_per_epoch, epochs)
 
     parts = StepParts(
         model=plan.model,
         loss=losses.weighted(plan.loss, source.class_weights),
         optimizer=plan.optimizer,
-        learning_rate=learning_rate,
+        schedule=factor,
         normalization=source.normalization,
         dtype=plan.dtype,
         skip_nonfinite=skip_nonfinite,
@@ -258,7 +260,7 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         parts=parts,
         eval_parts=dataclasses.replace(parts, chunk_size=eval_chunk_size),
         on_device=on_device,
-        schedule=learning_rate,
+        schedule=factor,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=min(steps_per_call, steps_per_epoch),
         padded_batch_size=padded_batch_size,

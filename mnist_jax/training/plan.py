@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_jax.config import ConfigDict
+from mnist_jax.config import ConfigDict, config_fields
 from mnist_jax.config_checks import check_attributes, check_config
 from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
@@ -32,6 +32,8 @@ from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 EVALUATES_AVERAGE = {'average': True, 'last': False}
+# Fields that no compiled program depends on; the first two are arguments of the train step.
+NOT_COMPILED = ('seed', 'optimizer.learning_rate', 'population')
 MOMENTA = ('momentum', 'beta_1')  # arguments of optimizers
 DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 
@@ -82,7 +84,7 @@ class Plan:
         parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
         if not all(part is not None and part.__module__.startswith('mnist_jax.') for part in [*steps, *parts]):
             return None
-        fields = {field: value for field, value in self.config.to_dict().items() if field != 'seed'}
+        fields = {name: value for name, value in config_fields(self.config) if name not in NOT_COMPILED}
         data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
         return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
 

@@ -177,7 +177,8 @@ def test_programs_with_parts_of_the_user_are_not_stored(small, monkeypatch):
     plan = make_plan(small(seed=3))
     key = plan.program_key('step')
     assert key == make_plan(small(seed=4)).program_key('step') and key != plan.program_key('another')
-    assert key != make_plan(small(optimizer__learning_rate=0.5)).program_key('step')
+    assert key == make_plan(small(optimizer__learning_rate=0.5)).program_key('step')  # an argument of the step
+    assert key != make_plan(small(optimizer__epsilon=0.5)).program_key('step')
     monkeypatch.setitem(LOSSES, 'own', lambda label_smoothing: cross_entropy(label_smoothing))
     assert make_plan(small(loss__name='own')).program_key('step') is None
     augmented = make_plan(small(augmentation=({'name': 'shift'}, {'name': 'own'})))

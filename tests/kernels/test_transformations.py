@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_parts
+from conftest import make_numbers, make_parts
 
 from mnist_jax.kernels import ops
 from mnist_jax.learning.state import TrainState
@@ -175,7 +175,7 @@ def test_the_train_step_can_be_batched_and_differentiated(name):
         opt_state = parts.optimizer.init(params)
         state = TrainState(jnp.int32(0), params, variables.get('batch_stats', {}), opt_state, scale)
         for _ in range(2):
-            state, sums = train_step(state, batch, seed, parts=parts, all_sum=lambda tree: tree)
+            state, sums = train_step(state, batch, make_numbers(seed), parts=parts, all_sum=lambda tree: tree)
         return state.params, sums['loss']
 
     seeds, scales = jnp.arange(2), jnp.array([1.0, 3.0])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import make_parts
+from conftest import make_numbers, make_parts
 
 from mnist_jax.learning import losses, metrics
 from mnist_jax.learning.state import create_state
@@ -43,7 +43,7 @@ def make_steps(model, chunk_size, learning_rate=0.1, loss=None):
     parts = make_parts(model, chunk_size, learning_rate)
     parts = dataclasses.replace(parts, loss=loss or parts.loss)
     state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
-    train = jax.jit(lambda state, batch: train_step(state, batch, 3, parts=parts, all_sum=identity))
+    train = jax.jit(lambda state, batch: train_step(state, batch, make_numbers(3), parts=parts, all_sum=identity))
     evaluate = jax.jit(
         lambda state, batch: eval_step(state.variables, batch, parts=parts, all_sum=identity, all_rows=identity)
     )
@@ -118,7 +118,7 @@ def test_sharpness_aware_minimization_takes_the_gradient_at_the_worst_point_near
     parts = dataclasses.replace(make_parts(MLP(3, (4,)), 2, 0.5), sam_radius=0.3)
     state = create_state(parts.model, parts.optimizer, (2, 2, 1), 0)
     batch = {'image': images, 'label': labels, 'mask': np.ones(6, np.float32), 'index': np.arange(6, dtype=np.int32)}
-    new, _ = train_step(state, batch, 0, parts=parts, all_sum=lambda tree: tree)
+    new, _ = train_step(state, batch, make_numbers(0), parts=parts, all_sum=lambda tree: tree)
 
     def loss(params):
         logits = parts.model.apply({'params': params}, images / np.float32(255))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import make_parts
+from conftest import make_numbers, make_parts
 from linen_models import ResidualCNN, VisionTransformer
 from ml_collections import ConfigDict
 
@@ -71,7 +71,7 @@ def take_step(model, chunks):
     batch = make_batch()
     parts = make_parts(model, len(batch['label']) // chunks, LEARNING_RATE)
     state = first_state(model)
-    return state, *jax.jit(lambda: train_step(state, batch, 0, parts=parts, all_sum=lambda tree: tree))()
+    return state, *jax.jit(lambda: train_step(state, batch, make_numbers(0), parts=parts, all_sum=lambda tree: tree))()
 
 
 def plain_gradient(model, state):
@@ -114,7 +114,9 @@ def test_models_of_linen_layers_have_the_same_bits_on_1_2_4_and_8_devices(model)
     digests = []
     for devices in (1, 2, 4, 8):
         replicas = Replicas(jax.devices()[:devices])
-        step = replicas.compile(functools.partial(train_step, seed=0, parts=parts, all_sum=replicas.all_sum))
+        step = replicas.compile(
+            functools.partial(train_step, numbers=make_numbers(0), parts=parts, all_sum=replicas.all_sum)
+        )
         state = replicas.replicate(first_state(model()))
         for _ in range(3):
             state, _ = step(state, replicas.shard(make_batch(16 if devices == 8 else 0)))
