@@ -64,6 +64,7 @@ setup() {
     test)
         install_lock requirements-test.txt
         install_lock requirements-onnx.txt --no-deps
+        install_lock requirements-trackers.txt --no-deps
         ;;
     docs)
         install_lock requirements-docs.txt

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     # Trace this many updates with JAX's profiler, after the first calls; the trace and a table of the operations that
     # took the most time are in WORKDIR/profile. 0: none.
     config.profile_steps = 0
+    config.trackers = ('tensorboard',)  # where metrics and results are written too: names in trackers.TRACKERS
 
     loss = ConfigDict()
     loss.name = 'cross_entropy'  # one of losses.LOSSES; further fields are its arguments

@@ -65,13 +65,14 @@ CHANGEABLE_FIELDS = (
     'checkpoint_every_steps',
     'checkpoint_every_minutes',
     'profile_steps',
+    'trackers',
     'dataset.data_dir',
     'dataset.raw_dir',
     'dataset.on_device',
     'epochs',
 )
 # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
-TUPLES_OF_TEXTS = ('init.freeze', 'distillation.workdirs')
+TUPLES_OF_TEXTS = ('init.freeze', 'distillation.workdirs', 'trackers')
 
 
 def find_config(path: str | Path) -> Path:

@@ -36,6 +36,7 @@ from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
 from mnist_jax.workdir.results import describe_overlaps
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
+from mnist_jax.workdir.trackers import Trackers, check_trackers
 
 
 def train(
@@ -81,6 +82,7 @@ def train(
     saved = checkpoints.check_config(config) if steps else config
     recorded = read_epochs(workdir)
     experiment = make_experiment(config)
+    check_trackers(config.trackers)
     digests = experiment.source.data.digests
     checkpoints.check_data(digests)
     for name in experiment.source.split_names:
@@ -141,7 +143,8 @@ def train(
             )
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
-        metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main())
+        trackers = stack.enter_context(Trackers(config, workdir, first_step, processes.is_main()))
+        metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main(), trackers.log)
         with stop_on_signals() as request:
             with checkpoints.open(lock.renew if lock else lambda: None) as writer:
                 if first is not None:
@@ -149,7 +152,6 @@ def train(
                 with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
                     snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot, until)
             request.unsaved = False
-            metrics_log.close()
             try:
                 snapshot = _end_with(experiment, checkpoints, snapshot)
                 if not evaluate:
@@ -159,8 +161,8 @@ def train(
                 logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={checkpoints.workdir}']))
             finally:
                 writer.check()
-        if report and processes.is_main():
-            _write_report(RestoredModel(workdir, experiment, snapshot))
+        page = _write_report(RestoredModel(workdir, experiment, snapshot)) if report and processes.is_main() else None
+        trackers.add_result(result, page)
         return result
 
 
@@ -280,14 +282,18 @@ def _end_with(experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapsh
     return checkpoints.restore(step, experiment.abstract_snapshot)
 
 
-def _write_report(model: RestoredModel) -> None:
+def _write_report(model: RestoredModel) -> Path | None:
+    """Writes the report, and returns the path of its page, or None if it cannot be written."""
     # Importing Matplotlib takes a second, and not every run needs it.
     from mnist_jax.report.run_page import write_report
 
     try:
-        logging.info('Report: %s', write_report(model))
+        page = write_report(model)
     except (OSError, UserError) as error:  # The run itself is complete.
         logging.error('The report cannot be written (%s); to try again, use --mode=report', error)
+        return None
+    logging.info('Report: %s', page)
+    return page
 
 
 def _log_start(experiment: Experiment, workdir: Path) -> None:

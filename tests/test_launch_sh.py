@@ -17,7 +17,7 @@ case "$*" in
     *) echo "in $PWD: $*" >>"$LOG" ;;
 esac
 """
-LOCKS = [f'requirements{suffix}.txt' for suffix in ('', '-test', '-onnx', '-docs')]
+LOCKS = [f'requirements{suffix}.txt' for suffix in ('', '-test', '-onnx', '-trackers', '-docs')]
 # The last argument of each 'pip install'; for the package itself, it is the directory of the checkout.
 SETUP = ['pip requirements.txt', 'pip a checkout']
 
@@ -47,7 +47,7 @@ def launch(tmp_path):
 def test_it_installs_once_and_again_after_the_requirements_change(launch):
     assert launch('setup') == ['venv', *SETUP]
     assert launch('setup') == []
-    installed = ['pip requirements-test.txt', 'pip requirements-onnx.txt']
+    installed = [f'pip requirements-{name}.txt' for name in ('test', 'onnx', 'trackers')]
     assert launch('test', '-x') == [*installed, f'in {launch.root}: -m pytest -x']
     for name, command in zip(('requirements.txt', 'pyproject.toml'), SETUP, strict=True):
         with open(launch.root / name, 'a') as file:

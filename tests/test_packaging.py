@@ -32,10 +32,11 @@ def locked(name):
         (EXTRAS['test'], 'requirements-test.txt'),
         (EXTRAS['docs'], 'requirements-docs.txt'),
         (EXTRAS['onnx'], 'requirements-onnx.txt'),
+        (EXTRAS['trackers'], 'requirements-trackers.txt'),
     ],
 )
 def test_each_locked_version_is_in_the_declared_range(requirements, lock):
-    versions = locked('requirements.txt') | locked(lock)
+    versions = locked('requirements.txt') | locked('requirements-test.txt') | locked(lock)
     for requirement in requirements:
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
@@ -57,7 +58,7 @@ def test_every_import_of_the_package_is_declared():
                 imports.add(node.module.split('.')[0])
     third_party = imports - sys.stdlib_module_names - {'mnist_jax'}
     declared = {canonicalize_name(requirement.name) for requirement in DEPENDENCIES}
-    declared |= {'jax2onnx', 'optuna'}  # optional; see pyproject.toml
+    declared |= {'jax2onnx', 'optuna', 'wandb', 'mlflow', 'trackio'}  # optional; see pyproject.toml
     assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in third_party} <= declared
 
 

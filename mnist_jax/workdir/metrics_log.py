@@ -1,4 +1,4 @@
-"""The progress of a run, for people and programs: log lines, the progress bar, `metrics.csv` and TensorBoard."""
+"""The progress of a run, for people and programs: log lines, the progress bar and `metrics.csv`."""
 
 import contextlib
 import csv
@@ -7,18 +7,14 @@ import logging as python_logging
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import logging
 from tqdm import tqdm
 
 from mnist_jax import files
 from mnist_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 COLUMNS = (
     'epoch',
@@ -115,10 +111,15 @@ def _is_valid(row: Mapping[str, str]) -> bool:
         return False
 
 
+OnEpoch = Callable[[Mapping[str, float | None]], None]
+
+
 class MetricsLog:
     """Writes the metrics of each epoch to the workdir and to the terminal."""
 
-    def __init__(self, workdir: Path, epochs: int, step: int, writes: bool = True):
+    def __init__(
+        self, workdir: Path, epochs: int, step: int, writes: bool = True, on_epoch: OnEpoch = lambda row: None
+    ):
         """Opens the log.
 
         Args:
@@ -126,12 +127,12 @@ class MetricsLog:
           epochs: The number of epochs of the run.
           step: The step at which the run starts or resumes; rows of later steps, whose work was lost, are dropped.
           writes: If false, nothing is written or logged.
+          on_epoch: Called with each row that is written.
         """
-        self._writes, self._epochs = writes, epochs
+        self._writes, self._epochs, self._on_epoch = writes, epochs, on_epoch
         if not writes:
             return
-        self._csv_path, self._first_step = workdir / 'metrics.csv', step
-        self._tensorboard: SummaryWriter | None = None  # opened by the first epoch
+        self._csv_path = workdir / 'metrics.csv'
         rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
@@ -161,15 +162,15 @@ class MetricsLog:
         return ProgressBar(f'epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}', steps, is_shown)
 
     def write_epoch(self, row: Mapping[str, float | None]) -> None:
-        """Records a finished epoch: a log line, a row of `metrics.csv`, and TensorBoard scalars."""
+        """Records a finished epoch: a log line and a row of `metrics.csv`."""
         if not self._writes:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
         try:
             self._write_rows()
-            self._write_tensorboard(row)
         except OSError as error:  # The next epoch writes all rows again.
             logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
+        self._on_epoch(row)
         logging.info('%s', _format_epoch(row, self._epochs))
 
     def _write_rows(self) -> None:
@@ -178,25 +179,6 @@ class MetricsLog:
         writer.writeheader()
         writer.writerows(self._rows)
         files.write_text(self._csv_path, text.getvalue())
-
-    def _write_tensorboard(self, row: Mapping[str, float | None]) -> None:
-        if self._tensorboard is None:
-            from tensorboardX import SummaryWriter  # Importing it takes 0.2 s, and no step needs it.
-
-            purge_step = self._first_step + 1 if self._first_step else None
-            self._tensorboard = SummaryWriter(str(self._csv_path.with_name('tensorboard')), purge_step=purge_step)
-        for name in COLUMNS[2:]:
-            if row[name] is not None:
-                self._tensorboard.add_scalar(name, row[name], row['step'])
-        self._tensorboard.flush()
-
-    def close(self) -> None:
-        """Closes the TensorBoard file."""
-        try:
-            if self._writes and self._tensorboard is not None:
-                self._tensorboard.close()
-        except OSError as error:
-            logging.error('The TensorBoard file cannot be written: %s', error.strerror)
 
 
 def _format_epoch(row: Mapping[str, float | None], epochs: int) -> str:

@@ -98,9 +98,10 @@ def test_a_nan_validation_loss_is_no_improvement_and_the_report_shows_it(small, 
     losses = [row['validation_loss'] for row in read_metrics(tmp_path)]
     assert np.isfinite(losses).tolist() == [True, True, False]
     assert 'The validation loss of epoch 3 is not finite.' in (tmp_path / 'report' / 'index.html').read_text()
-    events = next((tmp_path / 'tensorboard').iterdir()).read_bytes()
-    assert events.count(b'validation_loss') == 3
     assert train(config, tmp_path) == result and 'damaged' not in caplog.text
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = reader.EventAccumulator(str(tmp_path / 'tensorboard')).Reload().Scalars('validation_loss')
+    assert np.isfinite([event.value for event in events]).tolist() == [True, True, False]
 
 
 def test_a_run_whose_validation_loss_is_never_finite_stops_early(small, tmp_path, caplog):

@@ -1,0 +1,394 @@
+"""Writes the progress of a run to experiment trackers: TensorBoard, Weights & Biases, MLflow and trackio.
+
+Every tracker works in a thread of its own, through its own client: one that is slow, or fails, never stops the run.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging as python_logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from mnist_jax import files
+from mnist_jax.config import ConfigDict, config_fields
+from mnist_jax.errors import Interrupted, UserError, first_line
+from mnist_jax.factory import choose
+from mnist_jax.workdir.metrics_log import COLUMNS, read_metrics
+
+PROJECT = 'mnist_jax'
+FILE = 'tracking.json'
+FINISH_SECONDS = 60.0  # A tracker has this long to write what is left when the run ends.
+ARTIFACTS = ('config.json', 'metrics.csv', 'eval.json', 'provenance.json', 'report/index.html')
+INTERNAL = ('trials',)  # directories of a study that say nothing about the run in them
+Metrics = Mapping[str, float]
+
+
+class TrackedRun(NamedTuple):
+    """A run as trackers see it.
+
+    Attributes:
+      id: Identifies the run, also when it is resumed.
+      name: The name of its workdir.
+      group: The name of the directory that holds the workdir, such as that of a study.
+      workdir: Its directory.
+      config: The values of its config by dotted name.
+      step: The number of updates of its last epoch before this start.
+    """
+
+    id: str
+    name: str
+    group: str
+    workdir: Path
+    config: Mapping[str, Any]
+    step: int
+
+    @property
+    def plain_config(self) -> dict[str, bool | int | float | str]:
+        """The config with everything but numbers and strings as text."""
+        return {
+            name: value if isinstance(value, bool | int | float | str) else repr(value)
+            for name, value in self.config.items()
+        }
+
+
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      status: 'finished', 'interrupted' or 'failed'.
+      step: The number of updates of its last epoch.
+      results: Results on the test split by name; empty if it was not evaluated.
+      artifacts: Files of the workdir: its config, metrics, result and report.
+      figures: The PNG files of the report by name.
+    """
+
+    status: str
+    step: int
+    results: Metrics
+    artifacts: Sequence[Path]
+    figures: Mapping[str, Path]
+
+
+class Tracker(Protocol):
+    """Writes one run through the client of a tracker.
+
+    A constructor in `TRACKERS` takes a `TrackedRun`. Whatever it and the methods raise is logged in one line.
+    """
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Writes the metrics of an epoch, after this number of updates."""
+
+    def finish(self, ending: Ending) -> None:
+        """Writes how the run ended."""
+
+
+class TensorBoard:
+    """Writes event files in the workdir: scalars, figures, and the config for the tab HParams."""
+
+    def __init__(self, run: TrackedRun):
+        from tensorboardX import SummaryWriter  # Importing it takes 0.2 s, and no step needs it.
+
+        purge_step = run.step + 1 if run.step else None
+        self._writer = SummaryWriter(str(run.workdir / 'tensorboard'), purge_step=purge_step)
+        self._config = run.plain_config
+        self._write_hparams(end=False)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def finish(self, ending: Ending) -> None:
+        for name, value in ending.results.items():
+            self._writer.add_scalar(name, value, ending.step)
+        for name, path in ending.figures.items():
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert('RGB'))
+            self._writer.add_image(name, pixels, ending.step, dataformats='HWC')
+        if ending.status == 'finished':
+            self._write_hparams(end=True)
+        self._writer.close()
+
+    def _write_hparams(self, end: bool) -> None:
+        """Writes the config, or that the run has ended."""
+        from tensorboardX.summary import hparams
+
+        monitored = {name: None for name in (*COLUMNS[2:8], 'test_accuracy', 'test_loss')}
+        experiment, start, session_end = hparams(self._config, monitored)
+        for summary in [session_end] if end else [experiment, start]:
+            self._writer.file_writer.add_summary(summary)
+        self._writer.flush()
+
+
+class WeightsAndBiases:
+    """Writes to Weights & Biases; without credentials, offline, to `wandb/` in the workdir, for `wandb sync`."""
+
+    def __init__(self, run: TrackedRun):
+        import wandb
+
+        self._wandb, self._run = wandb, run
+        settings = wandb.Settings(silent=True, console='off')
+        # A login that asks for a key would wait for an answer that nobody expects to give.
+        mode: Any = os.environ.get('WANDB_MODE') or ('online' if self._has_credentials() else 'offline')
+        self._client = wandb.init(
+            project=os.environ.get('WANDB_PROJECT', PROJECT),
+            id=run.id,
+            name=run.name,
+            group=run.group,
+            dir=str(run.workdir),
+            config=run.plain_config,
+            resume='allow',
+            mode=mode,
+            settings=settings,
+        )
+        logging.info('wandb     %s', self._client.url if mode == 'online' else Path(self._client.dir).parent)
+
+    def _has_credentials(self) -> bool:
+        with contextlib.suppress(Exception):
+            return bool(self._wandb.login(prompt=False))
+        return False
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        self._client.log(dict(metrics), step=step)
+
+    def finish(self, ending: Ending) -> None:
+        self._client.summary.update(dict(ending.results))
+        if ending.figures:
+            images = {f'figures/{name}': self._wandb.Image(str(path)) for name, path in ending.figures.items()}
+            self._client.log(images, step=ending.step)
+        if ending.artifacts:
+            artifact = self._wandb.Artifact(f'{self._run.name}-{self._run.id}', type='run')
+            for path in ending.artifacts:
+                artifact.add_file(str(path), str(path.relative_to(self._run.workdir)))
+            self._client.log_artifact(artifact)
+        self._client.finish(exit_code=int(ending.status != 'finished'))
+
+
+class MLflow:
+    """Writes to MLflow: to `MLFLOW_TRACKING_URI`, by default `mlflow.db` in the current directory."""
+
+    STATUS = {'finished': 'FINISHED', 'interrupted': 'KILLED', 'failed': 'FAILED'}
+
+    def __init__(self, run: TrackedRun):
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        python_logging.getLogger('mlflow').setLevel('WARNING')  # It reports every table of a new database.
+        self._metric, self._workdir = Metric, run.workdir
+        self._client = mlflow.MlflowClient()
+        experiment = self._experiment(os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT))
+        found = self._client.search_runs([experiment], f"tags.{PROJECT}_id = '{run.id}'")
+        if found:
+            self._id = found[0].info.run_id
+            self._client.update_run(self._id, 'RUNNING')
+            return
+        tags = {f'{PROJECT}_id': run.id, 'group': run.group, 'workdir': str(run.workdir)}
+        self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+        self._client.log_batch(self._id, params=[Param(name, str(value)) for name, value in run.config.items()])
+
+    def _experiment(self, name: str) -> str:
+        """Returns the identifier of an experiment, which is created if it does not exist."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name)
+            except Exception:  # Another worker of the study has just created it.
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return found.experiment_id
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in metrics.items()])
+
+    def finish(self, ending: Ending) -> None:
+        if ending.results:
+            self.log(ending.results, ending.step)
+        for path in ending.artifacts:
+            folder = str(path.relative_to(self._workdir).parent)
+            self._client.log_artifact(self._id, str(path), None if folder == '.' else folder)
+        for path in ending.figures.values():
+            self._client.log_artifact(self._id, str(path), 'figures')
+        self._client.set_terminated(self._id, self.STATUS[ending.status])
+
+
+class Trackio:
+    """Writes to trackio: to `TRACKIO_DIR`, or to the space or the server that its environment variables name."""
+
+    def __init__(self, run: TrackedRun):
+        import trackio
+
+        project = os.environ.get('TRACKIO_PROJECT', PROJECT)
+        name = f'{run.name}-{run.id}'  # trackio resumes the run of this name.
+        self._trackio, self._workdir, self._artifact_name = trackio, run.workdir, name
+        self._client = trackio.init(
+            project=project,
+            name=name,
+            group=run.group,
+            config=run.plain_config,
+            resume='allow',
+            embed=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        self._client.log(dict(metrics), step=step)
+
+    def finish(self, ending: Ending) -> None:
+        images = {f'figures/{name}': self._trackio.Image(str(path)) for name, path in ending.figures.items()}
+        if ending.results or images:
+            self._client.log({**ending.results, **images}, step=ending.step)
+        if ending.artifacts:
+            artifact = self._trackio.Artifact(self._artifact_name, type='run')
+            for path in ending.artifacts:
+                artifact.add_file(str(path), str(path.relative_to(self._workdir)))
+            self._client.log_artifact(artifact)
+        self._client.finish()
+
+
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
+    'tensorboard': TensorBoard,
+    'wandb': WeightsAndBiases,
+    'mlflow': MLflow,
+    'trackio': Trackio,
+}
+PACKAGES = {'wandb': 'wandb', 'mlflow': 'mlflow', 'trackio': 'trackio'}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises a UserError unless `config.trackers` names trackers whose clients are installed."""
+    for name in names:
+        choose('each of config.trackers', name, TRACKERS)
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(
+                f'config.trackers={name!r} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}'
+            )
+
+
+class Trackers:
+    """The trackers of a run; as a context manager, it tells them how the run ended."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, step: int, writes: bool = True):
+        """Opens the trackers in `config.trackers`.
+
+        Args:
+          config: The config of the run.
+          workdir: Its directory.
+          step: The number of updates of its last epoch before this start.
+          writes: If false, nothing is written.
+        """
+        self._workdir = workdir
+        self._ending = Ending('finished', step, {}, (), {})
+        self._threads: list[_TrackerThread] = []
+        if writes and config.trackers:
+            parents = [parent.name for parent in workdir.absolute().parents if parent.name not in INTERNAL]
+            known = _Known(workdir)
+            run = TrackedRun(known.id, workdir.name, parents[0], workdir, dict(config_fields(config)), step)
+            self._threads = [_TrackerThread(name, run, known) for name in dict.fromkeys(config.trackers)]
+
+    def log(self, row: Mapping[str, float | None]) -> None:
+        """Passes a row of `metrics.csv` to the trackers."""
+        metrics, step = _metrics(row)
+        self._ending = self._ending._replace(step=step)
+        for thread in self._threads:
+            thread.calls.put(lambda tracker: tracker.log(metrics, step))
+
+    def add_result(self, result: Mapping[str, Any], report: Path | None) -> None:
+        """Takes the evaluation on the test split and the page of the report, to be written when the run ends."""
+        figures = {path.stem: path for path in sorted(report.parent.glob('*.png'))} if report else {}
+        results = {'test_accuracy': float(result['accuracy']), 'test_loss': float(result['loss'])}
+        self._ending = self._ending._replace(results=results, figures=figures)
+
+    def __enter__(self) -> 'Trackers':
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        status = 'finished' if kind is None else 'interrupted' if issubclass(kind, Interrupted) else 'failed'
+        artifacts = [path for name in ARTIFACTS if (path := self._workdir / name).is_file()]
+        ending = self._ending._replace(status=status, artifacts=artifacts)
+        for thread in self._threads:
+            thread.calls.put(lambda tracker: tracker.finish(ending))
+            thread.calls.put(None)
+        deadline = time.monotonic() + FINISH_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logging.warning('%s has not finished within %g s; it is not waited for', thread.name, FINISH_SECONDS)
+
+
+class _TrackerThread(threading.Thread):
+    """Makes the calls of one tracker, in order; `calls` ends with None."""
+
+    def __init__(self, name: str, run: TrackedRun, known: '_Known'):
+        super().__init__(name=name, daemon=True)
+        self.calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._run, self._known = run, known
+
+    def run(self) -> None:
+        tracker: Tracker | None = None
+        for call in iter(self.calls.get, None):
+            try:
+                tracker = tracker or self._open()  # now, not before: the first steps need all cores
+            except (Exception, SystemExit) as error:
+                logging.warning('%s cannot be used, and gets nothing of this run: %s', self.name, first_line(error))
+                return
+            try:
+                call(tracker)
+            except (Exception, SystemExit) as error:
+                logging.warning('%s cannot be written to: %s', self.name, first_line(error))
+
+    def _open(self) -> Tracker:
+        tracker = TRACKERS[self.name](self._run)
+        if self._known.add(self.name) and self._run.step:
+            for row in read_metrics(self._run.workdir):
+                if row['step'] <= self._run.step:
+                    tracker.log(*_metrics(row))
+        return tracker
+
+
+def _metrics(row: Mapping[str, float | None]) -> tuple[Metrics, int]:
+    """Returns the metrics of a row of `metrics.csv`, and its number of updates."""
+    names = [name for name in COLUMNS if name not in ('epoch', 'step')]
+    return {name: value for name in names if (value := row.get(name)) is not None}, int(row['step'] or 0)
+
+
+class _Known:
+    """The file with the identifier of a run, which is drawn when it starts, and the trackers that know the run."""
+
+    def __init__(self, workdir: Path):
+        self._path, self._lock = workdir / FILE, threading.Lock()
+        try:
+            saved: Any = files.read_json(self._path)
+            self.id, self._names = str(saved['id']), list(map(str, saved['trackers']))
+        except (OSError, ValueError, TypeError, KeyError):
+            # Before there was this file, there were only the files of TensorBoard.
+            self.id = uuid.uuid4().hex[:12]
+            self._names = ['tensorboard'] if any((workdir / 'tensorboard').glob('events.*')) else []
+            self._write()
+
+    def add(self, name: str) -> bool:
+        """Returns whether the tracker did not know the run, and records that it does."""
+        with self._lock:
+            if name in self._names:
+                return False
+            self._names.append(name)
+            self._write()
+            return True
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # Like the trackers, it must not stop the run.
+            files.write_text(self._path, json.dumps({'id': self.id, 'trackers': self._names}) + '\n')
