@@ -4,11 +4,13 @@ Every tracker works in a thread of its own, through its own client: one that is 
 """
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import logging as python_logging
 import os
 import queue
+import tempfile
 import threading
 import time
 import uuid
@@ -186,8 +188,11 @@ class MLflow:
 
         python_logging.getLogger('mlflow').setLevel('WARNING')  # It reports every table of a new database.
         self._metric, self._workdir = Metric, run.workdir
-        self._client = mlflow.MlflowClient()
-        experiment = self._experiment(os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT))
+        lock = Path(tempfile.gettempdir(), f'{PROJECT}-mlflow-{os.getuid()}.lock')
+        with open(lock, 'w') as file:  # Two workers of a study cannot create the same database and experiment at once.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._client = mlflow.MlflowClient()
+            experiment = self._experiment(os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT))
         found = self._client.search_runs([experiment], f"tags.{PROJECT}_id = '{run.id}'")
         if found:
             self._id = found[0].info.run_id
@@ -200,14 +205,7 @@ class MLflow:
     def _experiment(self, name: str) -> str:
         """Returns the identifier of an experiment, which is created if it does not exist."""
         found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return self._client.create_experiment(name)
-            except Exception:  # Another worker of the study has just created it.
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        return found.experiment_id
+        return self._client.create_experiment(name) if found is None else found.experiment_id
 
     def log(self, metrics: Metrics, step: int) -> None:
         now = int(time.time() * 1000)
