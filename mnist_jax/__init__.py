@@ -7,14 +7,19 @@ In a notebook, `mnist_jax.load` opens a trained run:
     run = mnist_jax.load('runs/cnn')
     run.predict([run.image('seven.png')])
 
-`help(mnist_jax.load)` shows everything that a run offers. The command line is `python -m mnist_jax.main --help`.
+`mnist_jax.study` trains runs that differ in some fields, and compares them. `help(mnist_jax.load)` and
+`help(mnist_jax.study)` show everything that they offer. The command line is `python -m mnist_jax.main --help`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from mnist_jax.notebook import Run
+    from mnist_jax.studies.finished_study import FinishedStudy
 
 
 def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
@@ -57,3 +62,62 @@ def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
     from mnist_jax.notebook import Run  # Importing JAX and the rest takes two seconds.
 
     return Run.load(user_path(workdir, 'workdir').absolute(), None if step is None else str(step))
+
+
+def study(
+    config: 'ConfigDict | str | Path',
+    vary: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    search: str | Mapping[str, Any] = 'grid',
+    trials: int | None = None,
+    seeds: int = 1,
+    reduction: int = 0,
+    workers: int | None = None,
+) -> 'FinishedStudy':
+    """Trains runs that differ in some config fields and in the seed, and compares them by validation.
+
+    Example:
+
+        study = mnist_jax.study(
+            'configs/digits_cnn.py',
+            {'optimizer.learning_rate': 'log_uniform(1e-4, 1e-2)', 'model.hidden': [(32,), (64,)]},
+            'runs/rates',
+            search='random',
+            trials=8,
+            seeds=5,
+        )
+        print(study.table())        # the points, the best first: mean and deviation over the seeds
+        print(study.differences())  # differences from the best point, with intervals and p-values
+        study.points                # one dict per point, for pandas.DataFrame
+        study.trials                # one dict per run
+        study.best['workdirs']      # the runs of the best point, for mnist_jax.load
+        study.figures()['slices']   # matplotlib figures
+        study.test()                # evaluates the best point on the test split: once, at the end
+
+    Calling it again resumes the study in `workdir`, which may get more trials and seeds.
+
+    Args:
+      config: The config that the runs start from, or its file. Its `early_stopping.monitor` is the metric by which
+        points are compared, and must be one of validation.
+      vary: The values of each field by dotted name: a list, a domain of `mnist_jax.studies.space` such as
+        `log_uniform(1e-4, 1e-2)`, or the text that `--vary` takes.
+      workdir: The directory of the study.
+      search: How points are chosen: 'grid', 'random', 'quasi_random' or 'optuna'; or a dict with this `name` and the
+        arguments of the search, such as `{'name': 'optuna', 'sampler': 'gp'}`.
+      trials: The number of points; a grid has all.
+      seeds: The number of runs of each point.
+      reduction: Train only the best 1 / `reduction` of the points further in each round of successive halving; 0 trains
+        all to the end.
+      workers: The number of processes; None for one per core on a CPU, or one if a part of the config is your own.
+
+    Returns:
+      A `mnist_jax.studies.finished_study.FinishedStudy`.
+
+    Raises:
+      mnist_jax.errors.UserError: the config, a field or a value is invalid, or `workdir` holds something else.
+      mnist_jax.errors.Interrupted: the study was stopped; all finished trials are kept.
+    """
+    from mnist_jax.studies.finished_study import run_study
+
+    return run_study(config, vary, workdir, search, trials, seeds, reduction, workers)

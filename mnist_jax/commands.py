@@ -21,7 +21,7 @@ from mnist_jax.workdir.metrics_log import configure_logging
 from mnist_jax.workdir.provenance import program
 
 if TYPE_CHECKING:
-    from mnist_jax.studies.sweep import Study
+    from mnist_jax.studies.study import Study
 
 FLAGS = flags.FLAGS
 USAGE = """\
@@ -390,19 +390,27 @@ def find_lr() -> None:
 
 def sweep() -> int:
     """Trains the trials of a study, or joins the workers that do; returns the exit status."""
+    from mnist_jax.studies.study import read_study
     from mnist_jax.studies.sweep import Sweep, run_sweep
 
-    study_sweep = Sweep(_study(), _config(), _workdir(f'sweep-{Path(FLAGS.config or "").stem}'))
-    return run_sweep(study_sweep, FLAGS.workers, sys.argv[1:])
+    if FLAGS.config is None and FLAGS.workdir is not None:
+        for name in STUDY_FLAGS:
+            if FLAGS[name].present:
+                raise UserError(f'--{name} needs --config; without it, the study in --workdir is resumed as it is')
+        workdir = _run_directory()
+        study, config = read_study(workdir)
+    else:
+        workdir, study, config = _workdir(f'sweep-{Path(FLAGS.config or "").stem}'), _study(), _config()
+    return run_sweep(Sweep(study, config, workdir), FLAGS.workers, sys.argv[1:])
 
 
 def _study() -> 'Study':
     """Returns the study that --sweep or --vary describes."""
     from mnist_jax.studies.space import parse_domain
-    from mnist_jax.studies.sweep import Study, load_study
+    from mnist_jax.studies.study import Study, load_study
 
     if FLAGS.sweep is not None:
-        for name in ('vary', 'search', 'trials', 'seeds', 'reduction'):
+        for name in STUDY_FLAGS[1:]:
             if FLAGS[name].present:
                 raise UserError(f'--{name} must not be combined with --sweep, whose file describes the whole study')
         return load_study(FLAGS.sweep)
@@ -430,6 +438,7 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
 
 
+STUDY_FLAGS = ('sweep', 'vary', 'search', 'trials', 'seeds', 'reduction')
 PROCESS_FLAGS = ('processes', 'coordinator', 'num_processes', 'process_id')
 MODES = {
     'train': Mode(train, ('config', 'workdir', 'report', 'reschedule', 'workers', *PROCESS_FLAGS)),
@@ -444,7 +453,7 @@ MODES = {
     'explore': Mode(explore, ('config', 'workdir')),
     'check': Mode(check, ('config',)),
     'find_lr': Mode(find_lr, ('config', 'workdir')),
-    'sweep': Mode(sweep, ('config', 'workdir', 'sweep', 'vary', 'search', 'trials', 'seeds', 'reduction', 'workers')),
+    'sweep': Mode(sweep, ('config', 'workdir', *STUDY_FLAGS, 'workers')),
     'reproduce': Mode(reproduce, ('workdir', 'seeds', 'experiments')),
 }
 

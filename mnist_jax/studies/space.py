@@ -24,6 +24,9 @@ class Domain(Protocol):
     def spread(self, count: int) -> list:
         """Returns up to `count` different values, evenly spread from the lowest to the highest; all, of a choice."""
 
+    def __str__(self) -> str:
+        """Returns the expression that `parse_domain` reads."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -38,6 +41,9 @@ class Choice:
     def spread(self, count: int) -> list:
         """See `Domain`."""
         return list(self.values)
+
+    def __str__(self) -> str:
+        return f'choice({", ".join(map(repr, self.values))})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,10 @@ class Interval:
         ends = dataclasses.replace(self, whole=False)
         values = [ends.at(fraction) for fraction in fractions]
         return list(dict.fromkeys(map(round, values) if self.whole else values))
+
+    def __str__(self) -> str:
+        name = ('log_' if self.logarithmic else '') + ('integers' if self.whole else 'uniform')
+        return f'{name}({self.low!r}, {self.high!r})'
 
 
 def choice(*values: Any) -> Choice:
@@ -117,6 +127,9 @@ class Condition:
     field: str
     values: tuple
 
+    def __str__(self) -> str:
+        return f'when({self.domain}, {", ".join(map(repr, (self.field, *self.values)))})'
+
 
 def when(domain: Domain, field: str, *values: Any) -> Condition:
     """Returns a domain that is varied only if the config field `field` has one of `values`.
@@ -124,6 +137,8 @@ def when(domain: Domain, field: str, *values: Any) -> Condition:
     For example, only SGD has a momentum: `when(uniform(0.0, 0.95), 'optimizer.name', 'sgd')`. If `field` is varied too,
     list it first.
     """
+    if not values:
+        raise UserError(f'when must have at least one value of {field!r}, got none')
     return Condition(domain, field, values)
 
 
@@ -168,11 +183,11 @@ def _resolve(space: Space, base: Mapping[str, Any], values: Sequence) -> Point:
     return point
 
 
-def parse_domain(field: str, text: str) -> Domain:
+def parse_domain(field: str, text: str) -> Domain | Condition:
     """Returns the domain that `text` stands for on the command line.
 
-    It is a call such as `log_uniform(1e-4, 1e-2)`, or values with commas between them: `0.1, 0.2`, `adam, sgd` or
-    `(64,), (128, 128)`.
+    It is a call such as `log_uniform(1e-4, 1e-2)` or `when(uniform(0.0, 0.9), 'optimizer.name', 'sgd')`, or values with
+    commas between them: `0.1, 0.2`, `adam, sgd` or `(64,), (128, 128)`.
 
     Raises:
       UserError: it is neither.
@@ -181,16 +196,26 @@ def parse_domain(field: str, text: str) -> Domain:
         expression = ast.parse(f'({text},)', mode='eval').body
         assert isinstance(expression, ast.Tuple)
         items = expression.elts
-        if len(items) == 1 and isinstance(items[0], ast.Call) and not items[0].keywords:
-            function = items[0].func
-            if isinstance(function, ast.Name) and function.id in DOMAINS:
-                return DOMAINS[function.id](*map(_value, items[0].args))
-        return choice(*map(_value, items))
+        if len(items) != 1 or not isinstance(items[0], ast.Call):
+            return choice(*map(_value, items))
+        if isinstance(items[0].func, ast.Name) and items[0].func.id == when.__name__:
+            domain, *values = items[0].args
+            return when(_call(domain), *map(_value, values))
+        return _call(items[0])
     except (SyntaxError, ValueError, TypeError, AssertionError):
         raise UserError(
             f'--vary={field}=VALUES must be values with commas between them, or one of {comma_separated(DOMAINS)} such '
             f'as log_uniform(1e-4, 1e-2), got {text!r}'
         ) from None
+
+
+def _call(node: ast.expr) -> Domain:
+    """Returns the domain that a call of one of `DOMAINS` stands for."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.keywords:
+        raise ValueError('it must be a call')
+    if node.func.id not in DOMAINS:
+        raise ValueError('there is no such domain')
+    return DOMAINS[node.func.id](*map(_value, node.args))
 
 
 def _value(node: ast.expr) -> Any:

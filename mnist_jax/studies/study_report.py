@@ -16,7 +16,8 @@ from mnist_jax.report import html_page, study_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.study_page import StudyPoint
 from mnist_jax.studies.space import Point
-from mnist_jax.studies.sweep import Standing, Sweep, Trial
+from mnist_jax.studies.study import Standing, Trial
+from mnist_jax.studies.sweep import Sweep
 from mnist_jax.workdir import claims
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.provenance import program
@@ -93,8 +94,8 @@ def claim_rows(standings: Sequence[Standing]) -> list[list[str]]:
     ]
 
 
-def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
-    """Writes the report of a study; returns the path of the page."""
+def make_sections(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, Section]:
+    """Returns the figures and tables of the report of a study by name."""
     fields, best = list(sweep.study.vary), standings[0]
     monitor, maximizes = sweep.monitor(best.point), sweep.maximizes(best.point)
     points = [_study_point(sweep, standing) for standing in standings]
@@ -119,6 +120,12 @@ def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
         sections['slices'] = study_page.slices(fields, compared, metric, maximizes)
     sections['curves'] = study_page.learning_curves(points, monitor, maximizes)
     sections['costs'] = study_page.costs(points, monitor, maximizes)
+    return sections
+
+
+def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
+    """Writes the report of a study; returns the path of the page."""
+    best = standings[0]
     trials = sum(len(standing.outcomes) for standing in standings)
     seconds = sum(outcome.seconds for standing in standings for outcome in standing.outcomes)
     facts = {
@@ -128,11 +135,11 @@ def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
         'search': ', '.join(
             f'{name} {value}' if name != 'name' else value for name, value in sweep.study.search.items()
         ),
-        'chosen by': f'{monitor.replace("_", " ")}; no trial was evaluated on the test split',
+        'chosen by': f'{sweep.monitor(best.point).replace("_", " ")}; no trial was evaluated on the test split',
         'best point': f'{best.number:04d}: ' + ', '.join(f'{field}={value!r}' for field, value in best.point.items()),
         'training time': f'{seconds:,.0f} s in {trials:,} runs',
     }
-    return html_page.write_page(sweep.workdir / 'report', 'Study', facts, sections)
+    return html_page.write_page(sweep.workdir / 'report', 'Study', facts, make_sections(sweep, standings))
 
 
 def _after(point: StudyPoint, epochs: int) -> StudyPoint:

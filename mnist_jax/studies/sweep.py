@@ -6,13 +6,11 @@ result does not depend on the number of workers, nor on which of them were kille
 split.
 """
 
-import dataclasses
 import json
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 
@@ -22,7 +20,6 @@ from mnist_jax.config import (
     config_fields,
     config_sha256,
     config_to_json,
-    load_module,
     override_fields,
 )
 from mnist_jax.distributed.devices import start_backend
@@ -32,91 +29,14 @@ from mnist_jax.files import JsonObject
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.studies import workers
 from mnist_jax.studies.search import SEARCHES, Search
-from mnist_jax.studies.space import Choice, Condition, Interval, Point, Space
+from mnist_jax.studies.space import Choice, Condition, Interval, Point
+from mnist_jax.studies.study import DEFINITION, Outcome, Standing, Study, Task, Trial, read_definition
 from mnist_jax.train import train
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.metrics_log import read_metrics
 
 MAX_SEEDS = 1000
-DEFINITION = 'study.json'
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What a study tries.
-
-    Attributes:
-      vary: The fields that differ between trials, and the values that they may take.
-      search: The name of a search in `search.SEARCHES` and its arguments.
-      seeds: The number of runs of each point, with different seeds; their mean is the score of the point.
-      reduction: For successive halving (Jamieson and Talwalkar 2016): all points are trained for `first_epochs` epochs,
-        the best 1 / `reduction` of them for `reduction` times as many, and so on up to `config.epochs`; 0 trains all
-        points to the end.
-      first_epochs: See `reduction`.
-    """
-
-    vary: Space
-    search: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'name': 'grid'})
-    seeds: int = 1
-    reduction: int = 0
-    first_epochs: int = 1
-
-
-class Trial(NamedTuple):
-    """A run of a study: a point, and one of its seeds."""
-
-    number: int  # of the point, in the order of proposals
-    point: Point
-    seed: int  # is added to `config.seed`
-
-    @property
-    def name(self) -> str:
-        """The name of its directory."""
-        return f'{self.number:04d}-seed{self.seed}'
-
-
-class Task(NamedTuple):
-    """A trial that is to be trained up to an epoch."""
-
-    trial: Trial
-    epochs: int
-
-
-class Outcome(NamedTuple):
-    """What a task gave.
-
-    Attributes:
-      score: The monitored validation metric of the epoch that the run ends with, its negative if it is to be minimized;
-        None if training diverged.
-      metrics: The row of metrics.csv of that epoch; None for a number that is not finite.
-      seconds: The training time.
-      params_sha256: The digest of the parameters; '' if training diverged.
-    """
-
-    score: float | None
-    metrics: Mapping[str, float | None]
-    seconds: float
-    params_sha256: str
-
-
-class Standing(NamedTuple):
-    """A point, its trials, and their outcomes for the largest number of epochs that all of them were trained."""
-
-    number: int
-    point: Point
-    epochs: int
-    outcomes: Sequence[Outcome]
-
-    @property
-    def scores(self) -> list[float]:
-        """The scores of the trials that did not diverge."""
-        return [outcome.score for outcome in self.outcomes if outcome.score is not None]
-
-    @property
-    def score(self) -> float | None:
-        """The mean score; None if a trial diverged."""
-        return statistics.fmean(self.scores) if len(self.scores) == len(self.outcomes) else None
 
 
 class Sweep:
@@ -188,14 +108,7 @@ class Sweep:
         path = self.workdir / DEFINITION
         if not path.exists():
             return
-        try:
-            saved = files.read_json(path)
-            if not isinstance(saved, dict):
-                raise ValueError('it must be an object')
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f'{str(path)!r} is damaged: {error}; delete it, and run the command that started the study again'
-            ) from None
+        saved = read_definition(path)
         for name, value in self._identity().items():
             if saved.get(name) != value:
                 raise UserError(
@@ -209,7 +122,7 @@ class Sweep:
         return {
             'config_sha256': config_sha256(self.config),
             'epochs': self.config.epochs,
-            'vary': {field: repr(entry) for field, entry in study.vary.items()},
+            'vary': {field: str(entry) for field, entry in study.vary.items()},
             'search': {name: value for name, value in study.search.items() if name != 'trials'},
             'reduction': study.reduction,
             'first_epochs': study.first_epochs,
@@ -264,6 +177,10 @@ class Sweep:
         plan = self.plan(self.next_tasks({})[0].trial.point)
         config = plan.config
         return start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic).on_cpu
+
+    def uses_only_package_parts(self) -> bool:
+        """Returns whether other processes can train the trials: whether none has a part of the user's own."""
+        return all(self.plan(task.trial.point).program_key('') is not None for task in self.next_tasks({}))
 
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
@@ -431,22 +348,3 @@ def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
 
 def _descending(score: float | None) -> float:
     return math.inf if score is None else -score
-
-
-def load_study(path: str | Path) -> Study:
-    """Returns the study that `get_study()` in a Python file returns.
-
-    Raises:
-      UserError: the file cannot be loaded, or does not define `get_study`.
-    """
-    file = files.user_path(path, '--sweep')
-    try:
-        study = load_module(file, 'study').get_study()
-    except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
-        raise UserError(
-            f'--sweep must be a Python file that defines get_study(), got {str(path)!r}: '
-            f'{type(error).__name__}: {first_line(error)}'
-        ) from None
-    if not isinstance(study, Study):
-        raise UserError(f'get_study() in {str(path)!r} must return a mnist_jax.studies.sweep.Study, got {study!r}')
-    return study

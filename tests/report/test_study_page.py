@@ -7,7 +7,8 @@ from conftest import make_small, open_page
 
 from mnist_jax.report.study_page import StudyPoint, importance, parallel_coordinates, pareto_front
 from mnist_jax.studies.space import choice, when
-from mnist_jax.studies.sweep import Study, Sweep, run_sweep
+from mnist_jax.studies.study import Study
+from mnist_jax.studies.sweep import Sweep, run_sweep
 
 
 @pytest.fixture(scope='module')

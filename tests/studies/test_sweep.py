@@ -12,7 +12,8 @@ from conftest import ROOT, environment
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.studies.space import choice, log_uniform, when
-from mnist_jax.studies.sweep import Outcome, Study, Sweep, load_study, run_sweep
+from mnist_jax.studies.study import Outcome, Study, load_study
+from mnist_jax.studies.sweep import Sweep, run_sweep
 from mnist_jax.train import train
 
 FIELDS = {'dataset__validation': 'train[300:400]', 'devices': 1}

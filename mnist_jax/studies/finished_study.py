@@ -1,0 +1,153 @@
+"""The study that `mnist_jax.study` trains and returns to notebooks."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mnist_jax import text_tables
+from mnist_jax.config import ConfigDict, load_config
+from mnist_jax.distributed.local_launch import launch_workers
+from mnist_jax.errors import Interrupted, UserError
+from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.files import JsonObject
+from mnist_jax.report.figures import ReportFigure
+from mnist_jax.studies import study_report, workers
+from mnist_jax.studies.space import Condition, Domain, choice, parse_domain
+from mnist_jax.studies.study import Standing, Study, Trial
+from mnist_jax.studies.sweep import Sweep
+
+
+class FinishedStudy:
+    """A study whose trials are trained: its points, the best first, and what they gave. See `mnist_jax.study`."""
+
+    def __init__(self, sweep: Sweep):
+        self._sweep = sweep
+        self._standings = sweep.standings()
+
+    @property
+    def workdir(self) -> Path:
+        """The directory of the study."""
+        return self._sweep.workdir
+
+    @property
+    def metric(self) -> str:
+        """The validation metric by which the study chooses."""
+        return self._sweep.monitor(self._standings[0].point)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """One dict per point, the best first.
+
+        Each has the values of the varied fields by name, and `epochs`, `seeds`, `mean` and `deviation` of the metric
+        over the seeds, which are None if there is no such number, `seconds` for all seeds, and `workdirs`, one for each
+        seed.
+        """
+        return [self._describe(standing) for standing in self._standings]
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """One dict per run: the values of the varied fields by name, `seed`, `epochs`, the metric, and `seconds`."""
+        return [
+            {
+                **standing.point,
+                'seed': self._sweep.config.seed + number,
+                'epochs': standing.epochs,
+                self.metric: None if outcome.score is None else abs(outcome.score),
+                'seconds': outcome.seconds,
+            }
+            for standing in self._standings
+            for number, outcome in enumerate(standing.outcomes)
+        ]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best point."""
+        return self.points[0]
+
+    def table(self) -> str:
+        """Returns the points as text."""
+        rows = study_report.points_rows(self._sweep, self._standings)
+        return '\n'.join(text_tables.titled(rows, left=1 + len(self._sweep.study.vary)))
+
+    def differences(self) -> str:
+        """Returns the differences of the other points from the best one over the seeds, and what they prove, as text.
+
+        Differences are positive if the other point is better. The p-values are those of the sign-flip permutation test,
+        alone and corrected for the number of points (Holm).
+        """
+        return '\n'.join(text_tables.titled([[*study_report.CLAIM_HEADER], *study_report.claim_rows(self._standings)]))
+
+    def figures(self) -> dict[str, Figure]:
+        """Returns the figures of the report by name."""
+        sections = study_report.make_sections(self._sweep, self._standings)
+        return {name: section.figure for name, section in sections.items() if isinstance(section, ReportFigure)}
+
+    def test(self) -> list[JsonObject]:
+        """Evaluates the runs of the best point on the test split, and returns the result of each seed.
+
+        Do this once, at the end: a study that was changed after a look at the test split no longer chooses by
+        validation alone.
+        """
+        with workers.quiet():
+            return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
+
+    def _describe(self, standing: Standing) -> dict[str, Any]:
+        scores = [abs(score) for score in standing.scores]
+        trials = [Trial(standing.number, standing.point, seed) for seed in range(len(standing.outcomes))]
+        return {
+            **standing.point,
+            'epochs': standing.epochs,
+            'seeds': len(trials),
+            'mean': None if standing.score is None else abs(standing.score),
+            'deviation': statistics.stdev(scores) if len(scores) > 1 else None,
+            'seconds': sum(outcome.seconds for outcome in standing.outcomes),
+            'workdirs': [self.workdir / 'trials' / trial.name for trial in trials],
+        }
+
+    def __repr__(self) -> str:
+        return f'<FinishedStudy {str(self.workdir)!r}: {len(self._standings)} points>'
+
+
+def run_study(
+    config: ConfigDict | str | Path,
+    vary: Mapping[str, Any],
+    workdir: str | Path,
+    search: str | Mapping[str, Any],
+    trials: int | None,
+    seeds: int,
+    reduction: int,
+    worker_count: int | None,
+) -> FinishedStudy:
+    """Trains a study, or resumes it; see `mnist_jax.study`."""
+    workers.check_workers(worker_count)
+    options = {'name': search} if isinstance(search, str) else dict(search)
+    study = Study(
+        vary={field: _domain(field, values) for field, values in vary.items()},
+        search=options if trials is None else {**options, 'trials': trials},
+        seeds=seeds,
+        reduction=reduction,
+    )
+    sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
+    sweep.write()
+    # Another process does not know the parts that this one has added to the tables.
+    count = worker_count or (workers.default_count(sweep.uses_cpu()) if sweep.uses_only_package_parts() else 1)
+    if count > 1 and not sweep.uses_only_package_parts():
+        raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
+    if count > 1:
+        status = launch_workers(['--mode=sweep', f'--workdir={sweep.workdir.absolute()}', '--workers=0'], count)
+        if status > 128:
+            raise Interrupted(status - 128, 'in a study')
+        if status:
+            raise RuntimeError(f'a worker of the study ended with the exit status {status}; its output says why')
+    else:
+        sweep.work()
+    return FinishedStudy(sweep)
+
+
+def _domain(field: str, values: Any) -> Domain | Condition:
+    if isinstance(values, str):
+        return parse_domain(field, values)
+    return choice(*values) if isinstance(values, Sequence) else values
