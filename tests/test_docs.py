@@ -284,7 +284,8 @@ def test_every_example_trains_a_model_that_learns(tmp_path, data_dir):
     process = subprocess.run(command, cwd=tmp_path, env=environment(data_dir), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     documented = {row['file'].strip('`/') for row in table(PAGES['docs/architecture.md'], 'file')}
-    workdirs = list((tmp_path / 'runs').iterdir())
+    assert len(list((tmp_path / 'runs' / 'rates' / 'outcomes').iterdir())) == 4  # the study in from_python.py
+    workdirs = [path for path in (tmp_path / 'runs').iterdir() if path.name != 'rates']
     assert len(workdirs) == len(EXAMPLES)
     for workdir in workdirs:
         assert json.loads((workdir / 'eval.json').read_text())['accuracy'] > 0.5, workdir
