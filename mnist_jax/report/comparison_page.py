@@ -9,7 +9,7 @@ from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, table_row
 from mnist_jax.workdir.finished_runs import read_runs
-from mnist_jax.workdir.recipes import CLAIM_HEADER, SUMMARY_HEADER, claim_rows, group_runs, summary_rows
+from mnist_jax.workdir.recipes import CLAIM_HEADER, SUMMARY_HEADER, claim_rows, field_rows, group_runs, summary_rows
 
 CROSS_ENTROPY = (
     'Cross-entropy: the mean negative log-likelihood of the true class in nats, whatever the loss of a run is.'
@@ -39,6 +39,10 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
         ),
         'learning_curves': curves.curves_of_runs(runs),
     }
+    fields, omitted = field_rows(runs)
+    if fields:
+        about = f'The config fields in which the runs differ. {omitted}'.strip()
+        sections['fields'] = Table('Fields', about, fields[0], fields[1:], text_columns=len(fields[0]))
     if pairs:
         about = "McNemar's exact test of the difference in accuracy of each pair of runs."
         about += f' {untested}' if untested else ''

@@ -9,7 +9,7 @@ from mnist_jax import text_tables
 from mnist_jax.errors import UserError
 from mnist_jax.learning import metrics
 from mnist_jax.workdir.finished_runs import FinishedRun, read_runs
-from mnist_jax.workdir.recipes import recipe_lines
+from mnist_jax.workdir.recipes import field_rows, recipe_lines
 from mnist_jax.workdir.results import read_predictions
 
 HEADER = (
@@ -25,6 +25,10 @@ def comparison_table(patterns: Sequence[str]) -> str:
     lines = text_tables.titled([HEADER, *map(table_row, runs)], left=3)
     if sentences := notes(runs):
         lines += ['', *sentences]
+    fields, omitted = field_rows(runs)
+    if fields:
+        lines += ['', 'Config fields in which the runs differ', '', *text_tables.titled(fields, left=len(fields[0]))]
+        lines += [omitted] if omitted else []
     rows, note = pair_rows(runs)
     if rows:
         lines += ['', "McNemar's exact test of the difference in accuracy for each pair of runs", '']

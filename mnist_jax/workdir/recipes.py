@@ -17,6 +17,8 @@ CLAIM_HEADER = (
     'verdict',
 )  # fmt: skip
 MAX_FIELDS = 6  # differing fields that name a recipe
+MAX_COLUMNS = 8  # differing fields in a table
+_WITHOUT_EFFECT = frozenset(CHANGEABLE_FIELDS) - {'epochs'}
 
 
 class Recipe(NamedTuple):
@@ -42,7 +44,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
     Fields that do not affect a result, such as the number of devices, are ignored, except for the number of epochs.
     """
     fields = [dict(config_fields(run.config)) for run in runs]
-    ignored = {'seed', *CHANGEABLE_FIELDS} - {'epochs'}
+    ignored = {'seed', *_WITHOUT_EFFECT}
     keys = [json.dumps({name: repr(value) for name, value in own.items() if name not in ignored}) for own in fields]
     grouped: dict[str, dict[int, FinishedRun]] = {}
     for run, key in zip(runs, keys, strict=True):
@@ -56,6 +58,29 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
         shown = values[:MAX_FIELDS] + ['...'] * (len(values) > MAX_FIELDS)
         recipes.append(Recipe(', '.join(shown) or next(iter(by_seed.values())).name, dict(sorted(by_seed.items()))))
     return recipes
+
+
+def field_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
+    """Returns the config fields in which runs differ.
+
+    Fields that do not affect a result, such as the number of devices, are left out, except for the number of epochs.
+
+    Returns:
+      A header and a row for each run, or [] if there is no such field; and a sentence about fields that are left out
+      because there are too many, or ''.
+    """
+    configs = [dict(config_fields(run.config)) for run in runs]
+    names = [name for name in dict.fromkeys(itertools.chain.from_iterable(configs)) if name not in _WITHOUT_EFFECT]
+    differing = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
+    if not differing:
+        return [], ''
+    shown, others = differing[:MAX_COLUMNS], differing[MAX_COLUMNS:]
+    rows = [[run.name, *(_text(config.get(name)) for name in shown)] for run, config in zip(runs, configs, strict=True)]
+    return [['run', *shown], *rows], f'They also differ in: {", ".join(others)}.' if others else ''
+
+
+def _text(value: object) -> str:
+    return '-' if value is None else value if isinstance(value, str) and value else repr(value)
 
 
 def summary_rows(recipes: Sequence[Recipe]) -> list[list[str]]:

@@ -17,8 +17,10 @@ def test_page_compares_two_runs(data_dir, trained, tmp_path, browser):
     page_path = compare_runs([str(trained), str(other)], tmp_path / 'both')
     with open_page(browser, page_path.as_uri()) as page:
         assert [section.get_attribute('id') for section in page.locator('section').all()] == [
-            'accuracies', 'runs', 'learning_curves', 'pairs',
+            'accuracies', 'runs', 'learning_curves', 'fields', 'pairs',
         ]  # fmt: skip
+        assert 'dataset.train' in page.locator('#fields thead').inner_text()
+        assert page.locator('#fields tbody tr').all_inner_texts()[1].split()[:2] == ['_$a^$', 'train[:300]']
         assert page.locator('#runs tbody tr').count() == 2 and page.locator('#pairs tbody tr').count() == 1
         assert '_$a^$' in page.locator('#learning_curves svg').text_content()
         page.locator('#accuracies [id$="run-0-left"]').hover()

@@ -7,7 +7,7 @@ from conftest import make_small
 
 from mnist_jax.workdir.comparison import comparison_table
 from mnist_jax.workdir.finished_runs import FinishedRun
-from mnist_jax.workdir.recipes import claim_rows, group_runs, recipe_lines, summary_rows
+from mnist_jax.workdir.recipes import MAX_COLUMNS, claim_rows, field_rows, group_runs, recipe_lines, summary_rows
 
 FIRST = (0.910, 0.912, 0.911, 0.913, 0.914, 0.915)
 SECOND = (0.900, 0.903, 0.899, 0.902, 0.905, 0.906)
@@ -73,3 +73,29 @@ def test_single_runs_have_no_recipes(runs, trained):
     assert 'recipes' not in comparison_table([str(trained)])
     text = '\n'.join(recipe_lines(runs(FIRST) + runs(SECOND, batch_size=32)))
     assert 'sign-flip permutation test' in text and json.dumps('batch_size=32')[1:-1] in text
+
+
+def test_the_fields_in_which_runs_differ(runs):
+    (first,), (second,), (third,) = (
+        runs((0.9,)),
+        runs((0.9,), model__hidden=(8, 8), devices=1),
+        runs((0.9,), dataset__validation='train[300:400]', optimizer__epsilon=0.5),
+    )
+    assert field_rows([first, first]) == ([], '') == field_rows([first])
+    rows, omitted = field_rows([first, second, third])
+    # Devices do not affect a result; an empty text is shown as one.
+    assert rows == [
+        ['run', 'dataset.validation', 'model.hidden', 'optimizer.epsilon'],
+        ['run-0', "''", '(16,)', '1e-07'],
+        ['run-0', "''", '(8, 8)', '1e-07'],
+        ['run-0', 'train[300:400]', '(16,)', '0.5'],
+    ]
+    assert omitted == ''
+    stopping = {'min_delta': 1.0, 'patience': 1, 'restore_best': True, 'mode': 'max'}
+    reduction = {'min_delta': 1.0, 'patience': 1, 'factor': 0.5, 'cooldown': 1, 'min_lr': 0.1}
+    options = {f'early_stopping__{name}': value for name, value in stopping.items()}
+    (other,) = runs((0.9,), **options, **{f'reduce_lr__{name}': value for name, value in reduction.items()})
+    rows, omitted = field_rows([first, other])
+    assert len(rows[0]) == 1 + MAX_COLUMNS and omitted.startswith('They also differ in: reduce_lr.')
+    shown = {*rows[0][1:], *omitted.removeprefix('They also differ in: ').rstrip('.').split(', ')}
+    assert shown == {f'early_stopping.{name}' for name in stopping} | {f'reduce_lr.{name}' for name in reduction}
