@@ -73,6 +73,11 @@ def train(
       WriteError: the last checkpoint could not be written.
     """
     workdir = files.user_path(workdir, '--workdir')
+    if config.population:
+        raise UserError(
+            f'config.population must be 0 for a single run, got {config.population}; '
+            'mnist_jax.studies.population.train_population trains several'
+        )
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
     _check_no_folds(workdir)
     if (workdir / ENSEMBLE_FILE).exists():

@@ -16,7 +16,7 @@ from mnist_jax.files import JsonObject
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.studies import study_report, workers
 from mnist_jax.studies.space import Condition, Domain, choice, parse_domain
-from mnist_jax.studies.study import Standing, Study, Trial
+from mnist_jax.studies.study import Standing, Study
 from mnist_jax.studies.sweep import Sweep
 
 
@@ -53,13 +53,13 @@ class FinishedStudy:
         return [
             {
                 **standing.point,
-                'seed': self._sweep.config.seed + number,
+                'seed': self._sweep.config.seed + trial.seed,
                 'epochs': standing.epochs,
                 self.metric: None if outcome.score is None else abs(outcome.score),
                 'seconds': outcome.seconds,
             }
             for standing in self._standings
-            for number, outcome in enumerate(standing.outcomes)
+            for trial, outcome in zip(standing.trials, standing.outcomes, strict=True)
         ]
 
     @property
@@ -96,15 +96,14 @@ class FinishedStudy:
 
     def _describe(self, standing: Standing) -> dict[str, Any]:
         scores = [abs(score) for score in standing.scores]
-        trials = [Trial(standing.number, standing.point, seed) for seed in range(len(standing.outcomes))]
         return {
             **standing.point,
             'epochs': standing.epochs,
-            'seeds': len(trials),
+            'seeds': len(standing.outcomes),
             'mean': None if standing.score is None else abs(standing.score),
             'deviation': statistics.stdev(scores) if len(scores) > 1 else None,
             'seconds': sum(outcome.seconds for outcome in standing.outcomes),
-            'workdirs': [self.workdir / 'trials' / trial.name for trial in trials],
+            'workdirs': [self._sweep.trial_workdir(trial) for trial in standing.trials],
         }
 
     def __repr__(self) -> str:

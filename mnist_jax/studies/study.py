@@ -81,6 +81,11 @@ class Standing(NamedTuple):
     outcomes: Sequence[Outcome]
 
     @property
+    def trials(self) -> list[Trial]:
+        """The trials, in the order of their seeds."""
+        return [Trial(self.number, self.point, seed) for seed in range(len(self.outcomes))]
+
+    @property
     def scores(self) -> list[float]:
         """The scores of the trials that did not diverge."""
         return [outcome.score for outcome in self.outcomes if outcome.score is not None]

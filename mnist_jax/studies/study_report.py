@@ -16,7 +16,7 @@ from mnist_jax.report import html_page, study_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.study_page import StudyPoint
 from mnist_jax.studies.space import Point
-from mnist_jax.studies.study import Standing, Trial
+from mnist_jax.studies.study import Standing
 from mnist_jax.studies.sweep import Sweep
 from mnist_jax.workdir import claims
 from mnist_jax.workdir.metrics_log import read_metrics
@@ -35,11 +35,10 @@ def write_report(sweep: Sweep) -> None:
     fields = list(sweep.study.vary)
     rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
     for standing in sorted(standings, key=lambda standing: standing.number):
-        for seed, outcome in enumerate(standing.outcomes):
-            trial = Trial(standing.number, standing.point, seed)
+        for trial, outcome in zip(standing.trials, standing.outcomes, strict=True):
             score = 'diverged' if outcome.score is None else repr(abs(outcome.score))
             values = [_cell(standing.point, field) for field in fields]
-            numbers = [str(sweep.config.seed + seed), str(standing.epochs), score, outcome.params_sha256]
+            numbers = [str(sweep.config.seed + trial.seed), str(standing.epochs), score, outcome.params_sha256]
             rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
@@ -52,7 +51,7 @@ def write_report(sweep: Sweep) -> None:
     files.write_text(sweep.workdir / 'points.txt', '\n'.join(lines) + '\n')
     print('\n'.join(lines), flush=True)
     logging.info('Report: %s', _write_page(sweep, standings))
-    workdir = sweep.workdir / 'trials' / Trial(best.number, best.point, 0).name
+    workdir = sweep.trial_workdir(best.trials[0])
     logging.info('To evaluate a run of the best point on the test split:')
     logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={workdir}']))
 
@@ -152,8 +151,7 @@ def _study_point(sweep: Sweep, standing: Standing) -> StudyPoint:
     """Returns what a figure needs to know about a point."""
     plan, monitor = sweep.plan(standing.point), sweep.monitor(standing.point)
     layers = list_layers(plan.model, plan.source.image_shape)
-    names = [Trial(standing.number, standing.point, seed).name for seed in range(len(standing.outcomes))]
-    rows = [read_metrics(sweep.workdir / 'trials' / name) for name in names]
+    rows = [read_metrics(sweep.trial_workdir(trial)) for trial in standing.trials]
     return StudyPoint(
         name=f'{standing.number:04d}',
         values=standing.point,

@@ -33,6 +33,7 @@ from mnist_jax.studies.space import Choice, Condition, Interval, Point
 from mnist_jax.studies.study import DEFINITION, Outcome, Standing, Study, Task, Trial, read_definition
 from mnist_jax.train import train
 from mnist_jax.training.plan import Plan, make_plan
+from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.metrics_log import read_metrics
 
@@ -129,7 +130,12 @@ class Sweep:
         }
 
     def write(self) -> None:
-        """Creates the directory, and writes `study.json`."""
+        """Creates the directory, and writes `study.json`.
+
+        Raises:
+          UserError: the directory cannot be written, or the data is not that of the finished trials.
+        """
+        self._check_data()
         files.make_directory(self.workdir, '--workdir')
         for name in ('trials', 'outcomes', 'claims'):
             (self.workdir / name).mkdir(exist_ok=True)
@@ -140,6 +146,21 @@ class Sweep:
             'config': json.loads(config_to_json(self.config)),
         }
         files.write_text(self.workdir / DEFINITION, json.dumps(definition, indent=2) + '\n')
+
+    def _check_data(self) -> None:
+        """Raises a UserError if a trial that will not be trained again was trained with other data."""
+        checked = set()
+        for standing in self.standings():
+            selected = repr({name: value for name, value in standing.point.items() if name.startswith('dataset.')})
+            if selected not in checked:
+                checked.add(selected)
+                data = self.plan(standing.point).source.data
+                data.prepare()
+                Checkpoints(self.trial_workdir(standing.trials[0])).check_data(data.digests)
+
+    def trial_workdir(self, trial: Trial) -> Path:
+        """Returns the workdir of a trial."""
+        return self.workdir / 'trials' / trial.name
 
     def trial_config(self, trial: Trial) -> ConfigDict:
         """Returns the config of a trial, an ordinary run."""
@@ -276,7 +297,7 @@ class Sweep:
 
     def run(self, task: Task) -> Outcome:
         """Trains a trial up to an epoch, or resumes it, and writes the outcome."""
-        trial, path = task.trial, self.workdir / 'trials' / task.trial.name
+        trial, path = task.trial, self.trial_workdir(task.trial)
         config = self.trial_config(trial)
         stopping = self.plan(trial.point).callbacks.early_stopping
         try:

@@ -45,6 +45,8 @@ def test_wrong_populations_are_refused(small, program, tmp_path):
     train(small(epochs=0), tmp_path / 'run')
     with pytest.raises(UserError, match='holds a single run; use another --workdir for a population'):
         train_population(small(population=2), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'config\.population must be 0 for a single run, got 2; mnist_jax\.studies'):
+        train(small(population=2), tmp_path / 'new')
     with pytest.raises(UserError, match=r'config\.folds must be 0 in a population, got 3'):
         train_population(small(population=2, folds=3), tmp_path / 'new')
     with pytest.raises(UserError, match=r'config\.population must be an integer from 0 to 1000, got -1'):

@@ -130,6 +130,10 @@ def test_a_study_grows_but_does_not_change(small, tmp_path):
         Sweep(Study(space, search), small(epochs=2, **FIELDS), tmp_path)
     with pytest.raises(UserError, match='holds a study with another vary'):
         Sweep(Study(RATES, search), config, tmp_path)
+    digests = tmp_path / 'trials' / '0000-seed0' / 'digests.json'
+    digests.write_text(digests.read_text().replace('"train": "', '"train": "0'))  # as if the data had changed
+    with pytest.raises(UserError, match='the dataset must be the one that the run in .*0000-seed0. was started with'):
+        run_sweep(larger, 1)
     (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').write_text('{')
     with pytest.raises(
         UserError, match=r"0000-seed0-epochs1.json' is damaged: .*; delete it, and run the same command"
