@@ -77,3 +77,14 @@ def test_own_model_refuses_examples_outside_its_training_split(tmp_path, variabl
     process = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert process.returncode == 2 and not (tmp_path / 'run').exists()
     assert process.stderr.endswith(f'error: --examples must be from 32 to 54,000, got {examples}\n')
+
+
+def test_a_study_on_a_ray_cluster(tmp_path, variables):
+    pytest.importorskip('ray')
+    fields = {'dataset.train': 'train[:300]', 'dataset.validation': 'train[300:400]', 'epochs': '1'}
+    flags = ['--config=configs/mlp.py', *(f'--config.{name}={value}' for name, value in fields.items())]
+    study = ['--vary=optimizer.learning_rate=1e-3,1e-2', f'--workdir={tmp_path / "study"}']
+    command = [sys.executable, str(EXAMPLES / 'ray_study.py'), *flags, *study]
+    process = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert len((tmp_path / 'study' / 'trials.csv').read_text().splitlines()) == 3

@@ -132,7 +132,7 @@ def test_a_study_grows_but_does_not_change(small, tmp_path):
         Sweep(Study(RATES, search), config, tmp_path)
     digests = tmp_path / 'trials' / '0000-seed0' / 'digests.json'
     digests.write_text(digests.read_text().replace('"train": "', '"train": "0'))  # as if the data had changed
-    with pytest.raises(UserError, match='the dataset must be the one that the run in .*0000-seed0. was started with'):
+    with pytest.raises(UserError, match=r'the dataset must be the one that the run in .*0000-seed0. was started with'):
         run_sweep(larger, 1)
     (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').write_text('{')
     with pytest.raises(
