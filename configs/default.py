@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
 
     config.checkpoint_every_steps = 0  # in addition to the checkpoint after each epoch; 0: never
     config.checkpoint_every_minutes = 0.0  # in addition to the checkpoint after each epoch; 0: never
+    # Short epochs: an epoch that ends sooner than this after the last checkpoint saves none, unless it is the best one.
+    config.checkpoint_min_seconds = 1.0
     config.on_nonfinite = 'stop'  # at a non-finite loss or update: 'stop' training, or 'skip' the update and count it
 
     # Trace this many updates with JAX's profiler, after the first calls; the trace and a table of the operations that

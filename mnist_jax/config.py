@@ -64,6 +64,7 @@ CHANGEABLE_FIELDS = (
     'devices',
     'checkpoint_every_steps',
     'checkpoint_every_minutes',
+    'checkpoint_min_seconds',
     'profile_steps',
     'trackers',
     'dataset.data_dir',

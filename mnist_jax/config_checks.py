@@ -10,6 +10,7 @@ from mnist_jax.config import ConfigDict, config_fields, default_config
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range, comma_separated, did_you_mean
 
 MINUTES_PER_YEAR = 525_600
+SECONDS_PER_DAY = 86_400
 INTEGER_RANGES = {
     'seed': (0, MAX_INT),
     'epochs': (0, MAX_INT),
@@ -47,6 +48,7 @@ def check_config(config: ConfigDict) -> None:
     for name, (minimum, maximum) in INTEGER_RANGES.items():
         check_integer(f'config.{name}', config[name], minimum, maximum)
     check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)
+    check_range('config.checkpoint_min_seconds', config.checkpoint_min_seconds, 0, SECONDS_PER_DAY)
     check_init(config.init)
     check_distillation(config.distillation)
     if config.folds == 1:

@@ -106,6 +106,7 @@ def test_a_wrong_config_file_is_a_one_line_error(tmp_path, text, message):
             -1.0,
             'config.checkpoint_every_minutes must be a number from 0 to 525600, got -1.0',
         ),
+        ('checkpoint_min_seconds', -1.0, 'config.checkpoint_min_seconds must be a number from 0 to 86400, got -1.0'),
         ('folds', 1, 'config.folds must be 0 or at least 2, got 1'),
         ('fold', 3, 'config.fold must be at most config.folds=0, got 3'),
     ],

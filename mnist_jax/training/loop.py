@@ -9,7 +9,7 @@ In pseudocode, `Loop.run` is
             save a checkpoint if one is due, or if the run was asked to stop; in that case, stop
         validate, and write a row of metrics
         let the callbacks update the best epoch, the learning rate and early stopping
-        save a checkpoint
+        save a checkpoint, unless the last one is only a moment old
 """
 
 import dataclasses
@@ -77,6 +77,7 @@ class Loop:
         experiment = self._experiment
         self._saved_step = int(snapshot.state.step)
         self._log_if_finished(snapshot)
+        saved = True
         while not experiment.finished(snapshot) and (until is None or snapshot.epoch.number < until):
             state = experiment.replicas.replicate(snapshot.state)
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
@@ -101,8 +102,18 @@ class Loop:
             except Interrupted:
                 self._save(snapshot)  # All steps of the epoch are done; its validation is not.
                 raise
+            if saved := self._saves_epoch(snapshot):
+                self._save(snapshot)
+        if not saved:
             self._save(snapshot)
         return snapshot
+
+    def _saves_epoch(self, snapshot: Snapshot) -> bool:
+        """Returns whether to save the snapshot after an epoch: if it is the best, or the last checkpoint is old."""
+        is_best = snapshot.callbacks.early_stopping.best_step == snapshot.state.step
+        elapsed = time.monotonic() - self._saved_at
+        # The clocks of several processes differ.
+        return is_best or processes.is_distributed() or elapsed >= self._config.checkpoint_min_seconds
 
     def _log_if_finished(self, snapshot: Snapshot) -> None:
         epochs, done = self._config.epochs, snapshot.epoch.number

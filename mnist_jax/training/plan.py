@@ -33,7 +33,7 @@ from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 EVALUATES_AVERAGE = {'average': True, 'last': False}
 # Fields that no compiled program depends on; the first two are arguments of the train step.
-NOT_COMPILED = ('seed', 'optimizer.learning_rate', 'population', 'trackers')
+NOT_COMPILED = ('seed', 'optimizer.learning_rate', 'population', 'trackers', 'checkpoint_min_seconds')
 MOMENTA = ('momentum', 'beta_1')  # arguments of optimizers
 DTYPES = {'float32': jnp.dtype('float32'), 'bfloat16': jnp.dtype('bfloat16')}
 

@@ -204,6 +204,33 @@ def test_checkpoints_within_an_epoch(small, tmp_path):
     assert results(tmp_path / 'run') == results(tmp_path / 'plain')
 
 
+def test_short_epochs_share_a_checkpoint_unless_they_are_the_best(small, tmp_path, monkeypatch):
+    steps = []
+    save = CheckpointWriter.save
+
+    def recording_save(self, snapshot):
+        steps.append(int(snapshot.state.step))
+        save(self, snapshot)
+
+    monkeypatch.setattr(CheckpointWriter, 'save', recording_save)
+    train(small(epochs=4), tmp_path / 'all')
+    assert steps == [0, 5, 10, 15, 20]
+    steps.clear()
+    options = {'epochs': 4, 'checkpoint_min_seconds': 1000.0}
+    with pytest.raises(RuntimeError, match='as if killed'):
+        train(small(**options), tmp_path / 'run', on_step=fail_after(18))
+    assert steps == [0]
+    train(small(**options), tmp_path / 'run')
+    assert steps == [0, 20] and results(tmp_path / 'run') == results(tmp_path / 'all')
+
+    steps.clear()
+    validation = {'dataset__validation': 'train[300:400]', 'early_stopping__monitor': 'validation_loss'}
+    train(small(**options, **validation), tmp_path / 'validated')
+    losses = [row['validation_loss'] for row in read_metrics(tmp_path / 'validated')]
+    best = [5 * (epoch + 1) for epoch in range(4) if losses[epoch] == min(losses[: epoch + 1])]
+    assert steps == [0, *best, *({20} - {*best})]
+
+
 def test_a_warmup_that_is_longer_than_the_run_is_reported(small, caplog):
     for warmup in (2.0, 2.5):
         make_experiment(small(schedule=ConfigDict({'name': 'cosine', 'warmup': warmup}), epochs=2))
