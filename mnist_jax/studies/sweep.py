@@ -24,7 +24,7 @@ from mnist_jax.config import (
 )
 from mnist_jax.distributed.devices import start_backend
 from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer, did_you_mean, first_line
-from mnist_jax.factory import build
+from mnist_jax.factory import arguments, build, choose
 from mnist_jax.files import JsonObject
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.studies import workers
@@ -59,13 +59,22 @@ class Sweep:
         self.workdir = files.user_path(workdir, '--workdir')
         files.check_no_file(self.workdir, '--workdir')
         self._check_study()
-        self._search: Search = build('search', SEARCHES, study.search)
+        self._search = self._build_search()
         self._values = dict(config_fields(config))
         self._plans: dict[str, Plan] = {}
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         for task in self.next_tasks({}):  # Report an invalid point before anything is written.
             self.plan(task.trial.point)
         self._check_directory()
+
+    def _build_search(self) -> Search:
+        options = self.study.search
+        constructor = choose('--search', options.get('name'), SEARCHES)
+        if 'trials' in arguments(constructor) and 'trials' not in options:
+            raise UserError(f'--trials, the number of points, must be set for the search {options["name"]!r}')
+        if 'trials' in options and 'trials' not in arguments(constructor):
+            raise UserError(f'--trials must not be set for the search {options["name"]!r}, which has all points')
+        return build('search', SEARCHES, options)
 
     def _check_study(self) -> None:
         study = self.study

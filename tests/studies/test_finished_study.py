@@ -97,7 +97,7 @@ def test_an_own_part_is_trained_in_this_process(small, tmp_path, monkeypatch):
         ({'epochs': 3}, {}, 'the values of epochs must be one of mnist_jax.studies.space, got 3'),
         ({'epochs': []}, {}, 'choice must have at least one value, got none'),
         ({'epochs': 'uniform(1)'}, {}, r"--vary=epochs=VALUES must be .*, got 'uniform\(1\)'"),
-        ({'epochs': [1, 2]}, {'search': 'random'}, 'search.trials is missing'),
+        ({'epochs': [1, 2]}, {'search': 'random'}, '--trials, the number of points, must be set'),
         ({'epochs': [1, 2]}, {'workers': -1}, '--workers must be an integer from 0 to 64, got -1'),
     ],
 )

@@ -162,8 +162,10 @@ def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
         (Study(RATES), {'dataset__validation': ''}, 'a study chooses by validation, so'),
         (Study(RATES, seeds=0), {}, '--seeds must be an integer from 1 to 1000, got 0'),
         (Study(RATES, reduction=1), {}, '--reduction must be an integer from 2 to 1000, got 1'),
-        (Study(RATES, {'name': 'randm'}), {}, r'search.name must be one of .*did you mean'),
-        (Study(RATES, {'name': 'random'}), {}, 'search.trials is missing; it must be of type int'),
+        (Study(RATES, {'name': 'randm'}), {}, r'--search must be one of .*did you mean'),
+        (Study(RATES, {'name': 'random'}), {}, "--trials, the number of points, must be set for the search 'random'"),
+        (Study(RATES, {'name': 'grid', 'trials': 3}), {}, "--trials must not be set for the search 'grid'"),
+        (Study(RATES, {'name': 'random', 'trials': 0}), {}, 'search.trials must be an integer from 1 to'),
         (Study(RATES), {'folds': 3}, 'config.folds must be 0 in a study, got 3'),
         (Study(RATES), {'population': 2}, 'config.population must be 0 in a study, got 2'),
         (
