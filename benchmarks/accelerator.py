@@ -236,7 +236,7 @@ def _train_seeds(count: int, quick: bool) -> Iterator[dict[str, float]]:
     _train(experiment, config.epochs)  # compiles the program, or loads it from the cache, and copies the data
     for seed in range(count):
         config.seed = seed
-        vars(experiment).pop('_seed')  # All seeds share the compiled program; it takes the seed as an argument.
+        vars(experiment).pop('_numbers')  # All seeds share the compiled program; it takes the seed as an argument.
         seconds, state = _train(experiment, config.epochs)
         totals, _ = evaluate_split(experiment, state.variables, experiment.source.split('test'))
         yield {'seconds': seconds, 'accuracy': float(totals['correct'] / totals['count'])}

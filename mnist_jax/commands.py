@@ -414,7 +414,13 @@ def _study() -> 'Study':
             if FLAGS[name].present:
                 raise UserError(f'--{name} must not be combined with --sweep, whose file describes the whole study')
         return load_study(FLAGS.sweep)
-    fields = dict(text.partition('=')[::2] for text in FLAGS.vary)
+    fields: dict[str, str] = {}
+    for text in FLAGS.vary:
+        field, _, values = text.partition('=')
+        if field in fields or not field:
+            problem = f'{field!r} twice' if field else repr(text)
+            raise UserError(f'each --vary must be FIELD=VALUES, with another field than the others, got {problem}')
+        fields[field] = values
     search = {'name': FLAGS.search, **({} if FLAGS.trials is None else {'trials': FLAGS.trials})}
     return Study(
         vary={field: parse_domain(field, text) for field, text in fields.items()},

@@ -21,7 +21,7 @@ from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
-from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
 from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
 from mnist_jax.learning.state import start_from
@@ -31,7 +31,7 @@ from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.training.plan import make_plan
 from mnist_jax.training.profiling import Profiler
-from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
 from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
 from mnist_jax.workdir.results import describe_overlaps
@@ -79,9 +79,7 @@ def train(
             'mnist_jax.studies.population.train_population trains several'
         )
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
-    _check_no_folds(workdir)
-    if (workdir / ENSEMBLE_FILE).exists():
-        raise UserError(f'--workdir {str(workdir)!r} holds an ensemble; use another --workdir')
+    check_holds_only(workdir, 'a run')
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
     saved = checkpoints.check_config(config) if steps else config
@@ -103,7 +101,7 @@ def train(
             if processes.is_main()
             else None
         )
-        _check_no_folds(workdir)
+        check_holds_only(workdir, 'a run')
         if checkpoints.steps() != steps:
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
         checkpoints.create_directory()
@@ -169,11 +167,6 @@ def train(
         page = _write_report(RestoredModel(workdir, experiment, snapshot)) if report and processes.is_main() else None
         trackers.add_result(result, page)
         return result
-
-
-def _check_no_folds(workdir: Path) -> None:
-    if any(workdir.glob('fold-*')):
-        raise UserError(f'--workdir {str(workdir)!r} holds a cross-validation; use another --workdir')
 
 
 def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, JsonObject | None]:

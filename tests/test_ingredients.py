@@ -38,7 +38,7 @@ def test_devices_calls_and_interruptions_do_not_change_the_bits(name, small, tmp
         return results(tmp_path / workdir)
 
     once = run('once')
-    for devices in (2, 4, 8):
+    for devices in (2, 8):
         assert run(f'{devices}', devices=devices) == once
     assert run('calls', steps_per_call=3) == once
 
@@ -49,6 +49,16 @@ def test_devices_calls_and_interruptions_do_not_change_the_bits(name, small, tmp
     with pytest.raises(Interrupted):
         run('stopped', stop)
     assert run('stopped') == once
+
+
+@pytest.mark.parametrize('options', [{'momentum': 0.9}, {'momentum': 0.9, 'nesterov': True}])
+def test_calls_do_not_change_the_bits_of_momentum(options, small, tmp_path):
+    """The learning rate is an argument of the step, so that XLA fuses the update in the same way in every program."""
+    config = {'optimizer': {'name': 'sgd', 'learning_rate': 3e-3, **options}, 'devices': 1, 'epochs': 1}
+    digests = {
+        train(small(**config, steps_per_call=steps), tmp_path / f'{steps}')['params_sha256'] for steps in (1, 2, 4)
+    }
+    assert len(digests) == 1
 
 
 def test_both_weights_are_evaluated_and_the_chosen_ones_are_used(small, tmp_path):
@@ -134,7 +144,7 @@ def test_distillation_learns_from_other_runs(small, tmp_path):
         return train(small('cnn', **fields), tmp_path / workdir, on_step=on_step)
 
     once = run('once')
-    for devices in (2, 4, 8):
+    for devices in (2, 8):
         assert run(f'{devices}', devices=devices)['params_sha256'] == once['params_sha256']
     assert run('calls', steps_per_call=2, dataset__on_device='on')['params_sha256'] == once['params_sha256']
     for name, value in (('weight', 0.2), ('temperature', 5.0), ('workdirs', ())):

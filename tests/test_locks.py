@@ -148,7 +148,7 @@ def test_without_fcntl_the_contents_of_the_lock_keep_a_second_run_out(directory)
 
 AS_ON_WINDOWS = """
 import signal, sys
-sys.modules['fcntl'] = None
+sys.modules['fcntl'] = sys.modules['filelock'] = None  # filelock, which is optional, needs fcntl here
 for name in ('SIGHUP', 'SIGPIPE', 'SIGKILL'):
     delattr(signal, name)
 import mnist_jax.main

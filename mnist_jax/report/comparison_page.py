@@ -9,7 +9,15 @@ from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, table_row
 from mnist_jax.workdir.finished_runs import read_runs
-from mnist_jax.workdir.recipes import CLAIM_HEADER, SUMMARY_HEADER, claim_rows, field_rows, group_runs, summary_rows
+from mnist_jax.workdir.recipes import (
+    CLAIM_HEADER,
+    SUMMARY_HEADER,
+    claim_rows,
+    field_rows,
+    group_runs,
+    summary_rows,
+    uncounted_runs,
+)
 
 CROSS_ENTROPY = (
     'Cross-entropy: the mean negative log-likelihood of the true class in nats, whatever the loss of a run is.'
@@ -51,7 +59,7 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
     if any(len(recipe.runs) > 1 for recipe in recipes):
         about = (
             'Runs that differ only in the seed. Test noise is the standard deviation that comes from the choice of the '
-            'test examples.'
+            f'test examples. {uncounted_runs(runs, recipes)}'.strip()
         )
         sections['recipes'] = Table('Recipes', about, SUMMARY_HEADER, summary_rows(recipes))
         if rows := claim_rows(recipes):

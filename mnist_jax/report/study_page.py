@@ -202,7 +202,7 @@ def costs(points: Sequence[StudyPoint], metric: str, maximizes: bool) -> ReportF
             color=ORANGE,
             zorder=2,
         )
-        if min(cost, default=1) > 0 and max(cost) / min(cost) >= LOG_RATIO:
+        if cost and min(cost) > 0 and max(cost) / min(cost) >= LOG_RATIO:
             axis.set_xscale('log')
         axis.set(xlabel=label, ylabel=metric.replace('_', ' ') if index == 0 else '')
         figures.add_grid(axis)

@@ -15,7 +15,7 @@ from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.train import train
-from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.checkpoints import check_holds_only
 from mnist_jax.workdir.metrics_log import read_metrics
 
 METRICS = ('validation_accuracy', 'validation_loss', 'test_accuracy', 'test_loss')
@@ -39,8 +39,7 @@ def cross_validate(config: ConfigDict, workdir: str | Path, reschedule: bool = F
     workdir = files.user_path(workdir, '--workdir')
     if not config.epochs:
         raise UserError('config.epochs must be at least 1 for cross-validation, got 0')
-    if Checkpoints(workdir).steps():
-        raise UserError(f'--workdir {str(workdir)!r} holds a run without folds; use another --workdir')
+    check_holds_only(workdir, 'a cross-validation')
     folds = []
     for fold in range(1, config.folds + 1):
         logging.info('Fold %d of %d', fold, config.folds)

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from mnist_jax import text_tables
 from mnist_jax.config import ConfigDict, load_config
-from mnist_jax.distributed.local_launch import launch_workers
-from mnist_jax.errors import Interrupted, UserError
+from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_workers
+from mnist_jax.errors import Interrupted, UserError, check_integer
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.files import JsonObject
 from mnist_jax.report.figures import ReportFigure
@@ -42,7 +43,7 @@ class FinishedStudy:
         """One dict per point, the best first.
 
         Each has the values of the varied fields by name, and `epochs`, `seeds`, `mean` and `deviation` of the metric
-        over the seeds, which are None if there is no such number, `seconds` for all seeds, and `workdirs`, one for each
+        over the seeds, which are None if they are undefined, `seconds` for all seeds, and `workdirs`, one for each
         seed.
         """
         return [self._describe(standing) for standing in self._standings]
@@ -73,7 +74,7 @@ class FinishedStudy:
         return '\n'.join(text_tables.titled(rows, left=1 + len(self._sweep.study.vary)))
 
     def differences(self) -> str:
-        """Returns the differences of the other points from the best one over the seeds, and what they prove, as text.
+        """Returns the differences of the other points from the best one, and whether they are significant, as text.
 
         Differences are positive if the other point is better. The p-values are those of the sign-flip permutation test,
         alone and corrected for the number of points (Holm).
@@ -91,6 +92,8 @@ class FinishedStudy:
         Do this once, at the end: a study that was changed after a look at the test split no longer chooses by
         validation alone.
         """
+        if self._standings[0].score is None:
+            raise UserError('the best point of the study must have runs that did not diverge, but all of them did')
         with workers.quiet():
             return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
 
@@ -121,18 +124,28 @@ def run_study(
     worker_count: int | None,
 ) -> FinishedStudy:
     """Trains a study, or resumes it; see `mnist_jax.study`."""
-    workers.check_workers(worker_count)
+    if worker_count is not None:
+        check_integer('workers', worker_count, 1, MAX_PROCESSES)
+    if not isinstance(config, ConfigDict | str | Path):
+        raise UserError(f'config must be a ConfigDict or the path of a config file, got {config!r}')
+    if not isinstance(workdir, str | Path) or not str(workdir).strip():
+        raise UserError(f'workdir must be a path, got {workdir!r}')
+    if not isinstance(vary, Mapping):
+        raise UserError(f'vary must be a dict of values by field, got {vary!r}')
+    if not isinstance(search, str | Mapping):
+        raise UserError(f'search must be a name, or a dict with a name, got {search!r}')
     options = {'name': search} if isinstance(search, str) else dict(search)
     study = Study(
         vary={field: _domain(field, values) for field, values in vary.items()},
-        search=options if trials is None else {**options, 'trials': trials},
-        seeds=seeds,
-        reduction=reduction,
+        search=options if trials is None else {**options, 'trials': _plain(trials)},
+        seeds=_plain(seeds),
+        reduction=_plain(reduction),
     )
     sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
-    sweep.write()
     # Another process does not know the parts that this one has added to the tables.
-    count = worker_count or (workers.default_count(sweep.uses_cpu()) if sweep.uses_only_package_parts() else 1)
+    on_cpu = sweep.check()
+    sweep.write()
+    count = worker_count or (workers.default_count(on_cpu) if sweep.uses_only_package_parts() else 1)
     if count > 1 and not sweep.uses_only_package_parts():
         raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
     if count > 1:
@@ -143,10 +156,15 @@ def run_study(
             raise RuntimeError(f'a worker of the study ended with the exit status {status}; its output says why')
     else:
         sweep.work()
+    study_report.write_report(sweep)
     return FinishedStudy(sweep)
 
 
 def _domain(field: str, values: Any) -> Domain | Condition:
     if isinstance(values, str):
         return parse_domain(field, values)
-    return choice(*values) if isinstance(values, Sequence) else values
+    return choice(*values) if isinstance(values, Sequence | np.ndarray) else values
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if isinstance(number, np.generic) else number

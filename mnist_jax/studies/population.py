@@ -12,13 +12,13 @@ from absl import logging
 from mnist_jax import files, text_tables
 from mnist_jax.config import ConfigDict
 from mnist_jax.config_checks import check_config
-from mnist_jax.errors import UserError
+from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.studies import workers
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
 from mnist_jax.workdir import claims
-from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
 from mnist_jax.workdir.finished_runs import FinishedRun, read_run
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,8 +32,11 @@ class Member(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run is trained and evaluated."""
-        return (self.workdir / 'eval.json').exists()
+        """Whether the run is trained and evaluated, and its config can be read."""
+        try:
+            return (self.workdir / 'eval.json').exists() and bool(files.read_json(self.workdir / 'config.json'))
+        except (OSError, ValueError):
+            return False  # Training it again rewrites its config.
 
     def check(self) -> None:
         """Raises a UserError unless the run, if there is one already, has this config."""
@@ -71,28 +74,32 @@ def train_population(
     check_config(config)
     workers.check_workers(worker_count)
     workdir = files.user_path(workdir, '--workdir')
-    if Checkpoints(workdir).steps() or (workdir / 'config.json').exists():
-        raise UserError(f'--workdir {str(workdir)!r} holds a single run; use another --workdir for a population')
+    check_holds_only(workdir, 'a population')
     if config.folds:
         raise UserError(f'config.folds must be 0 in a population, got {config.folds}')
     members = [_member(config, workdir, seed) for seed in range(config.seed, config.seed + config.population)]
     for member in members:
         member.check()
     # Report what is wrong before anything is written, and prepare the data once.
-    on_cpu = make_experiment(members[0].config).replicas.on_cpu
+    experiment = make_experiment(members[0].config)
+    for member in members:
+        Checkpoints(member.workdir).check_data(experiment.source.data.digests)
     files.make_directory(workdir, '--workdir')
 
     def run(member: Member) -> None:
         if not member.finished:
-            with workers.quiet():
-                result = train(member.config, member.workdir)
+            try:
+                with workers.quiet():
+                    result = train(member.config, member.workdir)
+            except NonFiniteError as error:
+                raise NonFiniteError(f'the member with seed {member.config.seed} diverged: {error}') from None
             logging.info('seed %d: accuracy %.4f', member.config.seed, result['accuracy'])
 
     def work() -> None:
         while missing := [member for member in members if not member.finished]:
             workers.do_one(missing, lambda member: workdir / 'claims' / member.workdir.name, run)
 
-    count = workers.default_count(on_cpu) if worker_count is None else worker_count
+    count = workers.default_count(experiment.replicas.on_cpu) if worker_count is None else worker_count
     status = workers.share_work(work, count, arguments)
     if worker_count != 0 and status == 0:
         _write_summary(workdir, members)

@@ -4,6 +4,7 @@ Each constructor of `SEARCHES` returns a `Search`, a pure function of the result
 that has more workers, proposes the same points.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ from mnist_jax.studies.space import Choice, Condition, Interval, Point, Space, g
 if TYPE_CHECKING:
     import optuna
 
+SAMPLER_PACKAGES = {'gp': 'torch', 'cmaes': 'cmaes'}
 Values = Mapping[str, Any]
 """The values of all fields of the config that the study starts from, by dotted name."""
 Result = tuple[Point, float | None]
@@ -72,9 +74,10 @@ def optuna_search(
     try:
         import optuna
     except ImportError:
-        raise UserError(
-            "the search 'optuna' must have the package optuna, which is not installed: pip install optuna"
-        ) from None
+        raise UserError("the search 'optuna' needs the package optuna: pip install optuna") from None
+    package = SAMPLER_PACKAGES.get(sampler)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f'the sampler {sampler!r} of Optuna needs the package {package}: pip install {package}')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def propose(space: Space, values: Values, results: Sequence[Result]) -> list[Point]:
@@ -121,7 +124,7 @@ def _suggest(trial: 'optuna.Trial', space: Space, values: Values) -> Point:
             value = trial.suggest_float(field, domain.low, domain.high, log=domain.logarithmic)
             point[field] = domain.rounded(value)
         else:
-            raise UserError(f'the domain of {field} must be one of mnist_jax.studies.space, got {domain!r}')
+            raise UserError(f'the values of {field} must be a choice or an interval, got {domain!r}')
     return point
 
 

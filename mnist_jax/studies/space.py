@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from mnist_jax.errors import UserError, comma_separated
 
 DIGITS = 4  # significant digits of a number that is drawn: enough for any hyperparameter, and readable in tables
@@ -22,7 +24,7 @@ class Domain(Protocol):
         """Returns the value at a fraction in [0, 1) of the domain; uniform fractions give its distribution."""
 
     def spread(self, count: int) -> list:
-        """Returns up to `count` different values, evenly spread from the lowest to the highest; all, of a choice."""
+        """Returns up to `count` evenly spread values, both ends included; for a choice, all of its values."""
 
     def __str__(self) -> str:
         """Returns the expression that `parse_domain` reads."""
@@ -66,7 +68,9 @@ class Interval:
 
     def rounded(self, value: float) -> float:
         """Returns a number of the interval with few digits, or the next smaller whole one."""
-        return min(math.floor(value), int(self.high)) if self.whole else float(f'{value:.{DIGITS}g}')
+        if self.whole:
+            return min(math.floor(value), int(self.high))
+        return min(max(float(f'{value:.{DIGITS}g}'), self.low), self.high)
 
     def spread(self, count: int) -> list:
         """See `Domain`."""
@@ -84,7 +88,8 @@ def choice(*values: Any) -> Choice:
     """Returns the domain of these values, such as `choice('adam', 'sgd')` or `choice((64,), (128, 128))`."""
     if not values:
         raise UserError('choice must have at least one value, got none')
-    return Choice(values)
+    # Fields of a config are plain numbers; those of NumPy come from calls such as np.logspace.
+    return Choice(tuple(value.item() if isinstance(value, np.generic) else value for value in values))
 
 
 def uniform(low: float, high: float) -> Interval:
@@ -131,7 +136,7 @@ class Condition:
         return f'when({self.domain}, {", ".join(map(repr, (self.field, *self.values)))})'
 
 
-def when(domain: Domain, field: str, *values: Any) -> Condition:
+def when(domain: Domain | Sequence, field: str, *values: Any) -> Condition:
     """Returns a domain that is varied only if the config field `field` has one of `values`.
 
     For example, only SGD has a momentum: `when(uniform(0.0, 0.95), 'optimizer.name', 'sgd')`. If `field` is varied too,
@@ -139,7 +144,7 @@ def when(domain: Domain, field: str, *values: Any) -> Condition:
     """
     if not values:
         raise UserError(f'when must have at least one value of {field!r}, got none')
-    return Condition(domain, field, values)
+    return Condition(choice(*domain) if isinstance(domain, Sequence | np.ndarray) else domain, field, values)
 
 
 Space = Mapping[str, Domain | Condition]

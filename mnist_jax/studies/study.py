@@ -1,6 +1,7 @@
-"""What a study is: what it tries, its trials, and what they gave."""
+"""What a study is: what it tries, its trials, and their results."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from mnist_jax import files
 from mnist_jax.config import ConfigDict, config_from_json, load_module
 from mnist_jax.errors import UserError, first_line
+from mnist_jax.files import JsonObject
 from mnist_jax.studies.space import Point, Space, parse_domain
 
 DEFINITION = 'study.json'
@@ -34,6 +36,14 @@ class Study:
     reduction: int = 0
     first_epochs: int = 1
 
+    def __post_init__(self):
+        if not isinstance(self.vary, Mapping):
+            raise UserError(f'vary, the fields of a study, must be a dict of domains by field, got {self.vary!r}')
+        if isinstance(self.search, str):
+            object.__setattr__(self, 'search', {'name': self.search})
+        if not isinstance(self.search, Mapping):
+            raise UserError(f'the search of a study must be a name, or a dict with a name, got {self.search!r}')
+
 
 class Trial(NamedTuple):
     """A run of a study: a point, and one of its seeds."""
@@ -56,7 +66,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a task gave.
+    """The result of a task.
 
     Attributes:
       score: The monitored validation metric of the epoch that the run ends with, its negative if it is to be minimized;
@@ -64,12 +74,14 @@ class Outcome(NamedTuple):
       metrics: The row of metrics.csv of that epoch; None for a number that is not finite.
       seconds: The training time.
       params_sha256: The digest of the parameters; '' if training diverged.
+      point: The point that was trained, as JSON has it; None if it is not known.
     """
 
     score: float | None
     metrics: Mapping[str, float | None]
     seconds: float
     params_sha256: str
+    point: JsonObject | None = None
 
 
 class Standing(NamedTuple):
@@ -105,7 +117,7 @@ def load_study(path: str | Path) -> Study:
     file = files.user_path(path, '--sweep')
     try:
         study = load_module(file, 'study').get_study()
-    except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
+    except (Exception, SystemExit) as error:  # The file is the user's: whatever it raises is for them to fix.
         raise UserError(
             f'--sweep must be a Python file that defines get_study(), got {str(path)!r}: '
             f'{type(error).__name__}: {first_line(error)}'
@@ -123,23 +135,41 @@ def read_study(workdir: Path) -> tuple[Study, ConfigDict]:
     """
     path = workdir / DEFINITION
     if not path.exists():
-        raise UserError(f'--workdir must be the directory of a study, or --config must be given, got {str(workdir)!r}')
+        raise UserError(f'--workdir {str(workdir)!r} holds no study; to start one, give --config')
     saved = read_definition(path)
     try:
         search = {**saved['search'], **({} if saved['trials'] is None else {'trials': saved['trials']})}
         vary = {field: parse_domain(field, text) for field, text in saved['vary'].items()}
         study = Study(vary, search, saved['seeds'], saved['reduction'], saved['first_epochs'])
         return study, config_from_json(saved['config'])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise _damaged(path, error) from None
 
 
-def read_definition(path: Path) -> files.JsonObject:
+def read_outcome(path: Path) -> Outcome:
+    """Reads the outcome of a task; raises a UserError if it is damaged."""
+    try:
+        saved: Any = files.read_json(path)
+        outcome = Outcome(*(saved[name] for name in Outcome._fields))
+        numbers = [outcome.seconds] if outcome.score is None else [outcome.seconds, outcome.score]
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise ValueError(f'its numbers must be finite, got {numbers}')
+        for value, kind in ((outcome.metrics, dict), (outcome.params_sha256, str), (outcome.point, dict)):
+            if not isinstance(value, kind):
+                raise ValueError(f'{value!r} must be of type {kind.__name__}')
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f'{str(path)!r} is damaged: {first_line(error)}; delete it, and run the same command again'
+        ) from None
+    return outcome
+
+
+def read_definition(path: Path) -> JsonObject:
     """Reads a `study.json`; raises a UserError if it is not a JSON object."""
     try:
         saved = files.read_json(path)
-        if not isinstance(saved, dict):
-            raise ValueError('it must be an object')
+        if not isinstance(saved, dict) or 'config_sha256' not in saved:
+            raise ValueError('it must describe a study')
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return saved

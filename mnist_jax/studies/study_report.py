@@ -25,11 +25,11 @@ from mnist_jax.workdir.provenance import program
 CLAIM_HEADER = ('point', 'seeds', 'difference', '95% interval', 'p-value', 'corrected', 'superiority', 'verdict')
 
 
-def write_report(sweep: Sweep) -> None:
-    """Prints the points of a study, the best first; writes `points.txt`, `trials.csv` and the page."""
+def write_report(sweep: Sweep) -> str:
+    """Writes `trials.csv`, `points.txt` and the page; returns the contents of `points.txt`, '' without any point."""
     standings = sweep.standings()
     if not standings:
-        return
+        return ''
     best = standings[0]
     monitor = sweep.monitor(best.point)
     fields = list(sweep.study.vary)
@@ -49,11 +49,11 @@ def write_report(sweep: Sweep) -> None:
         *text_tables.titled(points_rows(sweep, standings), left=1 + len(fields)),
     ]
     files.write_text(sweep.workdir / 'points.txt', '\n'.join(lines) + '\n')
-    print('\n'.join(lines), flush=True)
     logging.info('Report: %s', _write_page(sweep, standings))
     workdir = sweep.trial_workdir(best.trials[0])
     logging.info('To evaluate a run of the best point on the test split:')
     logging.info('  %s', shlex.join([*program(), '--mode=eval', f'--workdir={workdir}']))
+    return '\n'.join(lines) + '\n'
 
 
 def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Studies: many runs that differ in some config fields and in the seed, of which validation chooses the best.
+"""Studies: many runs that differ in some config fields and in the seed; the best one is chosen by validation.
 
 A study is a directory. Any number of workers share it, on one machine or on many: each takes a trial that no other
 worker has locked, trains it, and writes its outcome. Which trials there are is a pure function of the outcomes, so the
@@ -8,36 +8,38 @@ split.
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from mnist_jax import files
 from mnist_jax.config import (
+    CHANGEABLE_FIELDS,
     ConfigDict,
     config_fields,
     config_sha256,
     config_to_json,
     override_fields,
 )
-from mnist_jax.distributed.devices import start_backend
-from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer, did_you_mean, first_line
+from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, WriteError, check_integer, did_you_mean
 from mnist_jax.factory import arguments, build, choose
 from mnist_jax.files import JsonObject
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.studies import workers
 from mnist_jax.studies.search import SEARCHES, Search
 from mnist_jax.studies.space import Choice, Condition, Interval, Point
-from mnist_jax.studies.study import DEFINITION, Outcome, Standing, Study, Task, Trial, read_definition
+from mnist_jax.studies.study import DEFINITION, Outcome, Standing, Study, Task, Trial, read_definition, read_outcome
 from mnist_jax.train import train
+from mnist_jax.training.experiment import make_experiment
 from mnist_jax.training.plan import Plan, make_plan
-from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.metrics_log import read_metrics
 
 MAX_SEEDS = 1000
+IN_USE_SECONDS = 2.0
 
 
 class Sweep:
@@ -85,45 +87,83 @@ class Sweep:
         for field, entry in study.vary.items():
             if field == 'seed':
                 raise UserError('a study must not vary the seed as a field; set --seeds, the number of seeds')
+            if field in ('early_stopping.monitor', 'early_stopping.mode'):
+                raise UserError(f'a study must not vary config.{field}, by which it compares its points')
             domain = entry.domain if isinstance(entry, Condition) else entry
             if not isinstance(domain, Choice | Interval):
-                raise UserError(f'the values of {field} must be one of mnist_jax.studies.space, got {domain!r}')
-            if isinstance(entry, Condition) and entry.field not in self._known(field):
-                hint = did_you_mean(entry.field, self._known(field))
                 raise UserError(
-                    f'the condition of {field} must be on a field of the config, or one that is varied before it, got '
-                    f'{entry.field!r}{hint}'
+                    f'the values of {field} must be a domain such as choice(0.1, 0.2) or uniform(0.1, 0.2), got '
+                    f'{domain!r}'
                 )
+            if isinstance(entry, Condition):
+                self._check_condition(field, entry)
+        if not study.vary and study.search.get('name') != 'grid':
+            raise UserError(f"--search must be 'grid' if no field is varied, got {study.search.get('name')!r}")
         check_integer('--seeds', study.seeds, 1, MAX_SEEDS)
         check_integer('the first_epochs of a study', study.first_epochs, 1, MAX_INT)
         if study.reduction != 0:
             check_integer('--reduction', study.reduction, 2, 1000)
             if 'epochs' in study.vary:
                 raise UserError('a study with --reduction must not vary config.epochs, which it divides into rounds')
+            least = study.first_epochs * study.reduction
+            if self.config.epochs < least:
+                raise UserError(
+                    f'config.epochs must be at least {least} with --reduction={study.reduction}, got '
+                    f'{self.config.epochs}: there would be only one round'
+                )
         for field in ('folds', 'population'):
             if self.config[field] or field in study.vary:
                 raise UserError(f'config.{field} must be 0 in a study, got {study.vary.get(field, self.config[field])}')
         if self.config.epochs < 1 and 'epochs' not in study.vary:
             raise UserError(f'config.epochs must be at least 1 in a study, got {self.config.epochs}')
 
-    def _known(self, field: str) -> list[str]:
-        """Returns the fields that the condition of `field` may depend on."""
-        names = list(self.study.vary)
-        return [*dict(config_fields(self.config)), *names[: names.index(field)]]
+    def _check_condition(self, field: str, condition: Condition) -> None:
+        """Raises a UserError unless the condition of `field` can be met, and is on a field that is set before it."""
+        vary = self.study.vary
+        names = list(vary)
+        before = names[: names.index(field)]
+        known = [*(name for name in dict(config_fields(self.config)) if name not in vary), *before]
+        if condition.field not in known:
+            raise UserError(
+                f'the condition of {field} must be on a field of the config, or one that is varied before it, got '
+                f'{condition.field!r}{did_you_mean(condition.field, known)}'
+            )
+        domain = vary.get(condition.field)
+        if isinstance(domain, Choice) and not set(map(repr, domain.values)) & set(map(repr, condition.values)):
+            raise UserError(
+                f'the condition of {field} must name one of the values of {condition.field}, '
+                f'{", ".join(map(repr, domain.values))}, got {", ".join(map(repr, condition.values))}'
+            )
 
     def _check_directory(self) -> None:
-        """Raises a UserError if the directory holds a run or another study."""
-        if (self.workdir / 'config.json').exists():
-            raise UserError(f'--workdir {str(self.workdir)!r} holds a run; use another --workdir for a study')
+        """Raises a UserError if the directory holds something else, or another study."""
+        check_holds_only(self.workdir, 'a study')
         path = self.workdir / DEFINITION
         if not path.exists():
             return
         saved = read_definition(path)
-        for name, value in self._identity().items():
-            if saved.get(name) != value:
+        differences = [
+            f'{name} (was {saved.get(name)!r}, is {value!r})'
+            for name, value in self._identity().items()
+            # The order of fields matters too: it is that of the points.
+            if json.dumps(saved.get(name)) != json.dumps(value)
+        ]
+        if any(difference.startswith('config_sha256') for difference in differences):
+            before = dict(config_fields(saved.get('config', {})))
+            now = dict(config_fields(json.loads(config_to_json(self.config))))
+            differences = [
+                f'{name} (was {before.get(name)!r}, is {value!r})'
+                for name, value in now.items()
+                if before.get(name) != value and name not in CHANGEABLE_FIELDS
+            ] or differences
+        if differences:
+            raise UserError(
+                f'--workdir {str(self.workdir)!r} holds another study: {"; ".join(differences)}; use another --workdir'
+            )
+        for name, value in (('seeds', self.study.seeds), ('trials', self.study.search.get('trials'))):
+            if isinstance(saved.get(name), int) and isinstance(value, int) and value < saved[name]:
                 raise UserError(
-                    f'--workdir {str(self.workdir)!r} holds a study with another {name}: {saved.get(name)!r}, got '
-                    f'{value!r}; use another --workdir'
+                    f'--{name} must be at least {saved[name]}, as in the study in {str(self.workdir)!r}, got {value}'
                 )
 
     def _identity(self) -> JsonObject:
@@ -202,11 +242,13 @@ class Sweep:
             self._plans[key] = plan
         return self._plans[key]
 
-    def uses_cpu(self) -> bool:
-        """Starts the backend as the first trial would; returns whether trials run on a CPU."""
-        plan = self.plan(self.next_tasks({})[0].trial.point)
-        config = plan.config
-        return start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic).on_cpu
+    def check(self) -> bool:
+        """Builds the experiment of the first trial, which prepares the data; returns whether trials run on a CPU.
+
+        Raises:
+          UserError: the config does not fit the data.
+        """
+        return make_experiment(self.trial_config(self.next_tasks({})[0].trial)).replicas.on_cpu
 
     def uses_only_package_parts(self) -> bool:
         """Returns whether other processes can train the trials: whether none has a part of the user's own."""
@@ -249,11 +291,24 @@ class Sweep:
                     for number in remaining
                     for seed in range(self.study.seeds)
                 ]
+                self._check_points(tasks, outcomes)
                 yield tasks
                 for number in remaining:
                     own = [outcomes[task.trial.name, task.epochs] for task in tasks if task.trial.number == number]
                     scores[number] = Standing(number, numbered[number], epochs, own).score
             results += [(point, scores[number]) for number, point in numbered.items()]
+
+    def _check_points(self, tasks: Sequence[Task], outcomes: Mapping[tuple[str, int], Outcome]) -> None:
+        """Raises a UserError if an outcome is not that of the point that the search proposes now."""
+        for task in tasks:
+            outcome = outcomes.get((task.trial.name, task.epochs))
+            point = json.loads(json.dumps(task.trial.point))
+            if outcome is not None and outcome.point not in (None, point):
+                raise UserError(
+                    f'trial {task.trial.name} in {str(self.workdir)!r} must have been trained with {point}, which the '
+                    f'search proposes now, got {outcome.point}; a search that learns from results proposes other '
+                    'points if there are other seeds or results, so use another --workdir'
+                )
 
     def _rungs(self) -> list[tuple[int, float]]:
         """Returns the epochs of each round of successive halving, and the share of points that it has."""
@@ -275,16 +330,9 @@ class Sweep:
         for path in (self.workdir / 'outcomes').glob('*-epochs*.json'):
             name, _, epochs = path.stem.rpartition('-epochs')
             key = name, int(epochs) if epochs.isdecimal() else 0
-            if key not in self._outcomes:
-                try:
-                    saved: Any = files.read_json(path)
-                    self._outcomes[key] = Outcome(
-                        saved['score'], saved['metrics'], saved['seconds'], saved['params_sha256']
-                    )
-                except (OSError, ValueError, TypeError, KeyError) as error:
-                    raise UserError(
-                        f'{str(path)!r} is damaged: {first_line(error)}; delete it, and run the same command again'
-                    ) from None
+            # A trial whose workdir was deleted is trained again.
+            if key not in self._outcomes and (self.workdir / 'trials' / name).is_dir():
+                self._outcomes[key] = read_outcome(path)
         return self._outcomes
 
     def standings(self) -> list[Standing]:
@@ -322,7 +370,14 @@ class Sweep:
             metrics = {name: value if math.isfinite(value) else None for name, value in row.items()}
             outcome = Outcome(_score(stopping, row), metrics, seconds, result['params_sha256'])
         text = json.dumps({**outcome._asdict(), 'point': trial.point, 'seed': config.seed}, indent=2)
-        files.write_text(self.workdir / 'outcomes' / f'{trial.name}-epochs{task.epochs}.json', f'{text}\n')
+        outcome_path = self.workdir / 'outcomes' / f'{trial.name}-epochs{task.epochs}.json'
+        try:
+            files.write_text(outcome_path, f'{text}\n')
+        except OSError as error:
+            raise WriteError(
+                f'the outcome of trial {trial.name} could not be written to {str(outcome_path)!r}: {error.strerror}; '
+                'once it is writable, run the same command again'
+            ) from None
         return outcome
 
     def work(self) -> None:
@@ -333,7 +388,12 @@ class Sweep:
 
     def _run_unless_done(self, task: Task) -> None:
         if (task.trial.name, task.epochs) not in self.read_outcomes():
-            outcome = self.run(task)
+            try:
+                outcome = self.run(task)
+            except files.InUseError:  # by a command other than a sweep, such as an evaluation
+                logging.warning('trial %s is in use by another process; trying again', task.trial.name)
+                time.sleep(IN_USE_SECONDS)
+                return
             logging.info('%s', self._describe(task, outcome))
 
     def _describe(self, task: Task, outcome: Outcome) -> str:
@@ -358,13 +418,14 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
       The exit status.
     """
     workers.check_workers(worker_count)
+    on_cpu = worker_count == 0 or sweep.check()  # The process that started this one has checked it.
+    count = workers.default_count(on_cpu) if worker_count is None else worker_count
     sweep.write()
-    count = workers.default_count(sweep.uses_cpu()) if worker_count is None else worker_count
     status = workers.share_work(sweep.work, count, arguments)
     if worker_count != 0 and status == 0:
         from mnist_jax.studies.study_report import write_report  # Workers do not need Matplotlib.
 
-        write_report(sweep)
+        print(write_report(sweep), end='', flush=True)
     return status
 
 

@@ -26,7 +26,7 @@ def default_count(on_cpu: bool) -> int:
 
 
 def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str]) -> int:
-    """Calls `work` in this process, or runs the command `arguments` in several ones, which call it.
+    """Calls `work` in this process, or runs the command line `arguments` in several processes, each of which calls it.
 
     Args:
       work: Does all tasks that no other process does.
@@ -43,9 +43,9 @@ def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str])
 
 
 def check_workers(workers: int | None) -> None:
-    """Raises a UserError unless `workers` is a number of processes, or None."""
-    if workers is not None:
-        check_integer('--workers', workers, 0, MAX_PROCESSES)
+    """Raises a UserError unless `workers` is a number of processes, None, or 0 in a process of `share_work`."""
+    if workers not in (None, 0):
+        check_integer('--workers', workers, 1, MAX_PROCESSES)
 
 
 def do_one(tasks: Sequence[Task], claim: Callable[[Task], Path], run: Callable[[Task], None]) -> None:

@@ -32,6 +32,24 @@ class DamagedCheckpointError(UserError):
     """A checkpoint cannot be read, or is not what was written."""
 
 
+HELD = {
+    'config.json': 'a run',
+    'ensemble.json': 'an ensemble',
+    'fold-*': 'a cross-validation',
+    'study.json': 'a study',
+    'population.json': 'a population',
+    'member-*': 'a population',
+}
+"""What a directory holds, by the name of a file in it."""
+
+
+def check_holds_only(workdir: Path, kind: str) -> None:
+    """Raises a UserError if the directory holds something else than `kind`, one of `HELD`."""
+    for pattern, held in HELD.items():
+        if held != kind and any(workdir.glob(pattern)):
+            raise UserError(f'--workdir {str(workdir)!r} holds {held}; use another --workdir for {kind}')
+
+
 class Checkpoints:
     """The config and the checkpoints in a workdir.
 

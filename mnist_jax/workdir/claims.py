@@ -1,6 +1,6 @@
 """Statistics for claims about recipes: whether one is better than another, given their results over the same seeds.
 
-The unit is a seed, not a test example: what a recipe gives varies from seed to seed, often by more than the test set
+The unit is a seed, not a test example: the result of a recipe varies from seed to seed, often by more than the test set
 can resolve. Differences are paired by seed, since runs with the same seed share the order of the examples.
 """
 
@@ -29,8 +29,8 @@ class Claim(NamedTuple):
       p_value: The two-sided p-value of the sign-flip permutation test (Fisher 1935), whose hypothesis is that the
         differences are symmetric around 0.
       smallest_p_value: The smallest p-value that n seeds can give.
-      superiority: The probability that a seed is better with the first recipe; equal ones count half.
-      needed: The number of seeds with which a t-test would notice a difference of this size with a probability of 80%;
+      superiority: The probability that a seed is better with the first recipe; ties count half.
+      needed: The number of seeds with which a t-test would detect a difference of this size with a probability of 80%;
         None if it is more than 10,000, or unknown.
     """
 
@@ -52,7 +52,8 @@ class Claim(NamedTuple):
             return f'too few seeds to tell: at least {seeds_for_significance()} are needed'
         if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
             return 'better' if self.difference > 0 else 'worse'
-        needed = f'; about {self.needed:,} seeds would tell' if self.needed else ''
+        # The estimate is that of an uncorrected t-test, so it may be a number that has just turned out to be too small.
+        needed = f'; at least {max(self.needed, self.seeds + 1):,} seeds would be needed' if self.needed else ''
         return f'may be chance{needed}'
 
 
@@ -129,7 +130,7 @@ def seeds_for_significance() -> int:
 
 
 def seeds_needed(difference: float, deviation: float, power: float = 0.8) -> int | None:
-    """Returns the number of seeds with which a paired t-test at 5% notices a difference with a probability of `power`.
+    """Returns the number of seeds with which a paired t-test at 5% detects a difference with a probability of `power`.
 
     Args:
       difference: The mean difference.

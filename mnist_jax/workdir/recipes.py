@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mnist_jax import text_tables
+from mnist_jax import files, text_tables
 from mnist_jax.config import CHANGEABLE_FIELDS, config_fields
 from mnist_jax.workdir import claims
 from mnist_jax.workdir.finished_runs import FinishedRun
@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = frozenset(CHANGEABLE_FIELDS) - {'epochs'}
 
 
 class Recipe(NamedTuple):
-    """Runs whose configs differ only in the seed.
+    """Runs whose configs differ only in the seed, with the same data.
 
     Attributes:
       name: The fields in which it differs from the other recipes, or the name of its first run.
@@ -39,13 +39,16 @@ class Recipe(NamedTuple):
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
-    """Returns the recipes of the runs; of several runs with the same config and seed, the first counts.
+    """Returns the recipes of the runs; of several runs with the same config, data and seed, the first counts.
 
     Fields that do not affect a result, such as the number of devices, are ignored, except for the number of epochs.
     """
     fields = [dict(config_fields(run.config)) for run in runs]
     ignored = {'seed', *_WITHOUT_EFFECT}
-    keys = [json.dumps({name: repr(value) for name, value in own.items() if name not in ignored}) for own in fields]
+    keys = [
+        json.dumps([{name: repr(value) for name, value in own.items() if name not in ignored}, _data(run)])
+        for run, own in zip(runs, fields, strict=True)
+    ]
     grouped: dict[str, dict[int, FinishedRun]] = {}
     for run, key in zip(runs, keys, strict=True):
         grouped.setdefault(key, {}).setdefault(run.config.seed, run)
@@ -57,7 +60,28 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
         values = [f'{name}={first[key][name]!r}' for name in differing if name in first[key]]
         shown = values[:MAX_FIELDS] + ['...'] * (len(values) > MAX_FIELDS)
         recipes.append(Recipe(', '.join(shown) or next(iter(by_seed.values())).name, dict(sorted(by_seed.items()))))
-    return recipes
+    names = [recipe.name for recipe in recipes]
+    # The same config with other data has the name of its first run.
+    return [
+        recipe if names.count(recipe.name) == 1 else recipe._replace(name=next(iter(recipe.runs.values())).name)
+        for recipe in recipes
+    ]
+
+
+def _data(run: FinishedRun) -> list:
+    """Returns the digests of the data of a run; only that of the test split if its workdir has no others."""
+    try:
+        digests = files.read_json(run.workdir / 'digests.json')
+    except (OSError, ValueError):
+        digests = None
+    return [run.result['split_sha256'], digests.get('data') if isinstance(digests, dict) else None]
+
+
+def uncounted_runs(runs: Sequence[FinishedRun], recipes: Sequence[Recipe]) -> str:
+    """Returns a sentence that names the runs whose config, data and seed another run has too, or ''."""
+    counted = {id(run) for recipe in recipes for run in recipe.runs.values()}
+    names = [run.name for run in runs if id(run) not in counted]
+    return f'Not counted, because another run has the same config, data and seed: {", ".join(names)}.' if names else ''
 
 
 def field_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
@@ -142,6 +166,8 @@ def recipe_lines(runs: Sequence[FinishedRun]) -> list[str]:
         '',
         *text_tables.titled([SUMMARY_HEADER, *summary_rows(recipes)]),
     ]
+    if sentence := uncounted_runs(runs, recipes):
+        lines += ['', sentence]
     if rows := claim_rows(recipes):
         lines += [
             '',

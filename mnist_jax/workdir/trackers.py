@@ -24,7 +24,7 @@ from PIL import Image
 
 from mnist_jax import files
 from mnist_jax.config import ConfigDict, config_fields
-from mnist_jax.errors import Interrupted, UserError, first_line
+from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.factory import choose
 from mnist_jax.workdir.metrics_log import COLUMNS, read_metrics
 
@@ -86,7 +86,12 @@ class Tracker(Protocol):
     """Writes one run through the client of a tracker.
 
     A constructor in `TRACKERS` takes a `TrackedRun`. Whatever it and the methods raise is logged in one line.
+
+    Attributes:
+      destination: Where the run is written, such as the address of a server: another place does not know the run.
     """
+
+    destination: str
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Writes the metrics of an epoch, after this number of updates."""
@@ -101,6 +106,7 @@ class TensorBoard:
     def __init__(self, run: TrackedRun):
         from tensorboardX import SummaryWriter  # Importing it takes 0.2 s, and no step needs it.
 
+        self.destination = ''
         purge_step = run.step + 1 if run.step else None
         self._writer = SummaryWriter(str(run.workdir / 'tensorboard'), purge_step=purge_step)
         self._config = run.plain_config
@@ -141,10 +147,12 @@ class WeightsAndBiases:
 
         self._wandb, self._run = wandb, run
         settings = wandb.Settings(silent=True, console='off')
-        # A login that asks for a key would wait for an answer that nobody expects to give.
         mode: Any = os.environ.get('WANDB_MODE') or ('online' if self._has_credentials() else 'offline')
+        if mode == 'online' and not self._has_credentials():  # A login would block, waiting for input.
+            raise ValueError('WANDB_MODE=online needs a login: wandb login')
+        self.destination = os.environ.get('WANDB_PROJECT', PROJECT)
         self._client = wandb.init(
-            project=os.environ.get('WANDB_PROJECT', PROJECT),
+            project=self.destination,
             id=run.id,
             name=run.name,
             group=run.group,
@@ -183,16 +191,22 @@ class MLflow:
     STATUS = {'finished': 'FINISHED', 'interrupted': 'KILLED', 'failed': 'FAILED'}
 
     def __init__(self, run: TrackedRun):
+        # By default, the client tries for minutes to reach a server.
+        os.environ.setdefault('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '2')
+        os.environ.setdefault('MLFLOW_HTTP_REQUEST_TIMEOUT', '20')
         import mlflow
         from mlflow.entities import Metric, Param
 
-        python_logging.getLogger('mlflow').setLevel('WARNING')  # It reports every table of a new database.
+        python_logging.getLogger('mlflow').setLevel('WARNING')  # It reports every table of a new database,
+        python_logging.getLogger('urllib3').setLevel('ERROR')  # and the other one every attempt to reach a server.
         self._metric, self._workdir = Metric, run.workdir
         lock = Path(tempfile.gettempdir(), f'{PROJECT}-mlflow-{os.getuid()}.lock')
         with open(lock, 'w') as file:  # Two workers of a study cannot create the same database and experiment at once.
             fcntl.flock(file, fcntl.LOCK_EX)
             self._client = mlflow.MlflowClient()
-            experiment = self._experiment(os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT))
+            name = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
+            experiment = self._experiment(name)
+        self.destination = f'{mlflow.get_tracking_uri()} {name}'
         found = self._client.search_runs([experiment], f"tags.{PROJECT}_id = '{run.id}'")
         if found:
             self._id = found[0].info.run_id
@@ -228,8 +242,12 @@ class Trackio:
     def __init__(self, run: TrackedRun):
         import trackio
 
+        for module in (trackio, trackio.run, trackio.utils):
+            # Its messages would go to standard output, where the result of the program is.
+            setattr(module, 'print', lambda *arguments, **options: None)  # noqa: B010
         project = os.environ.get('TRACKIO_PROJECT', PROJECT)
         name = f'{run.name}-{run.id}'  # trackio resumes the run of this name.
+        self.destination = f'{trackio.TRACKIO_DIR} {os.environ.get("TRACKIO_SPACE_ID", "")} {project}'
         self._trackio, self._workdir, self._artifact_name = trackio, run.workdir, name
         self._client = trackio.init(
             project=project,
@@ -262,6 +280,7 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     'mlflow': MLflow,
     'trackio': Trackio,
 }
+_UNRESPONSIVE: set[str] = set()  # trackers that this process no longer uses
 PACKAGES = {'wandb': 'wandb', 'mlflow': 'mlflow', 'trackio': 'trackio'}
 
 
@@ -288,20 +307,23 @@ class Trackers:
           writes: If false, nothing is written.
         """
         self._workdir = workdir
+        self._logged = False
         self._ending = Ending('finished', step, {}, (), {})
         self._threads: list[_TrackerThread] = []
         if writes and config.trackers:
-            parents = [parent.name for parent in workdir.absolute().parents if parent.name not in INTERNAL]
-            known = _Known(workdir)
-            run = TrackedRun(known.id, workdir.name, parents[0], workdir, dict(config_fields(config)), step)
-            self._threads = [_TrackerThread(name, run, known) for name in dict.fromkeys(config.trackers)]
+            path = workdir.resolve()
+            parents = [parent.name for parent in path.parents if parent.name not in INTERNAL]
+            self._known = _Known(workdir, step)
+            run = TrackedRun(self._known.id, path.name, parents[0], path, dict(config_fields(config)), step)
+            names = [name for name in dict.fromkeys(config.trackers) if name not in _UNRESPONSIVE]
+            self._threads = [_TrackerThread(name, run, self._known) for name in names]
 
     def log(self, row: Mapping[str, float | None]) -> None:
         """Passes a row of `metrics.csv` to the trackers."""
         metrics, step = _metrics(row)
-        self._ending = self._ending._replace(step=step)
+        self._ending, self._logged = self._ending._replace(step=step), True
         for thread in self._threads:
-            thread.calls.put(lambda tracker: tracker.log(metrics, step))
+            thread.log(metrics, step)
 
     def add_result(self, result: Mapping[str, Any], report: Path | None) -> None:
         """Takes the evaluation on the test split and the page of the report, to be written when the run ends."""
@@ -316,16 +338,22 @@ class Trackers:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         status = 'finished' if kind is None else 'interrupted' if issubclass(kind, Interrupted) else 'failed'
-        artifacts = [path for name in ARTIFACTS if (path := self._workdir / name).is_file()]
+        artifacts = [path for name in ARTIFACTS if (path := self._workdir.resolve() / name).is_file()]
         ending = self._ending._replace(status=status, artifacts=artifacts)
         for thread in self._threads:
-            thread.calls.put(lambda tracker: tracker.finish(ending))
+            if self._logged or not self._known.has_ended(thread.name, ending.step):
+                thread.finish(ending)
             thread.calls.put(None)
         deadline = time.monotonic() + FINISH_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                logging.warning('%s has not finished within %g s; it is not waited for', thread.name, FINISH_SECONDS)
+                _UNRESPONSIVE.add(thread.name)
+                logging.warning(
+                    '%s did not finish within %g s: what it has not written yet is lost, and it is not used again',
+                    thread.name,
+                    FINISH_SECONDS,
+                )
 
 
 class _TrackerThread(threading.Thread):
@@ -335,26 +363,49 @@ class _TrackerThread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
         self._run, self._known = run, known
+        self._place = ''  # of the run among those that `_Known` lists
+
+    def finish(self, ending: Ending) -> None:
+        """Writes how the run ended."""
+
+        def call(tracker: Tracker) -> None:
+            tracker.finish(ending)
+            if ending.status == 'finished':
+                self._known.end(self.name, ending.step)
+
+        self.calls.put(call)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Writes the metrics of an epoch."""
+        self.calls.put(lambda tracker: self._log(tracker, metrics, step))
+
+    def _log(self, tracker: Tracker, metrics: Metrics, step: int) -> None:
+        tracker.log(metrics, step)
+        self._known.write(self._place, step)
 
     def run(self) -> None:
         tracker: Tracker | None = None
         for call in iter(self.calls.get, None):
             try:
                 tracker = tracker or self._open()  # now, not before: the first steps need all cores
-            except (Exception, SystemExit) as error:
-                logging.warning('%s cannot be used, and gets nothing of this run: %s', self.name, first_line(error))
+            except BaseException as error:  # Some clients end the process, or wait for input.
+                logging.warning(
+                    '%s cannot be used; nothing of this run is recorded there: %s', self.name, _describe(error)
+                )
                 return
             try:
                 call(tracker)
-            except (Exception, SystemExit) as error:
-                logging.warning('%s cannot be written to: %s', self.name, first_line(error))
+            except BaseException as error:
+                logging.warning('%s cannot be written to: %s', self.name, _describe(error))
 
     def _open(self) -> Tracker:
         tracker = TRACKERS[self.name](self._run)
-        if self._known.add(self.name) and self._run.step:
+        self._place = f'{self.name} {tracker.destination}'.strip()
+        written = self._known.written(self._place)
+        if written < self._run.step:  # It does not know the run yet, or it was killed before it wrote everything.
             for row in read_metrics(self._run.workdir):
-                if row['step'] <= self._run.step:
-                    tracker.log(*_metrics(row))
+                if written < row['step'] <= self._run.step:
+                    self._log(tracker, *_metrics(row))
         return tracker
 
 
@@ -364,29 +415,51 @@ def _metrics(row: Mapping[str, float | None]) -> tuple[Metrics, int]:
     return {name: value for name in names if (value := row.get(name)) is not None}, int(row['step'] or 0)
 
 
-class _Known:
-    """The file with the identifier of a run, which is drawn when it starts, and the trackers that know the run."""
+def _describe(error: BaseException) -> str:
+    """Returns the message of an error in one line, of at most 300 characters."""
+    return ' '.join(str(error).split())[:300] or type(error).__name__
 
-    def __init__(self, workdir: Path):
+
+class _Known:
+    """The file with the identifier of a run, which is drawn when it starts, and what trackers know of the run."""
+
+    def __init__(self, workdir: Path, step: int):
         self._path, self._lock = workdir / FILE, threading.Lock()
         try:
             saved: Any = files.read_json(self._path)
-            self.id, self._names = str(saved['id']), list(map(str, saved['trackers']))
-        except (OSError, ValueError, TypeError, KeyError):
+            self.id = str(saved['id'])
+            self._written = {str(place): int(value) for place, value in saved['written'].items()}
+            self._ended = {str(name): int(value) for name, value in saved['ended'].items()}
+            if not self.id.isalnum():
+                raise ValueError('it must consist of letters and digits')
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             # Before there was this file, there were only the files of TensorBoard.
             self.id = uuid.uuid4().hex[:12]
-            self._names = ['tensorboard'] if any((workdir / 'tensorboard').glob('events.*')) else []
-            self._write()
+            self._written = {'tensorboard': step} if any((workdir / 'tensorboard').glob('events.*')) else {}
+            self._ended = {}
+            self._save()
 
-    def add(self, name: str) -> bool:
-        """Returns whether the tracker did not know the run, and records that it does."""
+    def written(self, place: str) -> int:
+        """Returns the step of the last epoch that was written to a place; 0 if the place does not know the run."""
+        return self._written.get(place, 0)
+
+    def write(self, place: str, step: int) -> None:
+        """Records that an epoch was written to a place."""
         with self._lock:
-            if name in self._names:
-                return False
-            self._names.append(name)
-            self._write()
-            return True
+            self._written[place] = max(step, self._written.get(place, 0))
+            self._save()
 
-    def _write(self) -> None:
+    def has_ended(self, name: str, step: int) -> bool:
+        """Returns whether a tracker has the end of the run at this step."""
+        return self._ended.get(name) == step
+
+    def end(self, name: str, step: int) -> None:
+        """Records that a tracker has the end of the run at this step."""
+        with self._lock:
+            self._ended[name] = step
+            self._save()
+
+    def _save(self) -> None:
         with contextlib.suppress(OSError):  # Like the trackers, it must not stop the run.
-            files.write_text(self._path, json.dumps({'id': self.id, 'trackers': self._names}) + '\n')
+            contents = {'id': self.id, 'written': self._written, 'ended': self._ended}
+            files.write_text(self._path, json.dumps(contents, indent=2) + '\n')

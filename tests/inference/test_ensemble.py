@@ -139,7 +139,7 @@ def test_runs_on_other_data_with_the_same_split_names_are_refused(small, tmp_pat
 
 def test_the_directory_of_an_ensemble_is_not_used_for_anything_else(runs, small, tmp_path):
     make(runs[:1], tmp_path / 'ensemble').save()
-    with pytest.raises(UserError, match='holds an ensemble; use another --workdir'):
+    with pytest.raises(UserError, match='holds an ensemble; use another --workdir for a run'):
         train(small('mlp'), tmp_path / 'ensemble')
     with pytest.raises(UserError, match='holds another ensemble; use another --workdir'):
         evaluate_ensemble(make(runs[:2], tmp_path / 'ensemble'))

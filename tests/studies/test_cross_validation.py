@@ -80,7 +80,7 @@ def test_invalid_folds_and_workdirs_are_refused(small, tmp_path):
     with pytest.raises(UserError, match=r'config.epochs must be at least 1 for cross-validation, got 0'):
         cross_validate(small(folds=3, epochs=0), tmp_path / 'run')
     train(small(epochs=0), tmp_path / 'run')
-    with pytest.raises(UserError, match='holds a run without folds; use another --workdir'):
+    with pytest.raises(UserError, match='holds a run; use another --workdir for a cross-validation'):
         cross_validate(small(folds=3), tmp_path / 'run')
 
 

@@ -3,6 +3,7 @@
 import csv
 import statistics
 
+import numpy as np
 import pytest
 from conftest import make_small
 from matplotlib.figure import Figure
@@ -24,10 +25,10 @@ def table(workdir):
         return [row[:-1] for row in csv.reader(file)]
 
 
-def test_a_study_in_python_has_the_trials_of_the_command_line(data_dir, program, tmp_path):
+def test_workers_and_the_command_line_have_the_trials_of_a_study_in_python(data_dir, program, tmp_path):
     config = load_config('configs/mlp.py')
     fields = {'dataset.train': 'train[:300]', 'dataset.validation': 'train[300:400]', 'dataset.test': 'test[:200]'}
-    config.update_from_flattened_dict({**fields, 'epochs': 1, 'batch_size': 64})
+    config.update_from_flattened_dict({**fields, 'epochs': 1, 'batch_size': 64, 'devices': 1})
     config.dataset.data_dir = data_dir
     study = mnist_jax.study(config, VARY, tmp_path / 'python', seeds=2, workers=2)
     assert len(study.points) == 4 and len(study.trials) == 8 and study.metric == 'validation_accuracy'
@@ -36,12 +37,9 @@ def test_a_study_in_python_has_the_trials_of_the_command_line(data_dir, program,
     resumed = program('--mode=sweep', f'--workdir={tmp_path / "python"}')
     assert resumed.returncode == 0, resumed.stderr
     assert 'trial 0' not in resumed.stderr
-    flags = [f'--config.{name}={value}' for name, value in {**fields, 'epochs': 1, 'batch_size': 64}.items()]
-    vary = ['--vary=optimizer.learning_rate=1e-3,1e-2', '--vary=model.hidden=(8,),(16,)', '--seeds=2', '--workers=1']
-    command = [f'--config.dataset.data_dir={data_dir}', f'--workdir={tmp_path / "command"}']
-    process = program('--mode=sweep', '--config=configs/mlp.py', *flags, *vary, *command)
-    assert process.returncode == 0, process.stderr
-    assert table(tmp_path / 'python') == table(tmp_path / 'command')
+    values = {'optimizer.learning_rate': choice(1e-3, 1e-2), 'model.hidden': [(8,), (16,)]}
+    mnist_jax.study(config, values, tmp_path / 'alone', seeds=2, workers=1)
+    assert table(tmp_path / 'python') == table(tmp_path / 'alone')
     # The same numbers by name.
     scores = [trial['validation_accuracy'] for trial in study.trials]
     assert sorted(map(repr, scores)) == sorted(row[5] for row in table(tmp_path / 'python')[1:])
@@ -76,6 +74,23 @@ def test_a_study_is_resumed_grows_and_is_tested_once_at_the_end(small, tmp_path)
     assert mnist_jax.load(study.best['workdirs'][1]).result == results[1]
 
 
+def test_numbers_of_numpy_are_plain_values(small, tmp_path):
+    rates = np.logspace(-3, -2, 2)
+    config = small(**FIELDS)
+    study = mnist_jax.study(config, {'optimizer.learning_rate': rates}, tmp_path, seeds=np.int64(2), workers=1)
+    assert {type(point['optimizer.learning_rate']) for point in study.points} == {float}
+    assert when(list(rates), 'optimizer.name', 'sgd').domain == choice(0.001, 0.01)
+    assert uniform(0.0, 0.99999).at(0.999999) == 0.99999  # Rounding does not leave the interval.
+    assert (tmp_path / 'points.txt').read_text().endswith(study.table() + '\n')
+
+
+def test_runs_that_diverged_are_not_tested(small, tmp_path):
+    study = mnist_jax.study(small(**FIELDS), {'optimizer.learning_rate': [1e38]}, tmp_path, workers=1)
+    assert study.best['mean'] is None and set(study.figures())
+    with pytest.raises(UserError, match='the best point of the study must have runs that did not diverge'):
+        study.test()
+
+
 def test_an_own_part_is_trained_in_this_process(small, tmp_path, monkeypatch):
     class OwnMLP(MLP):
         """An MLP of the user."""
@@ -94,11 +109,13 @@ def test_an_own_part_is_trained_in_this_process(small, tmp_path, monkeypatch):
     [
         ({}, {}, 'a study must vary at least one config field'),
         ({'model.wide': [1]}, {}, 'config.model.wide is not a field'),
-        ({'epochs': 3}, {}, 'the values of epochs must be one of mnist_jax.studies.space, got 3'),
+        ({'epochs': 3}, {}, r'the values of epochs must be a domain such as choice\(0.1, 0.2\) or .*, got 3'),
         ({'epochs': []}, {}, 'choice must have at least one value, got none'),
         ({'epochs': 'uniform(1)'}, {}, r"--vary=epochs=VALUES must be .*, got 'uniform\(1\)'"),
         ({'epochs': [1, 2]}, {'search': 'random'}, '--trials, the number of points, must be set'),
-        ({'epochs': [1, 2]}, {'workers': -1}, '--workers must be an integer from 0 to 64, got -1'),
+        ({'epochs': [1, 2]}, {'workers': 0}, 'workers must be an integer from 1 to 64, got 0'),
+        (None, {}, 'vary must be a dict of values by field, got None'),
+        ({'epochs': [1, 2]}, {'search': 3}, 'search must be a name, or a dict with a name, got 3'),
     ],
 )
 def test_wrong_arguments(small, tmp_path, vary, options, message):
@@ -141,7 +158,7 @@ def test_the_study_in_a_directory(data_dir, tmp_path, program):
     assert read.vary == space and dict(read.search) == {'name': 'random', 'seed': 3, 'trials': 1}
     assert saved == config
     for arguments, message in (
-        ([f'--workdir={tmp_path}'], 'the directory of a study, or --config must be given'),
+        ([f'--workdir={tmp_path}'], 'holds no study; to start one, give --config'),
         ([f'--workdir={study.workdir}', '--seeds=2'], '--seeds needs --config; without it, the study in --workdir is'),
         ([f'--workdir={study.workdir}'], "study.json' is damaged"),
     ):

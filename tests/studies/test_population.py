@@ -43,7 +43,7 @@ def test_two_workers_train_a_population(program, tmp_path):
 
 def test_wrong_populations_are_refused(small, program, tmp_path):
     train(small(epochs=0), tmp_path / 'run')
-    with pytest.raises(UserError, match='holds a single run; use another --workdir for a population'):
+    with pytest.raises(UserError, match='holds a run; use another --workdir for a population'):
         train_population(small(population=2), tmp_path / 'run')
     with pytest.raises(UserError, match=r'config\.population must be 0 for a single run, got 2; mnist_jax\.studies'):
         train(small(population=2), tmp_path / 'new')

@@ -1,6 +1,9 @@
 """Studies: which trials are trained, their outcomes, and what a killed study loses."""
 
 import csv
+import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from conftest import ROOT, environment
 
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
+from mnist_jax.studies.population import train_population
 from mnist_jax.studies.space import choice, log_uniform, when
 from mnist_jax.studies.study import Outcome, Study, load_study
 from mnist_jax.studies.sweep import Sweep, run_sweep
@@ -126,9 +130,9 @@ def test_a_study_grows_but_does_not_change(small, tmp_path):
     run_sweep(larger, 1)
     assert (tmp_path / 'outcomes' / '0000-seed0-epochs1.json').read_bytes() == first
     assert len(list((tmp_path / 'outcomes').iterdir())) == 4
-    with pytest.raises(UserError, match='holds a study with another epochs: 1, got 2; use another --workdir'):
+    with pytest.raises(UserError, match=r'holds another study: epochs \(was 1, is 2\); use another --workdir'):
         Sweep(Study(space, search), small(epochs=2, **FIELDS), tmp_path)
-    with pytest.raises(UserError, match='holds a study with another vary'):
+    with pytest.raises(UserError, match=r'holds another study: vary \(was'):
         Sweep(Study(RATES, search), config, tmp_path)
     digests = tmp_path / 'trials' / '0000-seed0' / 'digests.json'
     digests.write_text(digests.read_text().replace('"train": "', '"train": "0'))  # as if the data had changed
@@ -146,6 +150,63 @@ def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
     run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), 1)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines[-2:]] == ['0001', '0000'] and 'diverged' in lines[-1]
+
+
+def test_points_keep_their_results(small, tmp_path):
+    """Another order of fields, or other proposals of the search, must not give a point the result of another one."""
+    config = small(epochs=1, **FIELDS)
+    space = {**RATES, 'batch_size': choice(32, 64)}
+    run_sweep(Sweep(Study(space), config, tmp_path), 1)
+    with pytest.raises(UserError, match=r'holds another study: vary \(was'):
+        Sweep(Study(dict(reversed(space.items()))), config, tmp_path)
+    with pytest.raises(UserError, match=r'optimizer.learning_rate \(was 0.001, is 0.5\); use another --workdir'):
+        Sweep(Study(space), small(epochs=1, optimizer__learning_rate=0.5, **FIELDS), tmp_path)
+    with pytest.raises(UserError, match='--seeds must be at least 3, as in the study in'):
+        definition = tmp_path / 'study.json'
+        definition.write_text(definition.read_text().replace('"seeds": 1', '"seeds": 3'))
+        Sweep(Study(space), config, tmp_path)
+    definition.write_text(definition.read_text().replace('"seeds": 3', '"seeds": 1'))
+
+    shutil.rmtree(tmp_path / 'trials' / '0002-seed0')  # is trained again
+    digests = [row[-1] for row in table(tmp_path)]
+    run_sweep(Sweep(Study(space), config, tmp_path), 1)
+    assert (tmp_path / 'trials' / '0002-seed0').is_dir() and [row[-1] for row in table(tmp_path)] == digests
+
+    path = tmp_path / 'outcomes' / '0001-seed0-epochs1.json'
+    saved = json.loads(path.read_text())
+    for damaged in ({'score': True}, {'score': 'a'}, {'seconds': None}, {'score': math.inf}, {'point': 3}):
+        path.write_text(json.dumps({**saved, **damaged}))
+        with pytest.raises(UserError, match=r"0001-seed0-epochs1.json' is damaged: .*; delete it"):
+            Sweep(Study(space), config, tmp_path).standings()
+    path.write_text(json.dumps({**saved, 'point': {**saved['point'], 'batch_size': 16}}))
+    with pytest.raises(UserError, match=r"0001-seed0 in .* must have been trained with .*'batch_size': 64.*, got .*16"):
+        run_sweep(Sweep(Study(space), config, tmp_path), 1)
+
+
+def test_nothing_is_written_if_the_config_does_not_fit_the_data(small, tmp_path):
+    with pytest.raises(UserError, match=r'config.batch_size must be at most the number of training examples, 300'):
+        run_sweep(Sweep(Study(RATES), small(batch_size=400, **FIELDS), tmp_path / 'study'), 1)
+    assert not (tmp_path / 'study').exists()
+
+
+def test_directories_hold_one_thing(small, tmp_path):
+    config = small(epochs=1, **FIELDS)
+    run_sweep(Sweep(Study({'optimizer.learning_rate': choice(1e-3)}), config, tmp_path / 'study'), 1)
+    with pytest.raises(UserError, match='holds a study; use another --workdir for a run'):
+        train(config, tmp_path / 'study')
+    with pytest.raises(UserError, match='holds a study; use another --workdir for a population'):
+        train_population(small(epochs=1, population=1), tmp_path / 'study')
+    train_population(small(epochs=0, population=1), tmp_path / 'population', 1)
+    with pytest.raises(UserError, match='holds a population; use another --workdir for a run'):
+        train(config, tmp_path / 'population')
+    with pytest.raises(UserError, match='holds a population; use another --workdir for a study'):
+        Sweep(Study(RATES), config, tmp_path / 'population')
+
+
+def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
+    study = Study({'optimizer.learning_rate': choice(1e38, 2e38)})
+    assert run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), 1) == 0
+    assert (tmp_path / 'report' / 'index.html').exists() and 'diverged' in (tmp_path / 'points.txt').read_text()
 
 
 @pytest.mark.parametrize(
@@ -168,6 +229,23 @@ def test_a_trial_that_diverges_is_the_last(small, tmp_path, capsys):
         (Study(RATES, {'name': 'random', 'trials': 0}), {}, 'search.trials must be an integer from 1 to'),
         (Study(RATES), {'folds': 3}, 'config.folds must be 0 in a study, got 3'),
         (Study(RATES), {'population': 2}, 'config.population must be 0 in a study, got 2'),
+        (
+            Study({'early_stopping.monitor': choice('validation_loss')}),
+            {},
+            'must not vary config.early_stopping.monitor, by which it compares its points',
+        ),
+        (Study(RATES, reduction=3), {}, 'config.epochs must be at least 3 with --reduction=3, got 2'),
+        (Study({}, {'name': 'random', 'trials': 2}, seeds=2), {}, "--search must be 'grid' if no field is varied"),
+        (
+            Study({'batch_size': when(choice(32), 'chunks', 4), 'chunks': choice(2, 4)}),
+            {},
+            'the condition of batch_size must be on a field of the config, or one that is varied before it',
+        ),
+        (
+            Study({'chunks': choice(2, 4), 'batch_size': when(choice(32), 'chunks', 8)}),
+            {},
+            'the condition of batch_size must name one of the values of chunks, 2, 4, got 8',
+        ),
         (
             Study({'optimizer.momentum': when(choice(0.0), 'optimiser.name', 'sgd')}),
             {},
@@ -198,6 +276,8 @@ def test_studies_in_files(tmp_path):
         ('', 'AttributeError'),
         ('def get_study(): return 1', 'must return a'),
         ('def', 'SyntaxError'),
+        ('import sys\ndef get_study(): sys.exit(7)', 'SystemExit: 7'),
+        ('import mnist_jax.studies.study as s\ndef get_study(): return s.Study([1])', 'must be a dict of domains'),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -210,7 +290,9 @@ def test_studies_in_files(tmp_path):
     ('arguments', 'message'),
     [
         (['--sweep=study.py', '--seeds=3'], '--seeds must not be combined with --sweep'),
-        (['--vary=batch_size=32,64', '--workers=-1'], '--workers must be an integer from 0 to 64, got -1'),
+        (['--vary=chunks=2', '--vary=chunks=4'], "with another field than the others, got 'chunks' twice"),
+        (['--vary==64'], "each --vary must be FIELD=VALUES, with another field than the others, got '=64'"),
+        (['--vary=batch_size=32,64', '--workers=-1'], '--workers must be an integer from 1 to 64, got -1'),
     ],
 )
 def test_wrong_flags(program, tmp_path, arguments, message):

@@ -7,7 +7,15 @@ from conftest import make_small
 
 from mnist_jax.workdir.comparison import comparison_table
 from mnist_jax.workdir.finished_runs import FinishedRun
-from mnist_jax.workdir.recipes import MAX_COLUMNS, claim_rows, field_rows, group_runs, recipe_lines, summary_rows
+from mnist_jax.workdir.recipes import (
+    MAX_COLUMNS,
+    claim_rows,
+    field_rows,
+    group_runs,
+    recipe_lines,
+    summary_rows,
+    uncounted_runs,
+)
 
 FIRST = (0.910, 0.912, 0.911, 0.913, 0.914, 0.915)
 SECOND = (0.900, 0.903, 0.899, 0.902, 0.905, 0.906)
@@ -46,6 +54,20 @@ def test_runs_are_grouped_by_what_affects_a_result(runs):
     ]
     assert recipes[0].accuracies == list(FIRST)  # The run on another number of devices is the same one.
     assert group_runs(runs(FIRST))[0].name == 'run-0'
+
+
+def test_runs_with_other_data_are_another_recipe(runs, tmp_path):
+    first, second, again = runs(FIRST[:2]), runs(SECOND[:2], split='b'), runs(FIRST[:1])
+    recipes = group_runs([*first, *second, *again])
+    assert [len(recipe.runs) for recipe in recipes] == [2, 2] and recipes[0].accuracies == list(FIRST[:2])
+    sentence = uncounted_runs([*first, *second, *again], recipes)
+    assert sentence == 'Not counted, because another run has the same config, data and seed: run-0.'
+    assert uncounted_runs(first, group_runs(first)) == ''
+    # The same test split, but another training split.
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'digests.json').write_text('{"config": "1", "data": {"train": "2"}}')
+    other = first[1]._replace(workdir=tmp_path / 'other')
+    assert [len(recipe.runs) for recipe in group_runs([first[0], other])] == [1, 1]
 
 
 def test_the_summary_is_sorted_by_validation_not_by_the_test_split(runs):

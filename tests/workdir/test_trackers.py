@@ -24,14 +24,14 @@ FIGURES = ('confusion_matrix', 'learning_curves')
 @pytest.fixture(scope='module')
 def tracked(data_dir, tmp_path_factory):
     """A run of three epochs: TensorBoard alone in the first, all trackers in the others, with a start for each."""
-    for client in ('tensorboard', 'wandb', 'mlflow', 'trackio'):
-        pytest.importorskip(client)
     directory = tmp_path_factory.mktemp('trackers')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TRACKIO_DIR', str(directory / 'trackio'))
         patch.setenv('MLFLOW_TRACKING_URI', f'sqlite:///{directory}/mlflow.db')
         patch.setenv('WANDB_MODE', 'offline')
         patch.chdir(directory)
+        for client in ALL:  # after TRACKIO_DIR is set, which trackio reads only once
+            pytest.importorskip(client)
         workdir = directory / 'study' / 'trials' / '0001-seed0'
         options = {'dataset__validation': 'train[300:400]'}
         train(make_small(data_dir, epochs=1, trackers=('tensorboard',), **options), workdir)
@@ -139,7 +139,7 @@ class Recorder:
     """A tracker that keeps what it gets."""
 
     def __init__(self, calls, run):
-        self.calls = calls
+        self.calls, self.destination = calls, ''
         calls.append(('open', run.name, run.step))
 
     def log(self, metrics, step):
@@ -175,6 +175,26 @@ def test_a_tracker_of_ones_own_gets_epochs_and_the_end(small, tmp_path, monkeypa
     train(small(epochs=2, trackers=('own',)), tmp_path)
     results = ['test_accuracy', 'test_loss']
     assert calls == [('open', tmp_path.name, 5), ('log', 10, names), ('finish', 'finished', results)]
+    calls.clear()
+    train(small(epochs=2, trackers=('own',)), tmp_path)  # It was finished, and the tracker knows.
+    assert calls == []
+
+
+def test_epochs_that_were_not_written_before_a_kill_are_written_by_the_next_start(small, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setitem(TRACKERS, 'own', lambda run: Recorder(calls, run))
+    train(small(epochs=3, trackers=('own',)), tmp_path)
+    path = tmp_path / 'tracking.json'
+    known = json.loads(path.read_text())
+    assert known['written'] == {'own': 15} and known['ended'] == {'own': 15}
+    path.write_text(json.dumps({**known, 'written': {'own': 5}}))
+    calls.clear()
+    train(small(epochs=4, trackers=('own',)), tmp_path)
+    assert [step for kind, step, _ in calls if kind == 'log'] == [10, 15, 20]
+    path.write_text('{"id": "a b", "written": [], "ended": 3}')  # damaged: it is another run for the tracker
+    calls.clear()
+    train(small(epochs=5, trackers=('own',)), tmp_path)
+    assert [step for kind, step, _ in calls if kind == 'log'] == [5, 10, 15, 20, 25]
 
 
 def test_a_tracker_that_fails_never_stops_a_run(small, tmp_path, monkeypatch, caplog):
@@ -186,7 +206,9 @@ def test_a_tracker_that_fails_never_stops_a_run(small, tmp_path, monkeypatch, ca
     plain = train(small(epochs=2, trackers=()), tmp_path / 'plain')
     assert not list((tmp_path / 'plain' / 'tensorboard').iterdir())
     assert train(small(epochs=2, trackers=('broken', 'failing')), tmp_path / 'run') == plain
-    assert caplog.text.count('broken cannot be used, and gets nothing of this run: no license\n') == 1
+    assert (
+        caplog.text.count('broken cannot be used; nothing of this run is recorded there: no license second line\n') == 1
+    )
     assert caplog.text.count('failing cannot be written to: no route to host') == 2
     assert caplog.text.count('failing cannot be written to: 1') == 1
     assert caplog.text.count('WARNING') == 4
@@ -196,7 +218,10 @@ def test_a_tracker_that_hangs_is_not_waited_for(small, tmp_path, monkeypatch, ca
     monkeypatch.setitem(TRACKERS, 'hanging', lambda run: time.sleep(600))
     monkeypatch.setattr(trackers, 'FINISH_SECONDS', 0.1)
     assert train(small(epochs=1, trackers=('hanging',)), tmp_path)['step'] == 5
-    assert 'hanging has not finished within 0.1 s; it is not waited for' in caplog.text
+    assert 'hanging did not finish within 0.1 s: what it has not written yet is lost' in caplog.text
+    caplog.clear()
+    train(small(epochs=1, trackers=('hanging',)), tmp_path / 'next')  # does not wait again
+    assert 'hanging' not in caplog.text
 
 
 @pytest.mark.parametrize(
