@@ -21,7 +21,7 @@ METRICS = COLUMNS[2:]
 FIGURES = ('confusion_matrix', 'learning_curves')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def tracked(data_dir, tmp_path_factory):
     """A run of three epochs: TensorBoard alone in the first, all trackers in the others, with a start for each."""
     directory = tmp_path_factory.mktemp('trackers')
@@ -50,11 +50,17 @@ def wanted(workdir):
     return metrics, {'test_accuracy': result['accuracy'], 'test_loss': result['loss']}
 
 
-def test_tensorboard_reads_scalars_hyperparameters_and_figures(tracked):
+def test_each_tracker_reads_what_a_run_wrote_in_all_of_its_starts(tracked):
+    read_tensorboard(*tracked)
+    read_wandb(*tracked)
+    read_mlflow(*tracked)
+    read_trackio(*tracked)
+
+
+def read_tensorboard(config, workdir, directory):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata
 
-    config, workdir, _ = tracked
     metrics, results = wanted(workdir)
     reader = EventAccumulator(str(workdir / 'tensorboard')).Reload()
     for name, values in metrics.items():
@@ -72,8 +78,7 @@ def test_tensorboard_reads_scalars_hyperparameters_and_figures(tracked):
     assert '_hparams_/session_end_info' in reader.summary_metadata
 
 
-def test_wandb_reads_the_run_of_all_starts(tracked):
-    config, workdir, _ = tracked
+def read_wandb(config, workdir, directory):
     metrics, results = wanted(workdir)
     history, summary = [], {}
     logs = sorted((workdir / 'wandb').glob('offline-run-*/*.wandb'))
@@ -95,10 +100,9 @@ def test_wandb_reads_the_run_of_all_starts(tracked):
     assert saved['optimizer.learning_rate'] == config.optimizer.learning_rate and saved['model.hidden'] == '(16,)'
 
 
-def test_mlflow_reads_the_run_of_all_starts(tracked):
+def read_mlflow(config, workdir, directory):
     import mlflow
 
-    config, workdir, directory = tracked
     metrics, results = wanted(workdir)
     client = mlflow.MlflowClient(f'sqlite:///{directory}/mlflow.db')
     (run,) = client.search_runs([client.get_experiment_by_name('mnist_jax').experiment_id])
@@ -119,11 +123,10 @@ def test_mlflow_reads_the_run_of_all_starts(tracked):
     assert Path(kept).read_text() == (workdir / 'metrics.csv').read_text()
 
 
-def test_trackio_reads_the_run_of_all_starts(tracked):
+def read_trackio(config, workdir, directory):
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
 
-    config, workdir, _ = tracked
     metrics, results = wanted(workdir)
     (run,) = trackio.Api().runs('mnist_jax')
     assert run.name.startswith('0001-seed0-')
