@@ -108,7 +108,9 @@ class TensorBoard:
 
         self.destination = ''
         purge_step = run.step + 1 if run.step else None
-        self._writer = SummaryWriter(str(run.workdir / 'tensorboard'), purge_step=purge_step)
+        # tensorboardX names files by the second: without a suffix, a start in the same second would overwrite the last.
+        suffix = f'.{run.step:012d}.{uuid.uuid4().hex[:8]}'
+        self._writer = SummaryWriter(str(run.workdir / 'tensorboard'), purge_step=purge_step, filename_suffix=suffix)
         self._config = run.plain_config
         self._write_hparams(end=False)
 

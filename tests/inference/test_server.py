@@ -178,7 +178,7 @@ def send_hostile_request(port, seed):
             connection.recv(1000)
 
 
-def test_the_server_survives_ten_thousand_hostile_requests(trained, data_dir):
+def test_the_server_survives_thousands_of_hostile_requests(trained, data_dir):
     command = [sys.executable, '-c', SERVE, str(trained)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, env=environment(data_dir), cwd=ROOT, **pipes) as process:
@@ -187,7 +187,7 @@ def test_the_server_survives_ten_thousand_hostile_requests(trained, data_dir):
             with concurrent.futures.ThreadPoolExecutor(16) as threads:
                 list(threads.map(lambda seed: send_hostile_request(port, seed), range(1000)))
                 memory_before = psutil.Process(process.pid).memory_info().rss
-                list(threads.map(lambda seed: send_hostile_request(port, seed), range(1000, 10_000)))
+                list(threads.map(lambda seed: send_hostile_request(port, seed), range(1000, 5000)))
             usage = psutil.Process(process.pid)
             assert usage.memory_info().rss < memory_before + 50e6 and usage.num_threads() < 2 * MAX_REQUESTS
             picture = np.asarray(draw_digit(font_paths()[0], 7, 60, dark=True)).tolist()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,16 @@ def read_trackio(config, workdir, directory):
         assert [(log['step'], log[name]) for log in logs if name in log] == values, name
     assert {name: logs[-1][name] for name in results} == results
     assert {f'figures/{name}' for name in FIGURES} <= set(logs[-1])
+
+
+def test_tensorboard_keeps_starts_within_the_same_second(small, tmp_path, monkeypatch):
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    stopped = types.SimpleNamespace(time=lambda: 1e9)
+    monkeypatch.setattr('tensorboardX.event_file_writer.time', stopped)
+    for epochs in (1, 2, 3):
+        train(small(epochs=epochs), tmp_path)
+    events = reader.EventAccumulator(str(tmp_path / 'tensorboard')).Reload().Scalars('train_loss')
+    assert [event.step for event in events] == [5, 10, 15]
 
 
 class Recorder:
