@@ -1,6 +1,5 @@
 """The study that `mnist_jax.study` trains and returns to notebooks."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax import text_tables
 from mnist_jax.config import ConfigDict, load_config
-from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_workers
+from mnist_jax.distributed.local_launch import MAX_PROCESSES
 from mnist_jax.errors import Interrupted, UserError, check_integer
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.files import JsonObject
@@ -22,7 +21,7 @@ from mnist_jax.studies.sweep import Sweep
 
 
 class FinishedStudy:
-    """A study whose trials are trained: its points, the best first, and what they gave. See `mnist_jax.study`."""
+    """A study whose trials are trained: its points, the best first, and their results. See `mnist_jax.study`."""
 
     def __init__(self, sweep: Sweep):
         self._sweep = sweep
@@ -98,14 +97,13 @@ class FinishedStudy:
             return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
 
     def _describe(self, standing: Standing) -> dict[str, Any]:
-        scores = [abs(score) for score in standing.scores]
         return {
             **standing.point,
             'epochs': standing.epochs,
             'seeds': len(standing.outcomes),
             'mean': None if standing.score is None else abs(standing.score),
-            'deviation': statistics.stdev(scores) if len(scores) > 1 else None,
-            'seconds': sum(outcome.seconds for outcome in standing.outcomes),
+            'deviation': standing.deviation,
+            'seconds': standing.seconds,
             'workdirs': [self._sweep.trial_workdir(trial) for trial in standing.trials],
         }
 
@@ -142,20 +140,19 @@ def run_study(
         reduction=_plain(reduction),
     )
     sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
-    # Another process does not know the parts that this one has added to the tables.
     on_cpu = sweep.check()
-    sweep.write()
-    count = worker_count or (workers.default_count(on_cpu) if sweep.uses_only_package_parts() else 1)
+    count = worker_count or workers.default_count(on_cpu)
+    # Another process does not know the parts that this one has added to the tables.
     if count > 1 and not sweep.uses_only_package_parts():
-        raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
-    if count > 1:
-        status = launch_workers(['--mode=sweep', f'--workdir={sweep.workdir.absolute()}', '--workers=0'], count)
-        if status > 128:
-            raise Interrupted(status - 128, 'in a study')
-        if status:
-            raise RuntimeError(f'a worker of the study ended with the exit status {status}; its output says why')
-    else:
-        sweep.work()
+        if worker_count is not None:
+            raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
+        count = 1
+    sweep.write()
+    status = workers.share_work(sweep.work, count, ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}'])
+    if status > 128:
+        raise Interrupted(status - 128, 'in a study')
+    if status:
+        raise RuntimeError(f'a worker of the study ended with the exit status {status}; its output says why')
     study_report.write_report(sweep)
     return FinishedStudy(sweep)
 

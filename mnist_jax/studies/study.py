@@ -103,6 +103,16 @@ class Standing(NamedTuple):
         return [outcome.score for outcome in self.outcomes if outcome.score is not None]
 
     @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the scores; None for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def seconds(self) -> float:
+        """The training time of all trials."""
+        return sum(outcome.seconds for outcome in self.outcomes)
+
+    @property
     def score(self) -> float | None:
         """The mean score; None if a trial diverged."""
         return statistics.fmean(self.scores) if len(self.scores) == len(self.outcomes) else None

@@ -61,8 +61,6 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
     fields = list(sweep.study.vary)
     rows = [['point', *fields, 'epochs', 'seeds', 'mean', 'std. dev.', 'seconds']]
     for standing in standings:
-        scores = [abs(score) for score in standing.scores]
-        deviation = f'{statistics.stdev(scores):.4f}' if len(scores) > 1 else 'NA'
         rows.append(
             [
                 f'{standing.number:04d}',
@@ -70,8 +68,8 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
                 str(standing.epochs),
                 str(len(standing.outcomes)),
                 'diverged' if standing.score is None else f'{abs(standing.score):.4f}',
-                deviation,
-                f'{sum(outcome.seconds for outcome in standing.outcomes):.1f}',
+                text_tables.number(standing.deviation),
+                f'{standing.seconds:.1f}',
             ]
         )
     return rows
@@ -126,7 +124,7 @@ def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
     """Writes the report of a study; returns the path of the page."""
     best = standings[0]
     trials = sum(len(standing.outcomes) for standing in standings)
-    seconds = sum(outcome.seconds for standing in standings for outcome in standing.outcomes)
+    seconds = sum(standing.seconds for standing in standings)
     facts = {
         'points': f'{len(standings):,}, with {sweep.study.seeds} seeds each'
         if sweep.study.seeds > 1

@@ -142,23 +142,19 @@ class Sweep:
         if not path.exists():
             return
         saved = read_definition(path)
-        differences = [
-            f'{name} (was {saved.get(name)!r}, is {value!r})'
-            for name, value in self._identity().items()
-            # The order of fields matters too: it is that of the points.
-            if json.dumps(saved.get(name)) != json.dumps(value)
-        ]
-        if any(difference.startswith('config_sha256') for difference in differences):
-            before = dict(config_fields(saved.get('config', {})))
-            now = dict(config_fields(json.loads(config_to_json(self.config))))
-            differences = [
-                f'{name} (was {before.get(name)!r}, is {value!r})'
-                for name, value in now.items()
-                if before.get(name) != value and name not in CHANGEABLE_FIELDS
-            ] or differences
-        if differences:
+        before, now = saved, self._identity()
+        # The order of fields matters too: it is that of the points.
+        changed = [name for name, value in now.items() if json.dumps(saved.get(name)) != json.dumps(value)]
+        if 'config_sha256' in changed:  # Say which fields of the config they are.
+            old = dict(config_fields(saved.get('config', {})))
+            new = dict(config_fields(json.loads(config_to_json(self.config))))
+            fields = [name for name in new if old.get(name) != new[name] and name not in CHANGEABLE_FIELDS]
+            if fields:
+                before, now, changed = old, new, fields
+        if changed:
+            differences = '; '.join(f'{name} (was {before.get(name)!r}, is {now[name]!r})' for name in changed)
             raise UserError(
-                f'--workdir {str(self.workdir)!r} holds another study: {"; ".join(differences)}; use another --workdir'
+                f'--workdir {str(self.workdir)!r} holds another study: {differences}; use another --workdir'
             )
         for name, value in (('seeds', self.study.seeds), ('trials', self.study.search.get('trials'))):
             if isinstance(saved.get(name), int) and isinstance(value, int) and value < saved[name]:

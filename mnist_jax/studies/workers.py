@@ -26,7 +26,7 @@ def default_count(on_cpu: bool) -> int:
 
 
 def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str]) -> int:
-    """Calls `work` in this process, or runs the command line `arguments` in several processes, each of which calls it.
+    """Does the work in this process, or starts this command again in several worker processes.
 
     Args:
       work: Does all tasks that no other process does.

@@ -3,7 +3,7 @@
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from mnist_jax import files, text_tables
@@ -53,8 +53,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
     for run, key in zip(runs, keys, strict=True):
         grouped.setdefault(key, {}).setdefault(run.config.seed, run)
     first = {key: fields[keys.index(key)] for key in grouped}
-    names = sorted({name for own in first.values() for name in own} - ignored)
-    differing = [name for name in names if len({repr(own.get(name)) for own in first.values()}) > 1]
+    differing = sorted(_differing_fields(list(first.values()), ignored))
     recipes = []
     for key, by_seed in grouped.items():
         values = [f'{name}={first[key][name]!r}' for name in differing if name in first[key]]
@@ -94,13 +93,18 @@ def field_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
       because there are too many, or ''.
     """
     configs = [dict(config_fields(run.config)) for run in runs]
-    names = [name for name in dict.fromkeys(itertools.chain.from_iterable(configs)) if name not in _WITHOUT_EFFECT]
-    differing = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
+    differing = _differing_fields(configs, _WITHOUT_EFFECT)
     if not differing:
         return [], ''
     shown, others = differing[:MAX_COLUMNS], differing[MAX_COLUMNS:]
     rows = [[run.name, *(_text(config.get(name)) for name in shown)] for run, config in zip(runs, configs, strict=True)]
     return [['run', *shown], *rows], f'They also differ in: {", ".join(others)}.' if others else ''
+
+
+def _differing_fields(configs: Sequence[Mapping[str, object]], ignored: Set[str]) -> list[str]:
+    """Returns the names of the fields that do not have the same value in all configs, in the order of the fields."""
+    names = [name for name in dict.fromkeys(itertools.chain.from_iterable(configs)) if name not in ignored]
+    return [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
 
 
 def _text(value: object) -> str:

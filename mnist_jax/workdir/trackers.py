@@ -26,6 +26,7 @@ from mnist_jax import files
 from mnist_jax.config import ConfigDict, config_fields
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.factory import choose
+from mnist_jax.learning.callbacks import VALIDATION_METRICS
 from mnist_jax.workdir.metrics_log import COLUMNS, read_metrics
 
 PROJECT = 'mnist_jax'
@@ -134,7 +135,9 @@ class TensorBoard:
         """Writes the config, or that the run has ended."""
         from tensorboardX.summary import hparams
 
-        monitored = {name: None for name in (*COLUMNS[2:8], 'test_accuracy', 'test_loss')}
+        monitored = {
+            name: None for name in ('train_loss', 'train_accuracy', *VALIDATION_METRICS, 'test_accuracy', 'test_loss')
+        }
         experiment, start, session_end = hparams(self._config, monitored)
         for summary in [session_end] if end else [experiment, start]:
             self._writer.file_writer.add_summary(summary)
@@ -149,9 +152,12 @@ class WeightsAndBiases:
 
         self._wandb, self._run = wandb, run
         settings = wandb.Settings(silent=True, console='off')
-        mode: Any = os.environ.get('WANDB_MODE') or ('online' if self._has_credentials() else 'offline')
-        if mode == 'online' and not self._has_credentials():  # A login would block, waiting for input.
-            raise ValueError('WANDB_MODE=online needs a login: wandb login')
+        mode: Any = os.environ.get('WANDB_MODE', '')
+        if mode in ('', 'online'):
+            has_credentials = self._has_credentials()
+            if mode and not has_credentials:  # A login would block, waiting for input.
+                raise ValueError('WANDB_MODE=online needs a login: wandb login')
+            mode = 'online' if has_credentials else 'offline'
         self.destination = os.environ.get('WANDB_PROJECT', PROJECT)
         self._client = wandb.init(
             project=self.destination,
