@@ -34,14 +34,16 @@ static void warp_example(const void* context, dim_t example) {
     // Each sum of a product is one fused multiply-add, in this order, on every processor.
     float row_per_row = __builtin_fmaf(-sine, m[SHEAR], cosine);
     float column_per_row = __builtin_fmaf(cosine, m[SHEAR], sine);
+    float row_per_column = -sine * m[STRETCH], column_per_column = cosine / m[STRETCH];
+    row_per_row *= m[STRETCH], column_per_row /= m[STRETCH];
     for (dim_t y = 0; y < w->height; y++) {
         float down = y - middle_row;
         float first_row = __builtin_fmaf(row_per_row, down, middle_row - m[DOWN]);
         float first_column = __builtin_fmaf(column_per_row, down, middle_column - m[RIGHT]);
         for (dim_t x = 0; x < w->width; x++) {
             float right = x - middle_column;
-            float row = __builtin_fmaf(-sine, right, first_row);
-            float column = __builtin_fmaf(cosine, right, first_column);
+            float row = __builtin_fmaf(row_per_column, right, first_row);
+            float column = __builtin_fmaf(column_per_column, right, first_column);
             for (dim_t c = 0; c < w->channels; c++)
                 *result++ = __builtin_fmaf(m[GAIN], sample(w, image + c, row, column), m[OFFSET]);
         }

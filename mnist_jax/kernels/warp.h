@@ -5,7 +5,7 @@
 #include "xla/ffi/api/c_api.h"
 
 // The numbers of a motion, in this order; see plain_warp in warping.py.
-enum { COSINE, SINE, ZOOM, SHEAR, DOWN, RIGHT, GAIN, OFFSET, MOTION };
+enum { COSINE, SINE, ZOOM, SHEAR, DOWN, RIGHT, GAIN, OFFSET, STRETCH, MOTION };
 
 typedef struct {
     dim_t examples, height, width, channels;

@@ -22,6 +22,7 @@ class Motion(NamedTuple):
       shear: By how many columns a row below the middle is shifted, per row.
       down, right: By how many pixels everything is moved after that.
       gain, offset: Factor of the pixel values, and what is added to them then.
+      stretch: Before all this, the image becomes this many times as wide and as flat, so its area stays the same.
     """
 
     cosine: jax.Array
@@ -32,6 +33,7 @@ class Motion(NamedTuple):
     right: jax.Array
     gain: jax.Array
     offset: jax.Array
+    stretch: jax.Array
 
 
 def warp(image_BxHxWxC: jax.Array, motion: Motion) -> jax.Array:
@@ -39,15 +41,17 @@ def warp(image_BxHxWxC: jax.Array, motion: Motion) -> jax.Array:
     return _warp(image_BxHxWxC, jnp.stack(motion, axis=-1))
 
 
-def plain_warp(image_BxHxWxC: jax.Array, motion_Bx8: jax.Array) -> jax.Array:
+def plain_warp(image_BxHxWxC: jax.Array, motion_Bx9: jax.Array) -> jax.Array:
     """Specifies `warp`: the pixel (y, x) of the result is taken from (row, column) of the image."""
     _, height, width, _ = image_BxHxWxC.shape
-    motion = Motion(*(number_B[:, None, None] for number_B in motion_Bx8.T))
+    motion = Motion(*(number_B[:, None, None] for number_B in motion_Bx9.T))
     y_1xHx1 = jnp.arange(height)[None, :, None] - (height - 1) / 2
     x_1x1xW = jnp.arange(width)[None, None, :] - (width - 1) / 2
     cosine, sine = motion.cosine * motion.zoom, motion.sine * motion.zoom
-    row_BxHxW = (cosine - sine * motion.shear) * y_1xHx1 - sine * x_1x1xW + (height - 1) / 2 - motion.down
-    column_BxHxW = (sine + cosine * motion.shear) * y_1xHx1 + cosine * x_1x1xW + (width - 1) / 2 - motion.right
+    down_BxHxW = (cosine - sine * motion.shear) * y_1xHx1 - sine * x_1x1xW
+    right_BxHxW = (sine + cosine * motion.shear) * y_1xHx1 + cosine * x_1x1xW
+    row_BxHxW = motion.stretch * down_BxHxW + (height - 1) / 2 - motion.down
+    column_BxHxW = right_BxHxW / motion.stretch + (width - 1) / 2 - motion.right
     value_BxHxWxC = _sample(image_BxHxWxC, row_BxHxW, column_BxHxW)
     return motion.gain[..., None] * value_BxHxWxC + motion.offset[..., None]
 

@@ -39,7 +39,7 @@ def _signs(count: int, rng: np.random.Generator) -> np.ndarray:
 def _move(images_NxHxWxC: np.ndarray, **numbers: np.ndarray | float) -> np.ndarray:
     """Moves the pixels of images by bilinear interpolation; see `warping.Motion`."""
     count = len(images_NxHxWxC)
-    unchanged = {name: float(name in ('cosine', 'zoom', 'gain')) for name in warping.Motion._fields}
+    unchanged = {name: float(name in ('cosine', 'zoom', 'gain', 'stretch')) for name in warping.Motion._fields}
     arrays = {
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (count,))
         for name, value in {**unchanged, **numbers}.items()

@@ -16,7 +16,7 @@ warp, plain_warp = (
 
 
 def make_motion(count, **numbers):
-    unchanged = {'cosine': 1, 'sine': 0, 'zoom': 1, 'shear': 0, 'down': 0, 'right': 0, 'gain': 1, 'offset': 0}
+    unchanged = {name: float(name in ('cosine', 'zoom', 'gain', 'stretch')) for name in warping.Motion._fields}
     return warping.Motion(
         **{name: jnp.full(count, value, jnp.float32) for name, value in {**unchanged, **numbers}.items()}
     )
@@ -32,6 +32,7 @@ def random_motion(count, seed=1):
     return warping.Motion(*map(lambda array: jnp.asarray(array, jnp.float32), (
         np.cos(angle), np.sin(angle), rng.uniform(0.7, 1.4, count), rng.uniform(-0.3, 0.3, count),
         rng.uniform(-4, 4, count), rng.uniform(-4, 4, count), rng.uniform(0.5, 1.5, count), rng.uniform(-9, 9, count),
+        rng.uniform(0.6, 1.7, count),
     )))  # fmt: skip
 
 
@@ -48,9 +49,9 @@ def test_motions_equal_those_of_scipy(shape):
     result = np.asarray(warp(images, motion))[..., 0]
     middle = (np.array(shape) - 1) / 2
     for index in range(6):
-        cosine, sine, zoom, shear, down, right, gain, offset = (float(number[index]) for number in motion)
+        cosine, sine, zoom, shear, down, right, gain, offset, stretch = (float(number[index]) for number in motion)
         turn = np.array([[cosine, -sine], [sine, cosine]])
-        matrix = zoom * turn @ np.array([[1, 0], [shear, 1]])
+        matrix = np.diag([stretch, 1 / stretch]) @ (zoom * turn) @ np.array([[1, 0], [shear, 1]])
         origin = middle - np.array([down, right]) - matrix @ middle
         expected = scipy.ndimage.affine_transform(images[index, ..., 0], matrix, origin, order=1, mode='grid-constant')
         np.testing.assert_allclose(result[index], gain * expected + offset, rtol=1e-4, atol=5e-3)

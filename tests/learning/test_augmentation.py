@@ -38,7 +38,7 @@ RANDOM = np.random.default_rng(0).uniform(0, 255, (COUNT, 9, 8, 3)).astype(np.fl
 
 @pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - MIXING))
 def test_a_step_depends_on_seed_epoch_and_index_only(name):
-    steps = [{'name': name, **({'rotation': 9, 'scale': 0.1, 'shift': 2} if name == 'affine' else {})}]
+    steps = [{'name': name, **({'rotation': 9, 'scale': 0.1, 'shift': 2, 'stretch': 0.5} if name == 'affine' else {})}]
     whole = augment(steps, RANDOM)
     order = np.random.default_rng(1).permutation(COUNT)[:50]
     assert np.array_equal(augment(steps, RANDOM[order], index=order), whole[order])
@@ -142,7 +142,7 @@ def test_no_steps_are_no_augmentation():
 @pytest.mark.parametrize(
     ('steps', 'message'),
     [
-        (({'name': 'shfit'},), 'config.augmentation[0].name must be one of affine, alternating_flip, brightness, '),
+        (({'name': 'shfit'},), 'config.augmentation[0].name must be one of affine, alternating_flip, binarize, '),
         (('shift',), "config.augmentation[0] must be a dict such as {'name': 'shift', 'pixels': 2}, got 'shift'"),
         (({'pixels': 2},), 'config.augmentation[0] must be a dict such as'),
         (({'name': 'flip'}, {'name': 'shift', 'pixels': 0}), 'config.augmentation[1].pixels must be an integer from 1'),
