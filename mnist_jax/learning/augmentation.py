@@ -37,6 +37,7 @@ AUGMENTATIONS: dict[str, Callable[..., Step]] = {
     'cutmix': steps.cutmix,
     'stroke': handwriting_steps.stroke,
     'blur': handwriting_steps.blur,
+    'pixelate': handwriting_steps.pixelate,
     'binarize': handwriting_steps.binarize,
     'frame': handwriting_steps.frame,
 }

@@ -16,6 +16,7 @@ from mnist_jax.factory import Fraction, Range, WholePixels
 from mnist_jax.kernels import ops
 from mnist_jax.learning.augmentation_steps import Draw, Step
 
+BlockSide = Annotated[int, Range(2, 16)]
 Sigma = Annotated[float, Range(0.0, 10.0)]
 LARGEST_TAP = 0.25  # of a neighbor in one pass of `blur`; a pass has a variance of twice that
 
@@ -72,6 +73,31 @@ def blur(sigma: Sigma = 1.0) -> Step:
             return image_BxHxWxC, None
 
         return jax.lax.scan(smooth, image_BxHxWxC, length=passes)[0]
+
+    return step
+
+
+def pixelate(largest: BlockSide = 3) -> Step:
+    """Lowers the resolution: replaces all pixels of a square block by their mean; all blocks have the same size.
+
+    Args:
+      largest: The largest side of a block in pixels; that of each image is drawn from 2 to this.
+    """
+
+    def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
+        _, height, width, _ = image_BxHxWxC.shape
+        position_B = 0.5 * draw.uniform(1)[0] + 0.5
+        side_B = jnp.floor((largest - 1) * position_B)[:, None, None, None]
+        result_BxHxWxC = image_BxHxWxC
+        for number, side in enumerate(range(2, largest + 1)):
+            filling = [(0, 0), (0, -height % side), (0, -width % side), (0, 0)]
+            padded = jnp.pad(image_BxHxWxC, filling)
+            # The sum in a fixed order, so that all programs round it in the same way.
+            pixels = (padded[:, i::side, j::side] for i in range(side) for j in range(side))
+            mean_Bxhxwx1 = functools.reduce(jnp.add, pixels) / side**2
+            coarse = jnp.repeat(jnp.repeat(mean_Bxhxwx1, side, axis=1), side, axis=2)[:, :height, :width]
+            result_BxHxWxC = jnp.where(side_B == number, coarse, result_BxHxWxC)
+        return result_BxHxWxC
 
     return step
 

@@ -60,6 +60,17 @@ def test_a_blurred_point_has_the_variance_of_the_gaussian(sigma):
         np.testing.assert_allclose(blurred[widest], gaussian, atol=0.04 * gaussian.max())
 
 
+def test_pixelated_images_have_blocks_of_their_mean():
+    result = apply(handwriting_steps.pixelate(4))[..., 0]
+    sides = 2 + np.floor(3 * (0.5 * drawn()[0] + 0.5)).astype(int)
+    assert set(sides) == {2, 3, 4}
+    for image, changed, side in zip(IMAGES[..., 0], result, sides, strict=True):
+        padded = np.pad(image, [(0, -length % side) for length in image.shape])
+        means = padded.reshape(padded.shape[0] // side, side, -1, side).mean((1, 3))
+        expected = np.kron(means, np.ones((side, side)))[: image.shape[0], : image.shape[1]]
+        np.testing.assert_allclose(changed, expected, rtol=1e-5)
+
+
 def test_binary_images_have_one_threshold_each():
     result = apply(handwriting_steps.binarize(0.2, 0.6))
     assert set(np.unique(result)) == {0, 255}
@@ -88,6 +99,10 @@ def test_a_frame_has_lines_along_half_of_the_sides():
     [
         ({'name': 'stroke', 'amount': 1.5}, r'config.augmentation\[0\].amount must be a number from 0 to 1, got 1.5'),
         ({'name': 'blur', 'sigma': -1.0}, r'config.augmentation\[0\].sigma must be a number from 0 to 10, got -1'),
+        (
+            {'name': 'pixelate', 'largest': 1},
+            r'config.augmentation\[0\].largest must be an integer from 2 to 16, got 1',
+        ),
         ({'name': 'frame', 'pixels': 0}, r'config.augmentation\[0\].pixels must be an integer from 1 to 10000, got 0'),
         (
             {'name': 'binarize', 'lowest': 0.8},
