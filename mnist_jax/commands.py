@@ -105,7 +105,7 @@ flags.DEFINE_integer('processes', None, 'train, eval: start this many processes 
 flags.DEFINE_string('coordinator', None, 'train, eval on several hosts: host:port of process 0 (the coordinator)')
 flags.DEFINE_integer('num_processes', None, 'train, eval on several hosts: the total number of processes')
 flags.DEFINE_integer('process_id', None, 'train, eval on several hosts: the index of this process, from 0')
-flags.DEFINE_integer('seeds', None, 'reproduce, sweep: the number of seeds; by default 3 and 1')
+flags.DEFINE_integer('seeds', None, 'reproduce, sweep: the number of seeds; by default that of each experiment, and 1')
 flags.DEFINE_string('sweep', None, 'sweep: a Python file with a function get_study(), which returns the study')
 flags.DEFINE_multi_string(
     'vary',
@@ -123,7 +123,7 @@ flags.DEFINE_integer(
     None,
     'sweep, train with config.population: the number of processes on this machine; by default one per core',
 )
-flags.DEFINE_list('experiments', [], 'reproduce: a comma-separated list of config names; all by default')
+flags.DEFINE_list('experiments', [], 'reproduce: a comma-separated list of configs; all published by default')
 
 
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
@@ -434,7 +434,7 @@ def reproduce() -> None:
     """Trains every published experiment, and compares the results."""
     from mnist_jax.studies.reproduction import reproduce as reproduce_experiments
 
-    reproduce_experiments(FLAGS.experiments, 3 if FLAGS.seeds is None else FLAGS.seeds, _workdir('reproduce'))
+    reproduce_experiments(FLAGS.experiments, FLAGS.seeds, _workdir('reproduce'))
 
 
 class Mode(NamedTuple):

@@ -29,6 +29,11 @@ DIGESTS = {
     'vit': 'd8471c5c0780',
     'fast': '62fe602d6fc2',
     'fast_gpu': '9f14dbed9ec9',
+    'handwriting': 'b77256885ca6',
+    'mnist_1k': '5849474e7967',
+    'mnist_5k': '3d08a7a3f751',
+    'mnist_10k': '9e6a22fd0e69',
+    'mnist_50k': '608b81edcf27',
 }
 
 

@@ -19,6 +19,7 @@ from mnist_jax.distributed import processes
 from mnist_jax.files import JsonObject
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets', 'ziglang')
+VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2'}  # names of vector instructions, the widest first
 MAX_STARTS = 100  # latest starts to keep
 
 EpochHistory = Sequence[tuple[int, int]]
@@ -122,12 +123,14 @@ def read_epochs(workdir: Path) -> EpochHistory:
 
 
 def processor() -> str:
-    """Returns the number of cores that this process may use, and the name of the processor."""
+    """Returns the number of cores that this process may use, the name of the processor, and its vector instructions."""
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     name = models[0] if models else platform.processor() or platform.machine()
-    return f'{processes.available_cores()} cores of {name}'
+    instructions = {word for line in lines if line.startswith('flags') for word in line.split()}
+    vectors = next((f' ({text})' for flag, text in VECTORS.items() if flag in instructions), '')
+    return f'{processes.available_cores()} cores of {name}{vectors}'
 
 
 def program() -> list[str]:

@@ -9,7 +9,7 @@ from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.models.layer_table import list_layers
-from mnist_jax.training.plan import make_model, model_summary
+from mnist_jax.training.plan import make_model, make_plan, model_summary
 
 # Parameters of the published models: the total, and how many of them are not trainable.
 PUBLISHED = {
@@ -41,6 +41,15 @@ def test_parameter_counts(name):
     assert table.splitlines()[-1].startswith(
         f'parameters: {total:,} (trainable {total - fixed:,}, not trainable {fixed:,})'
     )
+
+
+@pytest.mark.parametrize(
+    ('name', 'limit'), [('mnist_1k', 1_000), ('mnist_5k', 5_000), ('mnist_10k', 10_000), ('mnist_50k', 50_000)]
+)
+def test_small_models_have_at_most_the_parameters_that_their_names_say(name, limit):
+    plan = make_plan(load(name))
+    layers = list_layers(plan.model, plan.source.image_shape)
+    assert 0.8 * limit < sum(layer.trainable + layer.non_trainable for layer in layers) <= limit
 
 
 def test_every_model_has_a_pinned_count():

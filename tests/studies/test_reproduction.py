@@ -1,31 +1,38 @@
 """Tests the reproduction of the published experiments: its verdicts, and two small runs."""
 
-import json
 import re
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from mnist_jax.data import kaggle
 from mnist_jax.errors import UserError
 from mnist_jax.studies import reproduction
-from mnist_jax.studies.reproduction import (
+from mnist_jax.studies.reproduction import KAGGLE_CLASS_COUNTS, ROOT, reproduce, write_kaggle_csv
+from mnist_jax.studies.results_table import (
     EXPERIMENTS,
-    KAGGLE_CLASS_COUNTS,
-    ROOT,
-    Measurement,
-    PublishedResult,
+    PUBLISHED,
+    Environment,
+    Experiment,
+    RunResult,
     format_results,
-    read_digests,
-    read_measurement,
-    reproduce,
-    table_row,
-    write_kaggle_csv,
+    mean_interval,
+    merge,
+    read_results,
+    read_run,
+    verdict,
 )
+
+HERE = Environment('2 cores of a test (AVX2)', '0.10.2', 'abcdef0 with changes')
+
+
+def run_of(config, seed, accuracy, digest='0' * 12, split='test', environment=HERE):
+    return RunResult(config, split, str(seed), accuracy, 0.1, 2.0, digest, environment)
 
 
 @pytest.mark.parametrize(
-    ('accuracies', 'verdict'),
+    ('accuracies', 'expected'),
     [
         ([0.91, 0.90], (True, 'mean above')),
         ([0.899, 0.8975], (True, 'mean within 0.002')),
@@ -36,25 +43,31 @@ from mnist_jax.studies.reproduction import (
         ([], (False, 'FAILED')),
     ],
 )
-def test_verdict_compares_mean_and_range_with_the_published_accuracy(accuracies, verdict):
-    assert Measurement(PublishedResult('x', 0.9, 0.1), accuracies, accuracies, []).verdict() == verdict
+def test_verdict_compares_mean_and_range_with_the_published_accuracy(accuracies, expected):
+    assert verdict(Experiment('x', 0.9, 0.1), accuracies) == expected
 
 
 def test_failed_seed_fails_the_experiment():
-    measurement = Measurement(PublishedResult('x', 0.9, 0.1), [0.95], [0.1], [1.0], failed=1)
-    assert measurement.verdict() == (False, 'FAILED')
+    assert verdict(Experiment('x', 0.9, 0.1), [0.95], failed=1) == (False, 'FAILED')
 
 
 def test_experiment_without_published_result_cannot_be_missed():
-    measurement = Measurement(PublishedResult('x', None, None), [0.1], [1.0], [])
-    assert measurement.verdict() == (True, 'none published')
+    assert verdict(Experiment('x'), [0.1]) == (True, 'none published')
+
+
+def test_the_interval_of_the_mean_is_that_of_scipy():
+    values = [0.991, 0.9934, 0.9921, 0.9919, 0.9931, 0.9925]
+    expected = scipy.stats.t.interval(0.95, 5, np.mean(values), scipy.stats.sem(values))
+    np.testing.assert_allclose(mean_interval(values), expected, rtol=1e-12)
+    assert mean_interval([0.9]) is None
 
 
 def test_every_config_except_those_of_this_project_has_a_published_experiment():
     names = {path.stem for path in (ROOT / 'configs').glob('*.py')}
     own = {'default', 'fast', 'fast_gpu', 'image_folder', 'lenet5', 'resnet', 'depthwise', 'mixer', 'vit'}
     downloaded = {'emnist', 'kmnist', 'kuzushiji49', 'cifar10', 'cifar100', 'svhn_cropped'}
-    assert {published.config for published in EXPERIMENTS} == names - own - downloaded
+    assert {experiment.config for experiment in EXPERIMENTS} == names - own - downloaded
+    assert all(experiment.is_published == (experiment in PUBLISHED) for experiment in EXPERIMENTS)
 
 
 def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_path, data_dir, monkeypatch, capsys):
@@ -70,32 +83,44 @@ def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_pa
         assert raised.value.code == 1
     text = (tmp_path / 'RESULTS.md').read_text()
     assert capsys.readouterr().out.endswith(text + '\n')
-    (row,) = re.findall(r'^\| mlp \| test \| 0.9787 \| 0.1212 \| (.*) \|$', text, re.MULTILINE)
-    accuracy, accuracy_range, _, seeds, _, verdict = row.split(' | ')
-    lowest, highest = map(float, accuracy_range.split(' to '))
-    assert lowest < float(accuracy.split()[0]) < highest and (seeds, verdict) == ('2', 'MISSED')
+    (row,) = re.findall(r'^\| mlp \| mnist \| test \| 669,706 \| 668,672 \| (.*) \|$', text, re.MULTILINE)
+    accuracy, interval, worst, best, _, seeds, _, published, _, reason = row.split(' | ')
+    assert float(worst) < float(accuracy.split()[0]) < float(best) and ' to ' in interval
+    assert (seeds, published, reason) == ('2', '0.9787', 'MISSED')
     assert 'Missed: mlp.' in text and {path.name for path in tmp_path.iterdir()} == {'mlp-0', 'mlp-1', 'RESULTS.md'}
-    # The finished runs are enough to write the table again.
-    measurement = read_measurement(EXPERIMENTS[0], range(2), tmp_path)
-    digests = [json.loads((tmp_path / f'mlp-{seed}' / 'eval.json').read_text())['params_sha256'] for seed in range(2)]
-    assert measurement.digests == {seed: digest[:12] for seed, digest in enumerate(digests)}
-    assert read_digests(tmp_path / 'RESULTS.md') == {'mlp': measurement.digests}
-    cells = table_row(measurement)
-    assert ' | '.join(cells) in format_results([cells], 'command', 'environment') and ' | '.join(cells[4:]) == row
+    # The finished runs are enough to write the table again, and so is the table.
+    runs = [read_run(PUBLISHED[0], str(seed), tmp_path / f'mlp-{seed}') for seed in range(2)]
+    assert format_results(runs) == text and format_results(read_results(tmp_path / 'RESULTS.md')) == text
+    assert [run.digest for run in read_results(tmp_path / 'RESULTS.md')] == [run.digest for run in runs]
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    other = Environment('4 cores of another', '0.11.0', 'unknown')
+    runs = [
+        run_of('mlp', 0, 0.98, 'a' * 12),
+        run_of('mlp', 1, 0.9812, 'b' * 12, environment=other),
+        run_of('mlp', 'ensemble of 2', 0.99, 'c' * 12),
+        run_of('kaggle_mlp', 3, 0.97, 'd' * 12, split='holdout'),
+    ]
+    (tmp_path / 'RESULTS.md').write_text(format_results(runs))
+    assert read_results(tmp_path / 'RESULTS.md') == runs
+    assert read_results(tmp_path / 'nothing') == []
+    assert '| 0.9806 ± 0.0008; ensemble of 2: 0.9900 | 0.9730 to 0.9882 | 0.9800 | 0.9812 |' in format_results(runs)
+    new = [run_of('mlp', 0, 0.5), run_of('cnn', 0, 0.6)]
+    assert merge(runs, new) == [*new, runs[3]]
 
 
 def test_reproduction_says_of_each_run_whether_it_is_bit_identical_to_the_published_one(tmp_path, monkeypatch, caplog):
-    def run(published, seed, workdir, overrides):
+    def run(experiment, seed, workdir, overrides):
         return seed < 3
 
-    def read(published, seeds, workdir):
-        digests = {seed: f'{seed:012x}' for seed in seeds}
-        return Measurement(published, [1.0] * len(digests), [0.1], [1.0], digests=digests)
+    def read(experiment, seed, workdir):
+        return run_of(experiment.config, seed, 1.0, f'{int(seed):012x}')
 
     monkeypatch.setattr(reproduction, '_run_seed', run)
-    monkeypatch.setattr(reproduction, 'read_measurement', read)
+    monkeypatch.setattr(reproduction, 'read_run', read)
     monkeypatch.setattr(reproduction, 'CHECKOUT', tmp_path / 'checkout')
-    published = format_results([], '', '', {'mlp': {0: f'{0:012x}', 1: 'f' * 12}})
+    published = format_results([run_of('mlp', 0, 1.0, f'{0:012x}'), run_of('mlp', 1, 1.0, 'f' * 12)])
     (tmp_path / 'checkout').mkdir()
     (tmp_path / 'checkout' / 'RESULTS.md').write_text(published)
     with caplog.at_level('INFO'):
@@ -106,7 +131,21 @@ def test_reproduction_says_of_each_run_whether_it_is_bit_identical_to_the_publis
         'mlp, seed 2: 000000000002 has no published digest',
     ]
     assert (tmp_path / 'checkout' / 'RESULTS.md').read_text() == published
-    assert read_digests(tmp_path / 'nothing') == {}
+
+
+def test_an_ensemble_of_all_seeds_is_evaluated(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', data_dir)
+    monkeypatch.delenv('PJRT_NPROC', raising=False)
+    small = Experiment('mlp', seeds=2, has_ensemble=True)
+    monkeypatch.setattr(reproduction, 'EXPERIMENTS', (small,))
+    overrides = (
+        '--config.epochs=1', '--config.dataset.train=train[:300]', '--config.dataset.test=test[:100]',
+        '--config.model.hidden=(16,)',
+    )  # fmt: skip
+    *members, ensemble = reproduce(['mlp'], None, tmp_path, overrides)
+    assert ensemble.seed == 'ensemble of 2' and len(members) == 2
+    assert ensemble.seconds == pytest.approx(sum(run.seconds for run in members))
+    assert read_run(small, 'ensemble of 2', tmp_path / 'mlp-ensemble').accuracy == ensemble.accuracy
 
 
 def test_unknown_experiment_and_zero_seeds_are_refused(tmp_path):
