@@ -142,7 +142,7 @@ def throughput_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields, after each model, the images/s of all programs."""
     import throughput
 
-    names = [name for name in (*OURS, *OTHERS) if _available(name)]
+    names = [name for name in (('ours', 'ours.fast') if options.quick else (*OURS, *OTHERS)) if _available(name)]
     rounds, round_seconds = (1, 0.05) if options.quick else (3, 0.1)
     models = options.models[:1] if options.quick else options.models
     deadline = time.monotonic() + options.seconds
@@ -201,14 +201,14 @@ def time_part(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     fields = [f'--config.{name}={value}' for name, value in QUICK_FIELDS.items()] if options.quick else []
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for start in ('cold', 'warm'):
+        for start in ('warm',) if options.quick else ('cold', 'warm'):
             workdir = Path(directory) / start
             command = [sys.executable, '-m', 'mnist_jax.main', '--config=configs/fast_gpu.py', *fields, '--noreport']
             begin = time.perf_counter()
             subprocess.run(
                 [*command, f'--workdir={workdir}'],
                 cwd=ROOT,
-                env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': f'{directory}/cache'},
+                env=os.environ if options.quick else {**os.environ, 'JAX_COMPILATION_CACHE_DIR': f'{directory}/cache'},
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

@@ -1,4 +1,4 @@
-"""The best CNN for MNIST with at most 10,000 parameters that this project found.
+"""The best CNN for MNIST with at most 10,000 parameters that this project found; it has 8,170.
 
     python -m mnist_jax.main --config=configs/mnist_10k.py
 

@@ -1,4 +1,4 @@
-"""The best CNN for MNIST with at most 1,000 parameters that this project found.
+"""The best CNN for MNIST with at most 1,000 parameters that this project found; it has 995.
 
     python -m mnist_jax.main --config=configs/mnist_1k.py
 

@@ -1,4 +1,4 @@
-"""The best CNN for MNIST with at most 50,000 parameters that this project found.
+"""The best CNN for MNIST with at most 50,000 parameters that this project found; it has 43,602.
 
     python -m mnist_jax.main --config=configs/mnist_50k.py
 

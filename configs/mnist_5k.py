@@ -1,4 +1,4 @@
-"""The best CNN for MNIST with at most 5,000 parameters that this project found.
+"""The best CNN for MNIST with at most 5,000 parameters that this project found; it has 4,506.
 
     python -m mnist_jax.main --config=configs/mnist_5k.py
 

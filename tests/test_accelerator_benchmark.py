@@ -14,7 +14,7 @@ def test_every_part_of_the_accelerator_benchmark_runs_on_the_cpu(data_dir, tmp_p
     assert process.returncode == 0 and results['errors'] == {}, results['errors']
     parts = results['parts']
     assert set(parts['tests']['outcomes'].values()) == {'PASSED', 'SKIPPED'}
-    assert parts['throughput']['mlp']['train'].keys() >= {'ours', 'ours.fast', 'ours.bfloat16'}
+    assert parts['throughput']['mlp']['train'].keys() == {'ours', 'ours.fast'}
     assert 0 < parts['time']['warm']['accuracy'] <= 1 and parts['time']['seeds'][0]['seconds'] > 0
     assert parts['ingredients']['rows']['rotation with scale and shift'][0] > 0
     assert parts['scale']['rows'][0]['images_per_second'] > 0

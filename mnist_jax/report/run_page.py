@@ -6,6 +6,7 @@ import numpy as np
 
 from mnist_jax import text_tables
 from mnist_jax.config import config_fields, default_config
+from mnist_jax.data.known_label_errors import known_label_errors
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
@@ -164,6 +165,7 @@ def _make_tables(run: FinishedRun, model: RestoredModel, examples: PredictedExam
         **({'errors': Table('Most frequent errors', '', error_header, errors, text_columns=2)} if errors else {}),
         **_make_sets_table(run.result.get('uncertainty')),
         **_make_suspects_table(examples),
+        **make_known_errors_table(run.result, examples),
         'layers': Table(
             'Layers',
             'Multiply-adds are counted for the inference of one example.',
@@ -211,6 +213,34 @@ def _make_suspects_table(examples: PredictedExamples) -> dict[str, Table]:
         'training examples.'
     )
     return {'label_suspects': Table('Label suspects', about, *suspect_rows(examples, suspects, MAX_SUSPECTS))}
+
+
+def make_known_errors_table(result: JsonObject, examples: PredictedExamples) -> dict[str, Table]:
+    """Returns the table of the test labels that are known to be wrong, if there are any."""
+    errors = known_label_errors(result['dataset'], result['split'], examples.label)
+    if not errors:
+        return {}
+    names = examples.class_names
+    is_known = np.isin(np.arange(examples.size), list(errors))
+    is_wrong = examples.prediction != examples.label
+    about = (
+        f'{len(errors)} labels of the test split are known to be wrong: fewer than 3 of 5 people confirmed them '
+        '(Northcutt et al. 2021). Of some, most people saw neither the label nor the class that they were offered. '
+        f'{(is_wrong & is_known).sum()} of the {is_wrong.sum():,} errors of this run are among them; without them, '
+        f'its accuracy is {1 - is_wrong[~is_known].mean():.4f}.'
+    )
+    rows = [
+        [
+            str(index),
+            names[error.label],
+            'neither' if error.seen is None else names[error.seen],
+            names[examples.prediction[index]],
+            f'{examples.confidence[index]:.4f}',
+        ]
+        for index, error in errors.items()
+    ]
+    header = ['index', 'label', 'what people saw', 'prediction', 'its probability']
+    return {'known_label_errors': Table('Known label errors', about, header, rows)}
 
 
 def _audit_data(model: RestoredModel) -> dict[str, Section]:

@@ -68,6 +68,8 @@ PUBLISHED = (
     Experiment('kaggle_cnn', 0.9909, 0.0295),
 )
 RECIPES = (
+    Experiment('mnist_best', is_published=False, has_ensemble=True),
+    Experiment('digits_best', seeds=20, is_published=False, has_ensemble=True),
     Experiment('mnist_1k', seeds=10, is_published=False),
     Experiment('mnist_5k', seeds=10, is_published=False),
     Experiment('mnist_10k', seeds=10, is_published=False),

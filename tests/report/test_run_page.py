@@ -8,13 +8,15 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from conftest import open_page
+from digit_images import read_mnist_test
 from matplotlib.image import imread
 
 from mnist_jax import train
 from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.report.figures import SVG_NAMESPACE
-from mnist_jax.report.run_page import make_figures, write_report
+from mnist_jax.report.image_grids import PredictedExamples
+from mnist_jax.report.run_page import make_figures, make_known_errors_table, write_report
 from mnist_jax.workdir.finished_runs import read_run
 
 FIGURES = (
@@ -161,3 +163,18 @@ def test_results_of_another_step_or_other_predictions_are_refused(workdir, tmp_p
     np.savez(damaged / 'predictions.npz', label=np.zeros(3), prediction=np.zeros(3))
     with pytest.raises(UserError, match=r'predictions.npz.* does not match eval.json'):
         report(damaged)
+
+
+def test_the_errors_of_a_run_are_compared_with_the_known_label_errors():
+    images, labels = read_mnist_test()
+    predictions = labels.copy()
+    predictions[[947, 2130, 2654]] = 9, 9, 1  # of which two are what people saw
+    predictions[:17] = (labels[:17] + 1) % 10
+    probabilities = 0.9 * np.eye(10)[predictions] + 0.01
+    examples = PredictedExamples(lambda index: images[index, ..., None], labels, probabilities, tuple('0123456789'))
+    table = make_known_errors_table({'dataset': 'mnist', 'split': 'test'}, examples)['known_label_errors']
+    assert '3 of the 20 errors of this run are among them; without them, its accuracy is 0.9983' in table.about
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows['947'] == ['8', '9', '9', '0.9100'] and rows['2654'] == ['6', 'neither', '1', '0.9100']
+    assert rows['6651'] == ['0', '6', '0', '0.9100'] and len(rows) == 15
+    assert not make_known_errors_table({'dataset': 'mnist', 'split': 'train'}, examples)

@@ -1,0 +1,34 @@
+"""The best CNN for MNIST with at most 1.2 million parameters that this project found; it has 308,714.
+
+    python -m mnist_jax.main --config=configs/mnist_best.py
+
+Muon with a one-cycle learning rate over 40 epochs of digits that are turned, scaled, sheared, moved and distorted.
+Chosen by its accuracy on the last 20% of the training split.
+"""
+
+from ml_collections import ConfigDict
+
+from mnist_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Returns the default config with a deeper CNN with batch normalization, Muon and augmentation."""
+    config = default_config()
+    config.epochs = 40
+    config.chunks = 2
+    config.model.stages = ((32, 32), (64, 64), (128, 128))
+    config.model.pool = (2, 2, 2)
+    config.model.batch_norm = True
+    config.model.hidden = ()
+    config.loss.label_smoothing = 0.05
+    config.schedule.name = 'one_cycle'
+    optimizer = ConfigDict()
+    optimizer.name = 'muon'
+    optimizer.learning_rate = 0.02
+    optimizer.weight_decay = 0.05
+    config.optimizer = optimizer
+    config.augmentation = (
+        {'name': 'affine', 'rotation': 12.0, 'scale': 0.12, 'shear': 8.0, 'shift': 2.0},
+        {'name': 'elastic', 'distance': 24.0, 'probability': 0.5},
+    )
+    return config
