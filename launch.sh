@@ -5,7 +5,7 @@
 #   ./launch.sh --mode=eval --help          show all modes and flags
 #   ./launch.sh test                        run the tests (further arguments go to pytest)
 #   ./launch.sh docs serve                  preview the documentation (further arguments go to mkdocs)
-#   ./launch.sh reproduce --seeds=3         reproduce all published experiments (--mode=reproduce)
+#   ./launch.sh reproduce                   reproduce all published experiments (--mode=reproduce)
 #   ./launch.sh setup                       only install
 #
 # PYTHON sets the interpreter that creates .venv; by default, it is the first suitable python3 on the PATH.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mnist_jax.studies.finished_study import FinishedStudy
 
 
-def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
+def load(workdir: str | Path | None = None, step: str | int | None = None) -> 'Run':
     """Loads a trained run, to predict with its model and to look at its results.
 
     Example:
@@ -47,7 +47,8 @@ def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
     at the loaded step. Training evaluates the run at the default `step` when it ends.
 
     Args:
-      workdir: The directory of the run.
+      workdir: The directory of the run. None loads the model that comes with the package, which reads handwritten
+        digits; it has no metrics and no steps.
       step: The checkpoint to load: 'latest', 'best' (the best epoch by the metric `early_stopping.monitor` of the
         config), or a step number. None loads the checkpoint that training ended with: the best one if the config sets
         `early_stopping.restore_best`, otherwise the latest. A workdir keeps the two latest checkpoints and the best.
@@ -59,9 +60,11 @@ def load(workdir: str | Path, step: str | int | None = None) -> 'Run':
       mnist_jax.errors.UserError: `workdir` is not the directory of a trained run, or it has no checkpoint of `step`.
     """
     from mnist_jax.files import user_path
-    from mnist_jax.notebook import Run  # Importing JAX and the rest takes two seconds.
+    from mnist_jax.inference.packaged import PACKAGED  # Importing JAX and the rest takes two seconds.
+    from mnist_jax.notebook import Run
 
-    return Run.load(user_path(workdir, 'workdir').absolute(), None if step is None else str(step))
+    directory = PACKAGED if workdir is None else user_path(workdir, 'workdir').absolute()
+    return Run.load(directory, None if step is None else str(step))
 
 
 def study(

@@ -37,6 +37,7 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=report --workdir=runs/cnn               write a page with learning curves, errors and calibration
   mnist-jax --mode=predict --workdir=runs/cnn --input=digit.png
                                                            classify your own images
+  mnist-jax --mode=predict --input=digit.png               the same with the model that comes with mnist_jax
   mnist-jax --mode=export --workdir=runs/cnn               export the model to StableHLO, and with --onnx to ONNX
   mnist-jax --mode=serve --workdir=runs/cnn                serve a page to draw on or to open images with
   mnist-jax --mode=eval --run='runs/cnn-*' --workdir=runs/ensemble
@@ -49,7 +50,7 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=sweep --config=configs/cnn.py --vary='optimizer.learning_rate=1e-4,1e-3,1e-2' --seeds=3
                                                            compare runs that differ in some fields
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table
-  mnist-jax --mode=reproduce --seeds=3                     reproduce all published experiments
+  mnist-jax --mode=reproduce                               reproduce all published experiments
 
 `mnist-jax` is the same as `python -m mnist_jax.main`."""
 _OVERRIDES: dict[str, str | bool] = {}  # the fields that the command line sets; see `config.override_fields`
@@ -61,7 +62,11 @@ flags.DEFINE_string(
     'train (or resume), eval, report, predict, export, serve, compare, sweep, stress, explore, check, find_lr, summary '
     'or reproduce',
 )
-flags.DEFINE_string('workdir', None, "The directory of the run; 'runs/<config name>' by default")
+flags.DEFINE_string(
+    'workdir',
+    None,
+    "The directory of the run; by default, 'runs/<config name>'; predict, serve: the model that comes with mnist_jax",
+)
 flags.DEFINE_string(
     'step',
     None,
@@ -313,7 +318,7 @@ def predict() -> int:
 
     if not FLAGS.input:
         raise UserError("--mode=predict needs --input: an image, a directory, an IDX file or Kaggle's test.csv")
-    return predict_inputs(_run_directory(), FLAGS.input, FLAGS.output, FLAGS.step, FLAGS.strict)
+    return predict_inputs(_run_or_packaged(), FLAGS.input, FLAGS.output, FLAGS.step, FLAGS.strict)
 
 
 def export() -> None:
@@ -327,7 +332,7 @@ def serve() -> None:
     """Serves the page for drawing digits."""
     from mnist_jax.inference.server import serve as serve_page
 
-    serve_page(_run_directory(), FLAGS.host, FLAGS.port, FLAGS.step)
+    serve_page(_run_or_packaged(), FLAGS.host, FLAGS.port, FLAGS.step)
 
 
 def summary() -> None:
@@ -492,6 +497,18 @@ def _sections() -> Mapping[str, Section]:
 
 def _workdir(name: str) -> Path:
     return user_path(FLAGS.workdir or f'runs/{name}', '--workdir')
+
+
+def _run_or_packaged() -> Path:
+    """Returns --workdir, by default the model that comes with the package, and says so on standard error."""
+    from mnist_jax.inference import packaged
+
+    if FLAGS.workdir is not None:
+        return _run_directory()
+    if FLAGS.step is not None:
+        raise UserError(f'--step needs --workdir; the model that comes with mnist_jax has no steps, got {FLAGS.step!r}')
+    print(packaged.describe(), file=sys.stderr)
+    return packaged.PACKAGED
 
 
 def _run_directory() -> Path:

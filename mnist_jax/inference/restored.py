@@ -21,6 +21,7 @@ from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.files import user_path
+from mnist_jax.inference import packaged
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
@@ -121,9 +122,14 @@ class RestoredModel:
     def load(cls, workdir: str | Path, step: str | None = None, field: str = '--workdir') -> Self:
         """Restores the run in `workdir`, which error messages call `field`, at `step`; see `restore_snapshot`."""
         workdir = user_path(workdir, field)
-        checkpoints, config = open_workdir(workdir, field)
+        is_packaged = (workdir / packaged.WEIGHTS).is_file()
+        checkpoints, config = packaged.open_directory(workdir) if is_packaged else open_workdir(workdir, field)
         plan = make_plan(config, checkpoints.read_description())
         start_backend(1, plan.xla_products, deterministic=config.deterministic)
+        if is_packaged:
+            if step is not None:
+                raise UserError(f'--step must not be given for weights without checkpoints, got {step!r}')
+            return cls(workdir, plan, packaged.read_weights(plan, workdir))
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
     @property

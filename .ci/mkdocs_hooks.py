@@ -1,0 +1,15 @@
+"""Adds the model that comes with the package to the documentation, as a script for the page draw.md."""
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from mnist_jax.inference.browser import to_javascript
+from mnist_jax.inference.packaged import PACKAGED, describe
+from mnist_jax.inference.restored import RestoredModel
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Called by mkdocs with all files of the documentation."""
+    script = to_javascript(RestoredModel.load(PACKAGED), describe())
+    files.append(File.generated(config, 'draw-model.js', content=script))
+    return files
