@@ -37,8 +37,8 @@ def test_train_and_evaluate(program, tmp_path):
     assert f'accuracy   {json.loads(written)["accuracy"]:.4f} (95% confidence interval' in evaluation.stdout
 
 
-def test_summary_prints_the_layer_table_and_nothing_else(program):
-    finished = program(config_flag('cnn'), '--mode=summary', check=True)
+def test_summary_prints_the_layer_table_and_nothing_else(forked):
+    finished = forked(config_flag('cnn'), '--mode=summary')
     assert finished.stdout.splitlines()[-1].startswith('parameters: 224,394 (trainable 224,394, not trainable 0)')
     assert finished.stderr == ''
 

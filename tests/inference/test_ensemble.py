@@ -189,21 +189,22 @@ def test_a_damaged_ensemble_is_an_error(runs, tmp_path, damage, message):
         (['--step=7'], '--step must be one of'),
     ],
 )
-def test_wrong_flags(runs, program, tmp_path, arguments, message):
-    failed = program('--mode=eval', f'--run={runs[0]}', f'--workdir={tmp_path / "ensemble"}', *arguments)
+def test_wrong_flags(runs, forked, tmp_path, arguments, message):
+    failed = forked('--mode=eval', f'--run={runs[0]}', f'--workdir={tmp_path / "ensemble"}', *arguments)
     assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count('\n') == 1
     assert not (tmp_path / 'ensemble').exists()
 
 
 @pytest.mark.parametrize('flag', ['--flip', '--shift=1', '--combine=logits'])
-def test_flags_of_ensembles_without_runs(runs, program, flag):
-    failed = program('--mode=eval', f'--workdir={runs[0]}', flag)
+def test_flags_of_ensembles_without_runs(runs, forked, flag):
+    failed = forked('--mode=eval', f'--workdir={runs[0]}', flag)
     assert failed.returncode == 2 and 'needs --run, which makes an ensemble' in failed.stderr
 
 
-def test_the_command(runs, program, tmp_path):
+def test_the_command(runs, forked, tmp_path):
     pattern = str(runs[0].parent / 'run-*')
-    done = program('--mode=eval', f'--run={pattern}', f'--workdir={tmp_path / "ensemble"}', '--shift=1', check=True)
+    done = forked('--mode=eval', f'--run={pattern}', f'--workdir={tmp_path / "ensemble"}', '--shift=1')
+    assert done.returncode == 0, done.stderr
     assert '3 runs, 9 views of each image' in done.stdout
-    again = program('--mode=eval', f'--workdir={tmp_path / "ensemble"}', check=True)
+    again = forked('--mode=eval', f'--workdir={tmp_path / "ensemble"}')
     assert again.stdout == done.stdout

@@ -148,7 +148,7 @@ def test_a_wrong_condition_is_refused(text):
         parse_domain('x', text)
 
 
-def test_the_study_in_a_directory(data_dir, tmp_path, program):
+def test_the_study_in_a_directory(data_dir, tmp_path, forked):
     config = make_small(data_dir, **FIELDS)
     space = {'optimizer.learning_rate': log_uniform(1e-3, 1e-2)}
     study = mnist_jax.study(
@@ -164,5 +164,5 @@ def test_the_study_in_a_directory(data_dir, tmp_path, program):
     ):
         if 'damaged' in message:
             (study.workdir / 'study.json').write_text('{"search": 3}')
-        failed = program('--mode=sweep', *arguments)
+        failed = forked('--mode=sweep', *arguments)
         assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count('\n') == 1

@@ -41,7 +41,7 @@ def test_two_workers_train_a_population(program, tmp_path):
     assert len(json.loads((tmp_path / 'population.json').read_text())['members']) == 2
 
 
-def test_wrong_populations_are_refused(small, program, tmp_path):
+def test_wrong_populations_are_refused(small, forked, tmp_path):
     train(small(epochs=0), tmp_path / 'run')
     with pytest.raises(UserError, match='holds a run; use another --workdir for a population'):
         train_population(small(population=2), tmp_path / 'run')
@@ -57,6 +57,6 @@ def test_wrong_populations_are_refused(small, program, tmp_path):
     with pytest.raises(UserError, match=r'config\.epochs must be 1, as in .*member-0'):
         train_population(small(population=2), tmp_path / 'other', 1)
     assert not (tmp_path / 'other' / 'member-1').exists()
-    failed = program('--config=configs/mlp.py', '--workers=2', f'--workdir={tmp_path / "new"}')
+    failed = forked('--config=configs/mlp.py', '--workers=2', f'--workdir={tmp_path / "new"}')
     assert failed.returncode == 2 and '--workers needs --config.population' in failed.stderr
     assert not (tmp_path / 'new').exists()

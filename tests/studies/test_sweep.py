@@ -295,8 +295,8 @@ def test_studies_in_files(tmp_path):
         (['--vary=batch_size=32,64', '--workers=-1'], '--workers must be an integer from 1 to 64, got -1'),
     ],
 )
-def test_wrong_flags(program, tmp_path, arguments, message):
+def test_wrong_flags(forked, tmp_path, arguments, message):
     fields = ('--config=configs/mlp.py', '--config.dataset.validation_fraction=0.1', f'--workdir={tmp_path / "study"}')
-    failed = program('--mode=sweep', *fields, *arguments)
+    failed = forked('--mode=sweep', *fields, *arguments)
     assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count('\n') == 1
     assert not (tmp_path / 'study').exists()
