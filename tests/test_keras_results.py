@@ -23,7 +23,7 @@ def test_finished_results_are_printed_without_training(tmp_path):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-        ('--configs=mpl', "--configs must be among mlp, cnn, fashion_cnn,.*got 'mpl'"),
+        ('--configs=mpl', '--configs must be among mlp, cnn, fashion_cnn, '),
         ('--seeds=0', '--seeds must be at least 1, got 0'),
     ],
 )
@@ -31,4 +31,4 @@ def test_wrong_arguments_are_errors(tmp_path, argument, message):
     command = [sys.executable, str(SCRIPT), argument, f'--output={tmp_path / "keras.json"}']
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2 and not (tmp_path / 'keras.json').exists()
-    assert message.partition('.*')[0] in process.stderr.splitlines()[-1]
+    assert message in process.stderr.splitlines()[-1]

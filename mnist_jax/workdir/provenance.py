@@ -130,7 +130,8 @@ def processor() -> str:
     name = models[0] if models else platform.processor() or platform.machine()
     instructions = {word for line in lines if line.startswith('flags') for word in line.split()}
     vectors = next((f' ({text})' for flag, text in VECTORS.items() if flag in instructions), '')
-    return f'{processes.available_cores()} cores of {name}{vectors}'
+    cores = processes.available_cores()
+    return f'{cores} {"core" if cores == 1 else "cores"} of {name}{vectors}'
 
 
 def program() -> list[str]:
