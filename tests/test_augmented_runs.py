@@ -10,7 +10,7 @@ from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import make_experiment
 
 EVERYTHING = (
-    {'name': 'affine', 'rotation': 15, 'scale': 0.1, 'shear': 5, 'shift': 1.5, 'probability': 0.8},
+    {'name': 'affine', 'rotation': 15, 'scale': 0.1, 'shear': 5, 'shift': 1.5, 'stretch': 0.3, 'probability': 0.8},
     {'name': 'shift', 'pixels': 2},
     {'name': 'flip'},
     {'name': 'alternating_flip', 'probability': 0.5},
@@ -20,6 +20,11 @@ EVERYTHING = (
     {'name': 'noise', 'amount': 0.02},
     {'name': 'elastic', 'probability': 0.5},
     {'name': 'shift', 'pixels': 1, 'fill': 'reflect'},
+    {'name': 'stroke', 'probability': 0.7},
+    {'name': 'blur', 'sigma': 1.2, 'probability': 0.5},
+    {'name': 'pixelate', 'probability': 0.3},
+    {'name': 'binarize', 'probability': 0.2},
+    {'name': 'frame', 'probability': 0.3},
     {'name': 'mixup', 'probability': 0.5},
     {'name': 'cutmix', 'probability': 0.5},
 )
