@@ -9,7 +9,7 @@ from mnist_jax.inference.restored import RestoredModel
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Called by mkdocs with all files of the documentation."""
+    """Adds draw-model.js to the files of the documentation; MkDocs calls this once per build."""
     script = to_javascript(RestoredModel.load(PACKAGED), describe())
     files.append(File.generated(config, 'draw-model.js', content=script))
     return files

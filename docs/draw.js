@@ -1,8 +1,10 @@
 'use strict';
 // Runs the model that comes with mnist_jax in the browser. MODEL, from draw-model.js, holds its layers; the framing is
-// that of mnist_jax/data/framing.py for a drawing of at most 64 x 64 pixels with thick strokes.
+// that of mnist_jax/data/framing.py for a drawing of at most 64 x 64 pixels, whose strokes are so thick (PEN) that framing
+// never thickens them.
 
 const BLOCK = 7, SIDE = 64;  // The pad has SIDE x SIDE blocks of BLOCK x BLOCK pixels.
+const PEN = 6;  // the width of the strokes in blocks
 const BOX = 20, MIN_CONTRAST = 16, FAINT = 1 / 8, SPECK = 0.02, LARGE_PART = 0.15, EDGE_WIDTH = 0.12, EDGE_LENGTH = 0.5;
 
 // ----- The model. Tensors are {shape: [height, width, channels], data}.
@@ -254,7 +256,7 @@ function clearPad() {
 
 function drawStroke(event) {
   if (!lastPoint) return;
-  const box = pad.getBoundingClientRect(), width = pad.width / 14;
+  const box = pad.getBoundingClientRect(), width = PEN * BLOCK;
   const point = [(event.clientX - box.left) * pad.width / box.width, (event.clientY - box.top) * pad.height / box.height];
   padContext.fillStyle = padContext.strokeStyle = '#fff';
   padContext.lineWidth = width; padContext.lineCap = padContext.lineJoin = 'round';

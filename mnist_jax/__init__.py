@@ -48,7 +48,7 @@ def load(workdir: str | Path | None = None, step: str | int | None = None) -> 'R
 
     Args:
       workdir: The directory of the run. None loads the model that comes with the package, which reads handwritten
-        digits; it has no metrics and no steps.
+        digits; it has no metrics, no steps and no figures.
       step: The checkpoint to load: 'latest', 'best' (the best epoch by the metric `early_stopping.monitor` of the
         config), or a step number. None loads the checkpoint that training ended with: the best one if the config sets
         `early_stopping.restore_best`, otherwise the latest. A workdir keeps the two latest checkpoints and the best.

@@ -500,14 +500,13 @@ def _workdir(name: str) -> Path:
 
 
 def _run_or_packaged() -> Path:
-    """Returns --workdir, by default the model that comes with the package, and says so on standard error."""
+    """Returns --workdir, by default the directory of the model that comes with the package."""
     from mnist_jax.inference import packaged
 
     if FLAGS.workdir is not None:
         return _run_directory()
     if FLAGS.step is not None:
         raise UserError(f'--step needs --workdir; the model that comes with mnist_jax has no steps, got {FLAGS.step!r}')
-    print(packaged.describe(), file=sys.stderr)
     return packaged.PACKAGED
 
 

@@ -1,4 +1,4 @@
-"""Test labels that people found to be wrong."""
+"""Test labels that most people did not confirm."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class KnownError(NamedTuple):
-    """A wrong label: the label, and the class that most people saw; None if most saw neither class that was offered."""
+    """The label, and the other class that most people saw; None if most saw neither, or if there was no majority."""
 
     label: int
     seen: int | None
@@ -18,7 +18,7 @@ MNIST = {
     947: KnownError(8, 9),
     1621: KnownError(0, 6),
     1901: KnownError(9, 4),
-    2130: KnownError(4, 9),
+    2130: KnownError(4, None),
     2462: KnownError(2, 0),
     2597: KnownError(5, 3),
     2654: KnownError(6, None),
@@ -27,7 +27,7 @@ MNIST = {
     5937: KnownError(5, 3),
     6651: KnownError(0, 6),
     6783: KnownError(1, 6),
-    8527: KnownError(4, 9),
+    8527: KnownError(4, None),
     9679: KnownError(6, None),
     9729: KnownError(5, 6),
 }

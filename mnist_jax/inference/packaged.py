@@ -1,4 +1,4 @@
-"""The model that comes with the package, and predicts handwritten digits without any training before.
+"""The model that comes with the package and predicts handwritten digits without prior training.
 
 Its directory holds what a workdir holds, with the weights in one file instead of checkpoints.
 """
@@ -20,13 +20,15 @@ from mnist_jax.learning.transfer import leaves_by_path
 from mnist_jax.training.plan import Plan
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.finished_runs import read_run
-from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
+from mnist_jax.workdir.results import read_result
+from mnist_jax.workdir.snapshot import EpochProgress, Snapshot, params_sha256
 
 PACKAGED = Path(__file__).with_name('handwriting')
 WEIGHTS = 'weights.npz'
 STEP = 'step'  # the name of the number of updates in WEIGHTS, next to the paths of the variables
 RUN_FILES = ('config.json', 'dataset.json', 'digests.json', 'eval.json', 'provenance.json')
 MAX_BYTES = 2**20  # of WEIGHTS
+REMEDY = 'install mnist_jax again'
 
 
 def write_weights(snapshot: Snapshot, workdir: Path, directory: Path = PACKAGED) -> None:
@@ -57,7 +59,7 @@ def open_directory(directory: Path) -> tuple[Checkpoints, ConfigDict]:
     checkpoints = Checkpoints(directory)
     config = checkpoints.read_config()
     if config is None:
-        raise UserError(f'{str(directory / WEIGHTS)!r} must have a config.json next to it; install mnist_jax again')
+        raise UserError(f'{str(directory / WEIGHTS)!r} must have a config.json next to it; {REMEDY}')
     return checkpoints, config
 
 
@@ -70,14 +72,21 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
     path = directory / WEIGHTS
     abstract = plan.abstract_snapshot.state.variables
     try:
-        with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f'{str(path)!r} is damaged: {error}; install mnist_jax again') from None
-    shapes = {name: leaf.shape for name, leaf in leaves_by_path(abstract).items()}
-    if {name: array.shape for name, array in arrays.items() if name != STEP} != shapes or STEP not in arrays:
-        raise UserError(f'{str(path)!r} must have the weights of the config next to it; install mnist_jax again')
-    variables = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in shapes])
+        with zipfile.ZipFile(io.BytesIO(files.read_bytes(path))) as archive:
+            arrays: dict[str, Any] = {
+                name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+            }
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'{str(path)!r} is damaged: {error}; {REMEDY}') from None
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves_by_path(abstract).items()}
+    expected[STEP] = (), np.dtype(np.int32)
+    if {name: (array.shape, array.dtype) for name, array in arrays.items()} != expected:
+        raise UserError(f'{str(path)!r} must have the weights of the config next to it; {REMEDY}')
+    leaves = [arrays[name] for name in leaves_by_path(abstract)]
+    variables = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    if params_sha256(variables) != read_result(directory)['params_sha256']:
+        raise UserError(f'{str(path)!r} must be the weights that eval.json next to it describes; {REMEDY}')
     state = TrainState(
         step=arrays[STEP],
         params=variables.params,
@@ -90,7 +99,13 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
 
 def describe() -> str:
     """Returns which model comes with the package, and how it was trained, as one line."""
-    run = read_run(PACKAGED, PACKAGED.name)
+    for name in (*RUN_FILES, WEIGHTS):
+        if not (PACKAGED / name).is_file():
+            raise UserError(f'{str(PACKAGED / name)!r} is missing; {REMEDY}')
+    try:
+        run = read_run(PACKAGED, PACKAGED.name)
+    except UserError as error:
+        raise UserError(f'the model in {str(PACKAGED)!r} is damaged ({error}); {REMEDY}') from None
     result = run.result
     return (
         f'model: {PACKAGED.name}, which comes with mnist_jax: {run.config.model.name} trained on {result["dataset"]}, '

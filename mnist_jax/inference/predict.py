@@ -22,6 +22,7 @@ from mnist_jax.data.builder import seems_scaled
 from mnist_jax.data.framing import FramedImage
 from mnist_jax.errors import UserError
 from mnist_jax.factory import choose
+from mnist_jax.inference import packaged
 from mnist_jax.inference.ensemble import load_model
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel
 
@@ -77,6 +78,7 @@ def predict(
     if is_csv and output is None:
         output = Path('submission.csv')
     format_predictions = _choose_format(output, paths, is_csv)
+    about = packaged.describe() if Path(workdir) == packaged.PACKAGED else ''
     model = load_model(workdir, step)
     opened = [(_open_csv if is_csv else _open_file)(path, model) for path in paths]
     predictions = list(_predict_all(model, opened, skipped))
@@ -84,6 +86,8 @@ def predict(
         reason = skipped.reasons[-1]
         raise UserError(reason if len(skipped.reasons) == 1 else f'no input could be predicted; the last one: {reason}')
     text = format_predictions(predictions)
+    if about:
+        print(about, file=sys.stderr)
     if output is None:
         print(text, flush=True)
     else:

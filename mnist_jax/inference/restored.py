@@ -122,13 +122,13 @@ class RestoredModel:
     def load(cls, workdir: str | Path, step: str | None = None, field: str = '--workdir') -> Self:
         """Restores the run in `workdir`, which error messages call `field`, at `step`; see `restore_snapshot`."""
         workdir = user_path(workdir, field)
-        is_packaged = (workdir / packaged.WEIGHTS).is_file()
+        is_packaged = (workdir / packaged.WEIGHTS).is_file() and not (workdir / 'checkpoints').is_dir()
         checkpoints, config = packaged.open_directory(workdir) if is_packaged else open_workdir(workdir, field)
         plan = make_plan(config, checkpoints.read_description())
         start_backend(1, plan.xla_products, deterministic=config.deterministic)
         if is_packaged:
             if step is not None:
-                raise UserError(f'--step must not be given for weights without checkpoints, got {step!r}')
+                raise UserError(f'a step must not be given for weights without checkpoints, got {step!r}')
             return cls(workdir, plan, packaged.read_weights(plan, workdir))
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 

@@ -20,6 +20,7 @@ from absl import logging
 
 from mnist_jax import files
 from mnist_jax.errors import UserError
+from mnist_jax.inference import packaged
 from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
 from mnist_jax.inference.ensemble import load_model
 
@@ -47,6 +48,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     """
     if not 0 <= port <= 65535:
         raise UserError(f'--port must be from 0 (any free port) to 65535, got {port}')
+    about = f'{packaged.describe()}\n' if Path(workdir) == packaged.PACKAGED else ''
     endpoint = Endpoint(load_model(workdir, step))
     # Compile the model before the first request.
     endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
@@ -58,6 +60,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
             '--port=0 picks any free port'
         ) from None
     with server:
+        sys.stderr.write(about)
         print(f'Draw or open an image at {server.url} (press Ctrl-C to stop)', flush=True)
         server.serve_forever()
 

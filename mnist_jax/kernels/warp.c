@@ -35,7 +35,8 @@ static void warp_example(const void* context, dim_t example) {
     float row_per_row = __builtin_fmaf(-sine, m[SHEAR], cosine);
     float column_per_row = __builtin_fmaf(cosine, m[SHEAR], sine);
     float row_per_column = -sine * m[STRETCH], column_per_column = cosine / m[STRETCH];
-    row_per_row *= m[STRETCH], column_per_row /= m[STRETCH];
+    row_per_row *= m[STRETCH];
+    column_per_row /= m[STRETCH];
     for (dim_t y = 0; y < w->height; y++) {
         float down = y - middle_row;
         float first_row = __builtin_fmaf(row_per_row, down, middle_row - m[DOWN]);

@@ -20,9 +20,10 @@ class Motion(NamedTuple):
       cosine, sine: Of the angle by which an image is turned, clockwise.
       zoom: The size of a source pixel in pixels of the result, inverted: 0.5 doubles the size of everything.
       shear: By how many columns a row below the middle is shifted, per row.
-      down, right: By how many pixels everything is moved after that.
+      down, right: By how many pixels of the image everything is moved, before all other motions.
       gain, offset: Factor of the pixel values, and what is added to them then.
-      stretch: Before all this, the image becomes this many times as wide and as flat, so its area stays the same.
+      stretch: The width is multiplied by this factor and the height divided by it, so the area is unchanged; after the
+        move, and before everything else.
     """
 
     cosine: jax.Array

@@ -124,8 +124,10 @@ def affine(
       rotation: The largest angle in degrees.
       scale: The largest change of the size, as a fraction: 0.1 means a factor from 1 / 1.1 to 1.1.
       shear: The largest angle in degrees between a column and the vertical.
-      shift: The largest distance in pixels, down or up and right or left.
-      stretch: The largest change of width divided by height, as a fraction like that of the scale; the area stays.
+      shift: The largest distance in pixels, down or up and right or left. The image is moved first, so that scaling and
+        stretching it change this distance too.
+      stretch: The largest change of width divided by height, as a fraction like that of the scale; the area is
+        unchanged.
     """
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The steps of augmentation that make drawn or scanned strokes differ as those of other people, pens and scanners do.
+"""The steps of augmentation that vary strokes the way they vary between writers, pens and scanners.
 
 They expect light strokes on a dark background. For rotation, slant and proportions, see `augmentation_steps.affine`.
 """
@@ -22,7 +22,7 @@ LARGEST_TAP = 0.25  # of a neighbor in one pass of `blur`; a pass has a variance
 
 
 def stroke(amount: Fraction = 1.0) -> Step:
-    """Thickens or thins strokes: moves each pixel towards the largest or the smallest of the 3 x 3 pixels around it.
+    """Thickens or thins strokes: moves each pixel toward the largest or the smallest of the 3 x 3 pixels around it.
 
     Args:
       amount: The largest fraction of that distance, in both directions; 1 changes a width by up to two pixels.
@@ -79,6 +79,9 @@ def blur(sigma: Sigma = 1.0) -> Step:
 
 def pixelate(largest: BlockSide = 3) -> Step:
     """Lowers the resolution: replaces all pixels of a square block by their mean; all blocks have the same size.
+
+    A block that reaches beyond the bottom or the right side takes the pixels there as 0. The time grows with the number
+    of sizes.
 
     Args:
       largest: The largest side of a block in pixels; that of each image is drawn from 2 to this.

@@ -216,7 +216,7 @@ def _make_suspects_table(examples: PredictedExamples) -> dict[str, Table]:
 
 
 def make_known_errors_table(result: JsonObject, examples: PredictedExamples) -> dict[str, Table]:
-    """Returns the table of the test labels that are known to be wrong, if there are any."""
+    """Returns the table of the test labels that most people did not confirm, if there are any."""
     errors = known_label_errors(result['dataset'], result['split'], examples.label)
     if not errors:
         return {}
@@ -224,8 +224,8 @@ def make_known_errors_table(result: JsonObject, examples: PredictedExamples) -> 
     is_known = np.isin(np.arange(examples.size), list(errors))
     is_wrong = examples.prediction != examples.label
     about = (
-        f'{len(errors)} labels of the test split are known to be wrong: fewer than 3 of 5 people confirmed them '
-        '(Northcutt et al. 2021). Of some, most people saw neither the label nor the class that they were offered. '
+        f'Fewer than 3 of 5 people confirmed these {len(errors)} labels of the test split (Northcutt et al. 2021). For '
+        'some of them, no other class had a majority. '
         f'{(is_wrong & is_known).sum()} of the {is_wrong.sum():,} errors of this run are among them; without them, '
         f'its accuracy is {1 - is_wrong[~is_known].mean():.4f}.'
     )
@@ -233,13 +233,13 @@ def make_known_errors_table(result: JsonObject, examples: PredictedExamples) -> 
         [
             str(index),
             names[error.label],
-            'neither' if error.seen is None else names[error.seen],
+            'no majority' if error.seen is None else names[error.seen],
             names[examples.prediction[index]],
             f'{examples.confidence[index]:.4f}',
         ]
         for index, error in errors.items()
     ]
-    header = ['index', 'label', 'what people saw', 'prediction', 'its probability']
+    header = ['index', 'label', 'what most people saw', 'prediction', 'its probability']
     return {'known_label_errors': Table('Known label errors', about, header, rows)}
 
 

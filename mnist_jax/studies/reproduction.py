@@ -38,8 +38,8 @@ def reproduce(
 ) -> list[RunResult]:
     """Trains every experiment with several seeds, or resumes the existing runs, and writes `RESULTS.md`.
 
-    Logs for each run whether its parameters are those of the RESULTS.md in the repository, bit for bit. A RESULTS.md
-    that exists keeps the runs of all other experiments.
+    Logs whether the parameters of each run are those of the RESULTS.md in the repository, bit for bit. A RESULTS.md
+    that exists keeps all runs that are not run again.
 
     Args:
       names: The configs of the experiments and recipes to reproduce; all published experiments if empty.
@@ -49,6 +49,8 @@ def reproduce(
       overrides: Further flags for each training command.
 
     Raises:
+      UserError: an argument is wrong, or RESULTS.md is damaged; nothing was trained.
+      Interrupted: a signal stopped a run; the same command resumes it.
       SystemExit: an experiment failed or its published accuracy was missed; RESULTS.md is written, and the status is 1.
     """
     configs = list(dict.fromkeys(experiment.config for experiment in EXPERIMENTS))
@@ -62,22 +64,22 @@ def reproduce(
     selected = [experiment for experiment in EXPERIMENTS if experiment.config in names] if names else PUBLISHED
     if any(experiment.config == 'kaggle_mlp' for experiment in selected):
         write_kaggle_csv(workdir / 'kaggle.csv')
+    path = (workdir if names or overrides else CHECKOUT or workdir) / 'RESULTS.md'
+    known, published = read_results(path), read_results((CHECKOUT or workdir) / 'RESULTS.md')
     runs: list[RunResult] = []
-    failed: dict[str, int] = {}
     succeeded = True
     for experiment in selected:
         count = seeds or experiment.seeds
-        finished = [seed for seed in range(count) if _run_seed(experiment, seed, workdir, overrides)]
-        found = [read_run(experiment, str(seed), workdir / f'{experiment.config}-{seed}') for seed in finished]
-        failed[experiment.config] = count - len(finished)
-        succeeded &= verdict(experiment, [run.accuracy for run in found], count - len(finished))[0]
-        if experiment.has_ensemble and len(found) > 1:
-            found.append(_evaluate_ensemble(experiment, finished, workdir))
-        runs += found
+        own = [_reproduce_seed(experiment, seed, workdir, overrides) for seed in range(count)]
+        accuracies = [run.result.accuracy for run in own if run.result is not None]
+        succeeded &= verdict(experiment, accuracies, count - len(accuracies))[0]
+        if experiment.has_ensemble and len(accuracies) == count > 1:
+            own.append(_evaluate_ensemble(experiment, own, workdir))
+            succeeded &= own[-1].result is not None
+        runs += own
     if not overrides:
-        _log_comparison(runs, read_results((CHECKOUT or workdir) / 'RESULTS.md'))
-    path = (workdir if names or overrides else CHECKOUT or workdir) / 'RESULTS.md'
-    text = format_results(merge(read_results(path), runs), failed)
+        _log_comparison(runs, published)
+    text = format_results(merge(known, runs))
     files.write_text(path, text)
     print(text, flush=True)
     if not succeeded:
@@ -85,16 +87,24 @@ def reproduce(
     return runs
 
 
-def _evaluate_ensemble(experiment: Experiment, seeds: Sequence[int], workdir: Path) -> RunResult:
+def _reproduce_seed(experiment: Experiment, seed: int, workdir: Path, overrides: Sequence[str]) -> RunResult:
+    """Trains or resumes the run of one seed; returns its result, or that it failed."""
+    if not _run_seed(experiment, seed, workdir, overrides):
+        return RunResult(experiment.config, experiment.split or 'test', str(seed), None)
+    return read_run(experiment, str(seed), workdir / f'{experiment.config}-{seed}')
+
+
+def _evaluate_ensemble(experiment: Experiment, runs: Sequence[RunResult], workdir: Path) -> RunResult:
     """Evaluates the runs of all seeds together."""
-    name = f'{ENSEMBLE} {len(seeds)}'
-    directory = workdir / f'{experiment.config}-ensemble'
-    runs = [f'--run={workdir / f"{experiment.config}-{seed}"}' for seed in seeds]
-    if _run_command(['--mode=eval', f'--workdir={directory}', *runs], directory):
-        raise UserError(f'the {name} runs of {experiment.config} must be those of one data set; see the log')
-    result = read_run(experiment, name, directory)
-    members = [read_run(experiment, str(seed), workdir / f'{experiment.config}-{seed}') for seed in seeds]
-    return result._replace(seconds=sum(run.seconds for run in members), environment=members[-1].environment)
+    name = f'{ENSEMBLE} {len(runs)}'
+    directory = workdir / f'{experiment.config}-ensemble-{len(runs)}'
+    members = [f'--run={workdir / f"{experiment.config}-{run.seed}"}' for run in runs]
+    if _run_command(['--mode=eval', f'--workdir={directory}', *members], directory):
+        return RunResult(experiment.config, 'test', name, None)
+    ensemble = read_run(experiment, name, directory)
+    assert ensemble.result is not None
+    seconds = sum(run.result.seconds for run in runs if run.result is not None)
+    return ensemble._replace(result=ensemble.result._replace(seconds=seconds), environment=runs[-1].environment)
 
 
 def _run_seed(experiment: Experiment, seed: int, workdir: Path, overrides: Sequence[str]) -> bool:
@@ -127,18 +137,18 @@ def _run_command(flags: Sequence[str], directory: Path) -> int:
 
 
 def _log_comparison(runs: Sequence[RunResult], published: Sequence[RunResult]) -> None:
-    digests = {(run.config, run.split, run.seed): run.digest for run in published}
+    digests = {run.key: run.result.digest for run in published if run.result is not None}
     for run in runs:
-        if run.split != 'test' or run.is_ensemble:
+        if run.split != 'test' or run.is_ensemble or run.result is None:
             continue
-        expected = digests.get((run.config, run.split, run.seed))
+        expected, digest = digests.get(run.key), run.result.digest
         if expected is None:
-            verdict = 'has no published digest'
-        elif expected == run.digest:
-            verdict = 'is bit-identical to the published run'
+            comparison = 'has no published digest'
+        elif expected == digest:
+            comparison = 'is bit-identical to the published run'
         else:
-            verdict = f'differs from the published run, whose digest is {expected}'
-        logging.info('%s, seed %s: %s %s', run.config, run.seed, run.digest, verdict)
+            comparison = f'differs from the published run, whose digest is {expected}'
+        logging.info('%s, seed %s: %s %s', run.config, run.seed, digest, comparison)
 
 
 def write_kaggle_csv(path: Path) -> None:

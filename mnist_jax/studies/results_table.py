@@ -3,7 +3,7 @@
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import scipy.special
 
 from mnist_jax import files, text_tables
 from mnist_jax.config import CONFIGS, load_config
+from mnist_jax.errors import UserError
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training.plan import make_plan
 from mnist_jax.workdir.metrics_log import read_metrics
@@ -24,10 +25,10 @@ TOLERANCE = 0.002
 ABOVE, MISSED, FAILED = 'mean above', 'MISSED', 'FAILED'  # verdicts
 RUN_HEADER = ('config', 'split', 'seed', 'accuracy', 'loss', 'seconds', 'params_sha256', 'environment')
 RUN = re.compile(
-    r'^\| (\w+) \| (\w+) \| (\d+|ensemble of \d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([0-9a-f]+) \| (\d+) \|$',
-    re.MULTILINE,
+    r'\| (\w+) \| (\w+) \| (\d+|ensemble of \d+) \| '
+    r'(?:(\d\.\d+) \| (\d+\.\d+) \| (\d+\.\d+) \| ([0-9a-f]+)|failed \|  \|  \| ) \| (\d+) \|'
 )
-ENVIRONMENT = re.compile(r'^\| (\d+) \| (.+) \| (.+) \| ([\w ]+) \|$', re.MULTILINE)
+ENVIRONMENT = re.compile(r'\| (\d+) \| (.+) \| (.+) \| (.+) \|')
 COLUMNS = ('split', 'parameters', 'multiply-adds', 'accuracy', '95% interval', 'worst', 'best', 'loss', 'seeds', 'time')
 HEADER = ('config', 'dataset', *COLUMNS)
 PUBLISHED_HEADER = ('config', 'dataset', *COLUMNS, 'published accuracy', 'published loss', 'verdict')
@@ -96,7 +97,7 @@ ANCHORS = (
         'MNIST', '0.9984', 'ensemble of capsule networks of 161,000 parameters each (Efficient-CapsNet)', 'best run'
     ),
     Anchor('MNIST', '0.9983', 'one CNN of 1,500,000 parameters with vector capsules (HVC)', 'best run'),
-    Anchor('MNIST', '0.9985', 'a perfect reader: 15 test labels are wrong (Northcutt et al. 2021)', 'not trained'),
+    Anchor('MNIST', '0.9985', 'a reader who sees what most people see (Northcutt et al. 2021)', 'not trained'),
     Anchor('MNIST', '0.980', '575 parameters', BY_TEST),
     Anchor('MNIST', '0.990', '3,888 parameters', BY_TEST),
     Anchor('MNIST', '0.994', '7,070 parameters', BY_TEST),
@@ -118,32 +119,44 @@ class Environment(NamedTuple):
     commit: str
 
 
+UNKNOWN = Environment('unknown', 'unknown', 'unknown')
+
+
+class Result(NamedTuple):
+    """The result of a run: accuracy, loss, training time of all epochs, and the first digits of params_sha256."""
+
+    accuracy: float
+    loss: float
+    seconds: float
+    digest: str
+
+
 class RunResult(NamedTuple):
-    """The result of a run, or of the ensemble of all runs of a config.
+    """A run, or the ensemble of all runs of a config.
 
     Attributes:
       config: The name of the config.
       split: The split that was evaluated.
       seed: The seed, or 'ensemble of N'.
-      accuracy, loss: The result.
-      seconds: The training time of all epochs.
-      digest: The first digits of params_sha256.
+      result: The result; None if the run failed.
       environment: Where it was trained, and with which code.
     """
 
     config: str
     split: str
     seed: str
-    accuracy: float
-    loss: float
-    seconds: float
-    digest: str
-    environment: Environment
+    result: Result | None
+    environment: Environment = UNKNOWN
 
     @property
     def is_ensemble(self) -> bool:
         """Whether it is the result of several runs."""
         return self.seed.startswith(ENSEMBLE)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from others: config, split and seed."""
+        return self.config, self.split, self.seed
 
 
 def read_run(experiment: Experiment, seed: str, workdir: Path) -> RunResult:
@@ -154,10 +167,12 @@ def read_run(experiment: Experiment, seed: str, workdir: Path) -> RunResult:
         config=experiment.config,
         split=experiment.split or 'test',
         seed=seed,
-        accuracy=result['accuracy'],
-        loss=result['loss'],
-        seconds=sum(row['seconds'] for row in read_metrics(workdir)),
-        digest=result['params_sha256'][:DIGEST_LENGTH],
+        result=Result(
+            accuracy=result['accuracy'],
+            loss=result['loss'],
+            seconds=sum(row['seconds'] for row in read_metrics(workdir)),
+            digest=result['params_sha256'][:DIGEST_LENGTH],
+        ),
         environment=Environment(
             last.get('processor', 'unknown'),
             last.get('versions', {}).get('jax', 'unknown'),
@@ -173,24 +188,50 @@ def _short_commit(commit: str) -> str:
 
 
 def read_results(path: Path) -> list[RunResult]:
-    """Returns the runs in a RESULTS.md; none if the file lacks them or does not exist."""
-    text = files.read_bytes(path).decode() if path.exists() else ''
-    environments = {number: Environment(*rest) for number, *rest in ENVIRONMENT.findall(text)}
-    unknown = Environment('unknown', 'unknown', 'unknown')
-    return [
-        RunResult(config, split, seed, float(accuracy), float(loss), float(seconds), digest,
-                  environments.get(number, unknown))
-        for config, split, seed, accuracy, loss, seconds, digest, number in RUN.findall(text)
-    ]  # fmt: skip
+    """Returns the runs in a RESULTS.md; none if the file does not exist, or has no list of runs.
+
+    Raises:
+      UserError: the list of runs is damaged.
+    """
+    try:
+        lines = files.read_bytes(path).decode().splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{str(path)!r} must be a text file, got {error}') from None
+    environments = {
+        match[1]: Environment(*match.groups()[1:]) for line in lines if (match := ENVIRONMENT.fullmatch(line))
+    }
+    header = text_tables.markdown([RUN_HEADER])[0]
+    start = lines.index(header) + 2 if header in lines else len(lines)
+    runs: dict[tuple[str, str, str], RunResult] = {}
+    for number, line in enumerate(lines[start:], start=start + 1):
+        match = RUN.fullmatch(line)
+        if match is None or match[8] not in environments or match.groups()[:3] in runs:
+            raise UserError(
+                f'line {number} of {str(path)!r} must be a run in the columns {", ".join(RUN_HEADER)}, each run once, '
+                f'got {line[:120]!r}; restore the file, or move it away'
+            )
+        config, split, seed, accuracy, loss, seconds, digest, environment = match.groups()
+        result = Result(float(accuracy), float(loss), float(seconds), digest) if digest else None
+        runs[config, split, seed] = RunResult(config, split, seed, result, environments[environment])
+    return list(runs.values())
 
 
 def merge(old: Iterable[RunResult], new: Iterable[RunResult]) -> list[RunResult]:
-    """Returns all results, those of configs and splits in `new` from there, in the order of `EXPERIMENTS`."""
+    """Returns all runs in the order of `EXPERIMENTS`: those in `new`, and those in `old` that were not run again.
+
+    An ensemble in `old` is left out if one of its runs was run again.
+    """
     new = list(new)
-    replaced = {(run.config, run.split) for run in new}
+    again = {run.key for run in new}
+    configs = {(run.config, run.split) for run in new}
     order = {(experiment.config, experiment.split or 'test'): n for n, experiment in enumerate(EXPERIMENTS)}
-    runs = [*(run for run in old if (run.config, run.split) not in replaced), *new]
-    return sorted(runs, key=lambda run: order.get((run.config, run.split), len(order)))
+    kept = [run for run in old if run.key not in again and not (run.is_ensemble and (run.config, run.split) in configs)]
+
+    def position(run: RunResult) -> tuple[int, bool, int]:
+        number = 0 if run.is_ensemble else int(run.seed)
+        return order.get((run.config, run.split), len(order)), run.is_ensemble, number
+
+    return sorted([*kept, *new], key=position)
 
 
 def verdict(experiment: Experiment, accuracies: Sequence[float], failed: int = 0) -> tuple[bool, str]:
@@ -227,27 +268,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - margin, mean + margin
 
 
-def format_results(runs: Sequence[RunResult], failed: Mapping[str, int] | None = None) -> str:
-    """Returns the text of RESULTS.md; trains nothing.
-
-    Args:
-      runs: All runs, in the order of `merge`.
-      failed: The number of seeds without a result, by config.
-    """
-    failed = failed or {}
-    published = [row for experiment in PUBLISHED if (row := _row(experiment, runs, failed.get(experiment.config, 0)))]
-    recipes = [row for experiment in RECIPES if (row := _row(experiment, runs, failed.get(experiment.config, 0)))]
-    missed = [row[0] for row in published if row[-1] in (MISSED, FAILED)]
+def format_results(runs: Sequence[RunResult]) -> str:
+    """Returns the text of RESULTS.md with these runs, in the order of `merge`; trains nothing."""
+    published = [row for experiment in PUBLISHED if (row := _row(experiment, runs))]
+    recipes = [row for experiment in RECIPES if (row := _row(experiment, runs))]
+    missed = [f'{row[0]} ({row[2]})' for row in published if row[-1] in (MISSED, FAILED)]
     environments = list(dict.fromkeys(run.environment for run in runs))
     lines = [
         '# Results',
         '',
-        'Each row is the result of several runs of one config that differ in the seed: `./launch.sh reproduce',
-        '--experiments=CONFIG` trains them again, and says of each whether it has the same bits. The accuracy on the',
+        'Each row summarizes several runs of one config that differ in the seed. `./launch.sh reproduce',
+        '--experiments=CONFIG` trains them again, and reports whether each run is bit-identical. The accuracy on the',
         'test split is the mean ± the standard deviation over the seeds, with the 95% confidence interval of the mean',
         '(Student 1908), and the accuracy of the worst and of the best seed. Nothing was chosen by test accuracy. Time',
-        'is the training time of all epochs in seconds, the median over the seeds. Multiply-adds',
-        'are those of the forward pass for one image.',
+        'is the training time of all epochs in seconds, the median over the seeds. Multiply-adds are those of the',
+        'forward pass for one image.',
         '',
         '## Published experiments',
         '',
@@ -283,40 +318,43 @@ def format_results(runs: Sequence[RunResult], failed: Mapping[str, int] | None =
 
 
 def _run_cells(run: RunResult, environments: Sequence[Environment]) -> tuple[str, ...]:
-    accuracy, loss, seconds = f'{run.accuracy:.6f}', f'{run.loss:.6f}', f'{run.seconds:.1f}'
-    number = str(environments.index(run.environment) + 1)
-    return run.config, run.split, run.seed, accuracy, loss, seconds, run.digest, number
+    cells = ('failed', '', '', '')
+    if run.result is not None:
+        accuracy, loss, seconds, digest = run.result
+        cells = f'{accuracy:.6f}', f'{loss:.6f}', f'{seconds:.1f}', digest
+    return run.config, run.split, run.seed, *cells, str(environments.index(run.environment) + 1)
 
 
-def _row(experiment: Experiment, runs: Sequence[RunResult], failed: int) -> list[str]:
+def _row(experiment: Experiment, runs: Sequence[RunResult]) -> list[str]:
     """Returns the cells of an experiment in the columns of its table; [] if it was not run."""
     split = experiment.split or 'test'
-    all_runs = [run for run in runs if (run.config, run.split) == (experiment.config, split)]
-    seeds = [run for run in all_runs if not run.is_ensemble]
-    if not seeds and not failed:
+    own = [run for run in runs if (run.config, run.split) == (experiment.config, split)]
+    if not own:
         return []
-    accuracies = [run.accuracy for run in seeds]
+    results = [run.result for run in own if run.result is not None and not run.is_ensemble]
+    failed = sum(run.result is None for run in own)
+    accuracies = [result.accuracy for result in results]
     plan = make_plan(load_config(CONFIGS / f'{experiment.config}.py'))
     layers = list_layers(plan.model, plan.source.image_shape)
     parameters = sum(layer.trainable + layer.non_trainable for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
     cells = [experiment.config, plan.source.name, split, f'{parameters:,}', f'{multiply_adds:,}']
-    if seeds:
+    if results:
         interval = mean_interval(accuracies)
+        accuracy = [_mean_and_deviation(accuracies)]
+        accuracy += [f'{run.seed}: {run.result.accuracy:.4f}' for run in own if run.is_ensemble and run.result]
+        accuracy += [f'{failed} failed'] if failed else []
         cells += [
-            _mean_and_deviation(accuracies),
+            '; '.join(accuracy),
             'NA' if interval is None else f'{interval[0]:.4f} to {interval[1]:.4f}',
             f'{min(accuracies):.4f}',
             f'{max(accuracies):.4f}',
-            _mean_and_deviation([run.loss for run in seeds]),
-            str(len(seeds)),
-            f'{statistics.median(run.seconds for run in seeds):,.0f}',
+            _mean_and_deviation([result.loss for result in results]),
+            str(len(results)),
+            f'{statistics.median(result.seconds for result in results):,.0f}',
         ]
     else:
-        cells += ['failed', '', '', '', '', '0', '']
-    for run in all_runs:
-        if run.is_ensemble:
-            cells[COLUMNS.index('accuracy') + 2] += f'; {run.seed}: {run.accuracy:.4f}'
+        cells += [f'{failed} failed', '', '', '', '', '0', '']
     if not experiment.is_published:
         return cells
     reason = verdict(experiment, accuracies, failed)[1]

@@ -39,6 +39,7 @@ HELD = {
     'study.json': 'a study',
     'population.json': 'a population',
     'member-*': 'a population',
+    'weights.npz': 'weights without checkpoints',
 }
 """What a directory holds, by the name of a file in it."""
 

@@ -155,15 +155,23 @@ def test_weights_are_written_as_they_were_read(model, tmp_path):
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (PACKAGED / path.name).read_bytes()
     assert RestoredModel.load(tmp_path).params_sha256 == model.params_sha256
-    with pytest.raises(UserError, match="--step must not be given for weights without checkpoints, got 'best'"):
+    with pytest.raises(UserError, match="a step must not be given for weights without checkpoints, got 'best'"):
         RestoredModel.load(tmp_path, 'best')
+
+
+def scale_weights(path):
+    with np.load(path) as archive:
+        arrays = {name: archive[name] if name == 'step' else 3 * archive[name] for name in archive.files}
+    np.savez(path, **arrays)
 
 
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:1000]), 'is damaged: .*; install mnist_jax again'),
+        (lambda path: path.write_bytes(b''), 'is damaged: .*; install mnist_jax again'),
         (lambda path: np.savez(path, step=1), 'must have the weights of the config next to it'),
+        (scale_weights, 'must be the weights that eval.json next to it describes'),
         (lambda path: path.with_name('config.json').unlink(), 'must have a config.json next to it'),
     ],
 )

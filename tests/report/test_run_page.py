@@ -175,6 +175,6 @@ def test_the_errors_of_a_run_are_compared_with_the_known_label_errors():
     table = make_known_errors_table({'dataset': 'mnist', 'split': 'test'}, examples)['known_label_errors']
     assert '3 of the 20 errors of this run are among them; without them, its accuracy is 0.9983' in table.about
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows['947'] == ['8', '9', '9', '0.9100'] and rows['2654'] == ['6', 'neither', '1', '0.9100']
+    assert rows['947'] == ['8', '9', '9', '0.9100'] and rows['2654'] == ['6', 'no majority', '1', '0.9100']
     assert rows['6651'] == ['0', '6', '0', '0.9100'] and len(rows) == 15
     assert not make_known_errors_table({'dataset': 'mnist', 'split': 'train'}, examples)

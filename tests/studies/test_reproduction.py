@@ -15,6 +15,7 @@ from mnist_jax.studies.results_table import (
     PUBLISHED,
     Environment,
     Experiment,
+    Result,
     RunResult,
     format_results,
     mean_interval,
@@ -28,7 +29,8 @@ HERE = Environment('2 cores of a test (AVX2)', '0.10.2', 'abcdef0 with changes')
 
 
 def run_of(config, seed, accuracy, digest='0' * 12, split='test', environment=HERE):
-    return RunResult(config, split, str(seed), accuracy, 0.1, 2.0, digest, environment)
+    result = None if accuracy is None else Result(accuracy, 0.1, 2.0, digest)
+    return RunResult(config, split, str(seed), result, environment)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +89,20 @@ def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_pa
     accuracy, interval, worst, best, _, seeds, _, published, _, reason = row.split(' | ')
     assert float(worst) < float(accuracy.split()[0]) < float(best) and ' to ' in interval
     assert (seeds, published, reason) == ('2', '0.9787', 'MISSED')
-    assert 'Missed: mlp.' in text and {path.name for path in tmp_path.iterdir()} == {'mlp-0', 'mlp-1', 'RESULTS.md'}
+    assert 'Missed: mlp (test).' in text and {path.name for path in tmp_path.iterdir()} == {
+        'mlp-0',
+        'mlp-1',
+        'RESULTS.md',
+    }
     # The finished runs are enough to write the table again, and so is the table.
     runs = [read_run(PUBLISHED[0], str(seed), tmp_path / f'mlp-{seed}') for seed in range(2)]
-    assert format_results(runs) == text and format_results(read_results(tmp_path / 'RESULTS.md')) == text
-    assert [run.digest for run in read_results(tmp_path / 'RESULTS.md')] == [run.digest for run in runs]
+    assert format_results(runs) == text == format_results(read_results(tmp_path / 'RESULTS.md'))
+    digests = [run.result.digest for run in runs]
+    assert [run.result.digest for run in read_results(tmp_path / 'RESULTS.md')] == digests
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
-    other = Environment('4 cores of another', '0.11.0', 'unknown')
+    other = Environment('4 cores of another', '0.11.0', 'mnist_jax 0.2.0')
     runs = [
         run_of('mlp', 0, 0.98, 'a' * 12),
         run_of('mlp', 1, 0.9812, 'b' * 12, environment=other),
@@ -106,8 +113,37 @@ def test_results_are_read_as_they_were_written(tmp_path):
     assert read_results(tmp_path / 'RESULTS.md') == runs
     assert read_results(tmp_path / 'nothing') == []
     assert '| 0.9806 ± 0.0008; ensemble of 2: 0.9900 | 0.9730 to 0.9882 | 0.9800 | 0.9812 |' in format_results(runs)
-    new = [run_of('mlp', 0, 0.5), run_of('cnn', 0, 0.6)]
-    assert merge(runs, new) == [*new, runs[3]]
+    new = [run_of('mlp', 0, 0.5), run_of('mlp', 2, None), run_of('cnn', 0, 0.6)]
+    merged = merge(runs, new)
+    assert merged == [new[0], runs[1], new[1], new[2], runs[3]]  # The ensemble was one of other runs.
+    text = format_results(merged)
+    (tmp_path / 'RESULTS.md').write_text(text)
+    assert read_results(tmp_path / 'RESULTS.md')[2].result is None
+    assert '| 0.7406 ± 0.3403; 1 failed |' in text and text.count('| FAILED |') == 1
+    assert format_results(read_results(tmp_path / 'RESULTS.md')) == text
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda text: text.replace('0.980000', '98'),
+        lambda text: text.replace('0.980000', '0.98.1'),
+        lambda text: text[:-20],
+        lambda text: text + text.splitlines()[-1],
+        lambda text: text.replace('| 1 | 2 cores', '| 7 | 2 cores'),
+    ],
+)
+def test_a_damaged_table_is_one_line_before_anything_is_trained(tmp_path, damage):
+    text = format_results([run_of('mlp', 0, 0.98, 'a' * 12)])
+    (tmp_path / 'RESULTS.md').write_text(damage(text))
+    with pytest.raises(UserError, match=r"line \d+ of '.*RESULTS.md' must be a run in the columns config, split, seed"):
+        reproduce(['mlp'], 1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['RESULTS.md']
+    (tmp_path / 'RESULTS.md').write_bytes(b'\xff\xfe')
+    with pytest.raises(UserError, match=r"RESULTS.md' must be a text file, got "):
+        read_results(tmp_path / 'RESULTS.md')
+    (tmp_path / 'RESULTS.md').write_bytes(text.replace('\n', '\r\n').encode())
+    assert len(read_results(tmp_path / 'RESULTS.md')) == 1
 
 
 def test_reproduction_says_of_each_run_whether_it_is_bit_identical_to_the_published_one(tmp_path, monkeypatch, caplog):
@@ -144,8 +180,11 @@ def test_an_ensemble_of_all_seeds_is_evaluated(tmp_path, data_dir, monkeypatch):
     )  # fmt: skip
     *members, ensemble = reproduce(['mlp'], None, tmp_path, overrides)
     assert ensemble.seed == 'ensemble of 2' and len(members) == 2
-    assert ensemble.seconds == pytest.approx(sum(run.seconds for run in members))
-    assert read_run(small, 'ensemble of 2', tmp_path / 'mlp-ensemble').accuracy == ensemble.accuracy
+    assert ensemble.result.seconds == pytest.approx(sum(run.result.seconds for run in members))
+    read = read_run(small, 'ensemble of 2', tmp_path / 'mlp-ensemble-2')
+    assert read.result.accuracy == ensemble.result.accuracy
+    assert reproduce(['mlp'], 3, tmp_path, overrides)[-1].seed == 'ensemble of 3'
+    assert [run.seed for run in read_results(tmp_path / 'RESULTS.md')] == ['0', '1', '2', 'ensemble of 3']
 
 
 def test_unknown_experiment_and_zero_seeds_are_refused(tmp_path):
