@@ -44,7 +44,6 @@ def write_weights(snapshot: Snapshot, workdir: Path, directory: Path = PACKAGED)
     """
     arrays: dict[str, Any] = {**leaves_by_path(snapshot.state.variables), STEP: np.asarray(snapshot.state.step)}
     data = io.BytesIO()
-    # In this order, without compression and with a fixed time, so that the same weights are the same bytes.
     np.savez(data, **arrays)
     if data.tell() > MAX_BYTES:
         raise UserError(f'the weights must be at most {MAX_BYTES:,} bytes, got {data.tell():,}')

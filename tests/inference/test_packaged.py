@@ -153,7 +153,8 @@ def test_weights_are_written_as_they_were_read(model, tmp_path):
     packaged.write_weights(model.snapshot, PACKAGED, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in PACKAGED.iterdir())
     for path in tmp_path.iterdir():
-        assert path.read_bytes() == (PACKAGED / path.name).read_bytes()
+        if path.name != WEIGHTS:  # The bytes around the arrays depend on the version of Python.
+            assert path.read_bytes() == (PACKAGED / path.name).read_bytes()
     assert RestoredModel.load(tmp_path).params_sha256 == model.params_sha256
     with pytest.raises(UserError, match="a step must not be given for weights without checkpoints, got 'best'"):
         RestoredModel.load(tmp_path, 'best')
