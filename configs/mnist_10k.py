@@ -11,10 +11,7 @@ from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the config of mnist_1k with more features, a smaller learning rate, and small motions of the images."""
-    config = load_config(CONFIGS / 'mnist_1k.py')
-    config.epochs = 30
+    """Returns the config of mnist_5k with more features."""
+    config = load_config(CONFIGS / 'mnist_5k.py')
     config.model.stages = ((8, 8), (16, 16), (24,))
-    config.optimizer.learning_rate = 0.01
-    config.augmentation = ({'name': 'affine', 'rotation': 8.0, 'scale': 0.08, 'shear': 5.0, 'shift': 1.0},)
     return config

@@ -6,6 +6,7 @@ Its directory holds what a workdir holds, with the weights in one file instead o
 import io
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,20 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
       UserError: the file is damaged, or does not fit the config.
     """
     path = directory / WEIGHTS
-    abstract = plan.abstract_snapshot.state.variables
+    variables = plan.abstract_snapshot.state.variables
     try:
         with zipfile.ZipFile(io.BytesIO(files.read_bytes(path))) as archive:
             arrays: dict[str, Any] = {
                 name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
                 for name in archive.namelist()
             }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{str(path)!r} is damaged: {error}; {REMEDY}') from None
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves_by_path(abstract).items()}
-    expected[STEP] = (), np.dtype(np.int32)
-    if {name: (array.shape, array.dtype) for name, array in arrays.items()} != expected:
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves_by_path(variables).items()}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if found != {**expected, STEP: ((), np.dtype(np.int32))}:
         raise UserError(f'{str(path)!r} must have the weights of the config next to it; {REMEDY}')
-    leaves = [arrays[name] for name in leaves_by_path(abstract)]
-    variables = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    variables = jax.tree.unflatten(jax.tree.structure(variables), [arrays[name] for name in expected])
     if params_sha256(variables) != read_result(directory)['params_sha256']:
         raise UserError(f'{str(path)!r} must be the weights that eval.json next to it describes; {REMEDY}')
     state = TrainState(
