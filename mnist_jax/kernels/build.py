@@ -34,6 +34,7 @@ TARGETS = (
         'depthwise_image_gradient',
         'depthwise_kernel_gradient',
         'all_finite',
+        'separate',
         'warp',
         'distort',
     ),

@@ -36,12 +36,14 @@ class Operation:
         plain function is differentiated.
       by_example: The positions of the arguments with one row per example, if each row of the output depends only on the
         same row of these. Then `vmap` over them computes one large batch.
+      in_place: Whether the kernel may write its result over its first argument.
     """
 
     kernel: str | None
     plain: Callable[..., PyTree]
     gradients: Callable[..., Sequence[jax.Array]] | None = None
     by_example: tuple[int, ...] = ()
+    in_place: bool = False
 
     def __call__(self, *arrays: jax.Array) -> PyTree:
         """Returns `plain(*arrays)`, except for rounding."""
@@ -62,7 +64,9 @@ def _evaluate_on_cpu(*arrays: jax.Array, operation: Operation) -> list[jax.Array
     suitable = all(0 not in array.shape and array.dtype == jnp.float32 for array in everything)
     if operation.kernel is None or not suitable or not kernels_available():
         return _evaluate_plain(*arrays, operation=operation)
-    return jax.tree.leaves(jax.ffi.ffi_call(f'mnist_jax_{operation.kernel}', shapes)(*arrays))
+    aliases = {0: 0} if operation.in_place else None
+    call = jax.ffi.ffi_call(f'mnist_jax_{operation.kernel}', shapes, input_output_aliases=aliases)
+    return jax.tree.leaves(call(*arrays))
 
 
 def _evaluate_plain(*arrays: jax.Array, operation: Operation) -> list[jax.Array]:

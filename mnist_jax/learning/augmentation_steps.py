@@ -5,7 +5,7 @@ change each image by itself. Some mix it with another one, its partner: the exam
 chunk.
 
 The bits of a result must not depend on the number of devices, but XLA rounds a * b + c once or twice, depending on the
-rest of the program. So random amounts are products here, and `warping.warp` adds them.
+rest of the program. So random amounts are products here, and `warping.warp` adds them, or `ops.separate` is between.
 """
 
 import math

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from mnist_jax.factory import Fraction, NonNegative
+from mnist_jax.kernels import ops
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -23,9 +24,14 @@ def cross_entropy(label_smoothing: Fraction = 0.0) -> Loss:
                 logits_BxK, label_B, cpu=optax.softmax_cross_entropy_with_integer_labels, default=_cross_entropy
             )
         target_BxK = optax.smooth_labels(jax.nn.one_hot(label_B, logits_BxK.shape[-1]), label_smoothing)
-        return optax.softmax_cross_entropy(logits_BxK, target_BxK)
+        return _cross_entropy_of(target_BxK, jax.nn.log_softmax(logits_BxK))
 
     return loss
+
+
+def _cross_entropy_of(target_BxK: jax.Array, log_softmax_BxK: jax.Array) -> jax.Array:
+    """Returns the cross-entropy between target probabilities and those of the model, rounded alike in all programs."""
+    return -ops.separate(target_BxK * ops.separate(log_softmax_BxK)).sum(-1)
 
 
 def _cross_entropy(logits_BxK: jax.Array, label_B: jax.Array) -> jax.Array:
@@ -58,7 +64,7 @@ def focal(gamma: NonNegative = 2.0, label_smoothing: Fraction = 0.0) -> Loss:
         # The gradient of a power below 1 is infinite at 0.
         others_BxK = jnp.maximum(-jnp.expm1(log_softmax_BxK), 1e-7)
         target_BxK = optax.smooth_labels(jax.nn.one_hot(label_B, logits_BxK.shape[-1]), label_smoothing)
-        return -(target_BxK * others_BxK**gamma * log_softmax_BxK).sum(-1)
+        return _cross_entropy_of(target_BxK * others_BxK**gamma, log_softmax_BxK)
 
     return loss
 
@@ -78,7 +84,7 @@ def of_mixture(loss: Loss) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Ar
             weights_B * loss(logits_BxK, label_B)
             for label_B, weights_B in zip(labels_BxM.T, weights_BxM.T, strict=True)
         ]
-        return functools.reduce(operator.add, jax.lax.optimization_barrier(terms))
+        return functools.reduce(operator.add, map(ops.separate, terms))
 
     return mixture
 
@@ -94,8 +100,8 @@ def distillation(logits_BxK: jax.Array, target_BxK: jax.Array, temperature: floa
       temperature: The temperature.
     """
     target_logits_BxK = jnp.log(jnp.maximum(target_BxK, np.finfo(np.float32).tiny)) / temperature
-    terms_BxK = jax.nn.softmax(target_logits_BxK) * jax.nn.log_softmax(logits_BxK / temperature)
-    return -(temperature**2) * jax.lax.optimization_barrier(terms_BxK).sum(-1)
+    cross_entropy_B = _cross_entropy_of(jax.nn.softmax(target_logits_BxK), jax.nn.log_softmax(logits_BxK / temperature))
+    return temperature**2 * cross_entropy_B
 
 
 LOSSES = {'cross_entropy': cross_entropy, 'mean_squared_error': mean_squared_error, 'focal': focal}

@@ -65,8 +65,8 @@ def with_decay(optimizer: Optimizer, weight_decay: float, decayed: Decayed) -> O
 
 def global_norm(tree: PyTree) -> jax.Array:
     """Returns the Euclidean norm of all numbers of a pytree."""
-    squares = jax.lax.optimization_barrier(jax.tree.map(jnp.square, tree))  # so that no sum is fused with them
-    return jnp.sqrt(ordered_sum(jnp.stack([ordered_sum(leaf.ravel()) for leaf in jax.tree.leaves(squares)])))
+    squares = [ops.separate(jnp.square(leaf).ravel()) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(ordered_sum(jnp.stack(list(map(ordered_sum, squares)))))
 
 
 def with_accumulation(optimizer: Optimizer, steps: int) -> Optimizer:

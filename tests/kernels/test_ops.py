@@ -1,6 +1,9 @@
 """The operations against their plain forms and against Flax."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -206,6 +209,36 @@ def test_nan_stays_nan():
         assert np.isnan(depthwise.depthwise_conv(x, jnp.ones((1, 1, 1)), ones, 'SAME', relu=relu)).sum() == 1
     assert np.isnan(ops.conv(x, jnp.ones((1, 1, 1, 1)), ones, 'SAME', True)).sum() == 1
     assert np.isnan(ops.dense(x.reshape(1, 4), jnp.ones((4, 1)), ones, True)).all()
+
+
+ROUNDED_TWICE = """
+import jax, numpy
+from mnist_jax.kernels import ops
+a, b, c = numpy.random.default_rng(0).normal(size=(3, 1000)).astype(numpy.float32)
+separated, joined = jax.jit(lambda a, b, c: ops.separate(a * b) + c), jax.jit(lambda a, b, c: a * b + c)
+print(*((function(a, b, c) == a * b + c).all() for function in (separated, joined)))
+"""
+
+
+def test_a_product_that_is_separated_from_a_sum_is_rounded_before():
+    # A process of its own, because the tests are compiled without the pass of XLA that removes its barriers.
+    variables = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    process = subprocess.run([sys.executable, '-c', ROUNDED_TWICE], env=variables, capture_output=True, text=True)
+    assert process.stdout == 'True False\n', process.stderr
+
+
+def test_what_is_separated_can_be_transformed():
+    x, y = normal(0, (5, 3)), normal(1, (5, 3))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        value, gradients = jax.vmap(jax.value_and_grad(lambda x, y: ops.separate(x * y).sum(), (0, 1)))(
+            x.astype(dtype), y.astype(dtype)
+        )
+        expected = (x.astype(dtype) * y.astype(dtype)).sum(-1)
+        np.testing.assert_allclose(value.astype(np.float32), expected.astype(np.float32), rtol=1e-2)
+        np.testing.assert_array_equal(gradients, (y.astype(dtype), x.astype(dtype)))
+    assert ops.separate(jnp.float32(3)) == 3 and ops.separate(jnp.zeros((2, 0))).shape == (2, 0)
+    assert jax.vmap(ops.separate)(jnp.arange(3.0)).tolist() == [0, 1, 2]
+    assert jax.jvp(ops.separate, (x,), (y,))[1].tolist() == y.tolist()
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
