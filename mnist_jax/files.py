@@ -5,6 +5,7 @@ import datetime
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -12,10 +13,13 @@ import re
 import tempfile
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from mnist_jax.errors import UserError, WriteError
@@ -106,13 +110,17 @@ def read_bytes(path: Path) -> bytes:
       FileNotFoundError: `path` is not a regular file, so reading it could block.
       ValueError: the file is too large for this program to have written it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f'{str(path)!r} is not a regular file')
+    _check_regular(path)
     with open(path, 'rb') as file:
         contents = file.read(MAX_BYTES + 1)
     if len(contents) > MAX_BYTES:
         raise ValueError(f'it is larger than {MAX_BYTES:,} bytes')
     return contents
+
+
+def _check_regular(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(path)!r} is not a regular file')
 
 
 def read_json(path: Path) -> object:
@@ -121,6 +129,25 @@ def read_json(path: Path) -> object:
         return json.loads(read_bytes(path).decode())
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads an .npz file.
+
+    Raises:
+      FileNotFoundError: `path` is not a regular file, so reading it could block.
+      ValueError: it is damaged, or contains pickled objects.
+    """
+    _check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+            }
+    # What the modules zipfile and zlib raise for damaged and unknown archives.
+    except (EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f'it is no intact archive of arrays: {error}') from None
 
 
 def printable(name: str) -> str:

@@ -119,7 +119,10 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
         ({'augmentation': ({'name': 'elastic', 'smoothness': 1e9},)}, 'smoothness must be a number from 0.1 to 100'),
         ({'augmentation': ({'name': 'shift', 'pixels': 10**6},)}, 'pixels must be an integer from 1 to 10000'),
         ({'augmentation': ({'name': 'erase', 'elongation': 0.5},)}, 'elongation must be a number from 1 to'),
-        ({'augmentation': ({'name': 'erase', 'smallest': 0.5},)}, 'smallest of erase must be at most largest=0.2'),
+        (
+            {'augmentation': ({'name': 'erase', 'smallest': 0.5},)},
+            r'\[0\].smallest must be at most largest=0.2',
+        ),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_written(fields, message, small, tmp_path):

@@ -5,8 +5,6 @@ Its directory holds what a workdir holds, with the weights in one file instead o
 
 import io
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +52,11 @@ def write_weights(snapshot: Snapshot, workdir: Path, directory: Path = PACKAGED)
         shutil.copyfile(workdir / name, directory / name)
 
 
+def holds_weights(directory: Path) -> bool:
+    """Returns whether a directory holds weights like those of the packaged model, and no checkpoints."""
+    return (directory / WEIGHTS).is_file() and not (directory / 'checkpoints').is_dir()
+
+
 def open_directory(directory: Path) -> tuple[Checkpoints, ConfigDict]:
     """Returns what reads the run files in a directory with weights, and the config; raises a UserError without one."""
     checkpoints = Checkpoints(directory)
@@ -72,12 +75,8 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
     path = directory / WEIGHTS
     variables = plan.abstract_snapshot.state.variables
     try:
-        with zipfile.ZipFile(io.BytesIO(files.read_bytes(path))) as archive:
-            arrays: dict[str, Any] = {
-                name.removesuffix('.npy'): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-                for name in archive.namelist()
-            }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays: dict[str, Any] = files.read_arrays(path)
+    except (OSError, ValueError) as error:
         raise UserError(f'{str(path)!r} is damaged: {error}; {REMEDY}') from None
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves_by_path(variables).items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -96,8 +95,10 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
     return Snapshot(state, plan.callbacks.init(), EpochProgress(number=plan.config.epochs))
 
 
-def describe() -> str:
-    """Returns which model comes with the package, and how it was trained, as one line."""
+def describe(directory: Path) -> str:
+    """Returns which model comes with the package and how it was trained, as one line; '' for other directories."""
+    if directory != PACKAGED:
+        return ''
     for name in (*RUN_FILES, WEIGHTS):
         if not (PACKAGED / name).is_file():
             raise UserError(f'{str(PACKAGED / name)!r} is missing; {REMEDY}')

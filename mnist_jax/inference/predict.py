@@ -78,7 +78,7 @@ def predict(
     if is_csv and output is None:
         output = Path('submission.csv')
     format_predictions = _choose_format(output, paths, is_csv)
-    about = packaged.describe() if Path(workdir) == packaged.PACKAGED else ''
+    about = packaged.describe(Path(workdir))
     model = load_model(workdir, step)
     opened = [(_open_csv if is_csv else _open_file)(path, model) for path in paths]
     predictions = list(_predict_all(model, opened, skipped))

@@ -54,6 +54,11 @@ def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, 
             f'{field} must be the directory of a run, got {str(workdir)!r}, an ensemble; only as --workdir of '
             '--mode=eval, predict, serve, export and stress may it be one'
         )
+    if packaged.holds_weights(workdir):
+        raise UserError(
+            f'{field} must be the directory of a run with checkpoints, got {str(workdir)!r}, which has only weights, '
+            'for --mode=predict, serve, export and stress'
+        )
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(
@@ -122,11 +127,11 @@ class RestoredModel:
     def load(cls, workdir: str | Path, step: str | None = None, field: str = '--workdir') -> Self:
         """Restores the run in `workdir`, which error messages call `field`, at `step`; see `restore_snapshot`."""
         workdir = user_path(workdir, field)
-        is_packaged = (workdir / packaged.WEIGHTS).is_file() and not (workdir / 'checkpoints').is_dir()
-        checkpoints, config = packaged.open_directory(workdir) if is_packaged else open_workdir(workdir, field)
+        only_weights = packaged.holds_weights(workdir)
+        checkpoints, config = packaged.open_directory(workdir) if only_weights else open_workdir(workdir, field)
         plan = make_plan(config, checkpoints.read_description())
         start_backend(1, plan.xla_products, deterministic=config.deterministic)
-        if is_packaged:
+        if only_weights:
             if step is not None:
                 raise UserError(f'a step must not be given for weights without checkpoints, got {step!r}')
             return cls(workdir, plan, packaged.read_weights(plan, workdir))

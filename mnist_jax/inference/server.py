@@ -48,7 +48,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     """
     if not 0 <= port <= 65535:
         raise UserError(f'--port must be from 0 (any free port) to 65535, got {port}')
-    about = f'{packaged.describe()}\n' if Path(workdir) == packaged.PACKAGED else ''
+    about = packaged.describe(Path(workdir))
     endpoint = Endpoint(load_model(workdir, step))
     # Compile the model before the first request.
     endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
@@ -60,7 +60,7 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
             '--port=0 picks any free port'
         ) from None
     with server:
-        sys.stderr.write(about)
+        sys.stderr.write(about and f'{about}\n')
         print(f'Draw or open an image at {server.url} (press Ctrl-C to stop)', flush=True)
         server.serve_forever()
 

@@ -4,13 +4,13 @@ import functools
 import io
 import json
 import operator
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot
@@ -48,9 +48,9 @@ def read_teacher(workdir: Path) -> Teacher | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Teacher(arrays['probabilities'], json.loads(str(arrays['runs'])))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = files.read_arrays(path)
+        return Teacher(arrays['probabilities'], json.loads(str(arrays['runs'])))
+    except (OSError, ValueError, KeyError):
         logging.warning('%s is damaged', path)
         return None
 

@@ -61,7 +61,11 @@ def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) ->
         options = dict(config)
         probability = options.pop('probability', 1.0)
         check_range(f'{field}.probability', probability, 0.0, 1.0)
-        chosen.append((build(field, AUGMENTATIONS, options), probability))
+        try:
+            step = build(field, AUGMENTATIONS, options)
+        except ValueError as error:  # The arguments do not fit together.
+            raise UserError(f'{field}.{error}') from None
+        chosen.append((step, probability))
     if not chosen:
         return None
 

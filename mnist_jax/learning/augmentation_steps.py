@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from mnist_jax.errors import UserError
 from mnist_jax.factory import AtLeastOne, Degrees, Fraction, Pixels, Positive, Range, Rate, WholePixels
 from mnist_jax.kernels import ops, warping
 
@@ -197,7 +196,7 @@ def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: AtLeas
       elongation: The largest ratio of its sides, at least 1.
     """
     if smallest > largest:
-        raise UserError(f'config.augmentation: smallest of erase must be at most largest={largest:g}, got {smallest:g}')
+        raise ValueError(f'smallest must be at most largest={largest:g}, got {smallest:g}')
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         _, height, width, _ = image_BxHxWxC.shape

@@ -11,7 +11,6 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from mnist_jax.errors import UserError
 from mnist_jax.factory import Fraction, Range, WholePixels
 from mnist_jax.kernels import ops
 from mnist_jax.learning.augmentation_steps import Draw, Step
@@ -112,7 +111,7 @@ def binarize(lowest: Fraction = 0.25, highest: Fraction = 0.75) -> Step:
       lowest, highest: The range of the threshold, as a fraction of white.
     """
     if lowest > highest:
-        raise UserError(f'config.augmentation: lowest of binarize must be at most highest={highest:g}, got {lowest:g}')
+        raise ValueError(f'lowest must be at most highest={highest:g}, got {lowest:g}')
 
     def step(image_BxHxWxC: jax.Array, draw: Draw) -> jax.Array:
         position_B = 0.5 * draw.uniform(1)[0] + 0.5

@@ -5,8 +5,6 @@ import csv
 import hashlib
 import io
 import itertools
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -88,8 +86,8 @@ def audit(splits: Mapping[str, Split], class_names: Sequence[str]) -> DataAudit:
     directory = files.cache_directory()
     path = directory and directory / f'audit-{key}.npz'
     try:
-        arrays = dict(np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False)) if path else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):  # It is missing or damaged.
+        arrays = files.read_arrays(path) if path else {}
+    except (OSError, ValueError):  # It is missing or damaged.
         arrays = {}
     if arrays.keys() != set(ARRAYS):
         arrays = _examine(splits)

@@ -15,6 +15,7 @@ import mnist_jax
 from mnist_jax.config import config_sha256, load_config
 from mnist_jax.data.image_files import to_grays
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.inference import packaged
 from mnist_jax.inference.packaged import PACKAGED, WEIGHTS
 from mnist_jax.inference.restored import RestoredModel
@@ -142,7 +143,7 @@ def test_predict_needs_no_workdir_and_says_which_model_it_uses(forked, mnist, tm
     assert process.returncode == 0, process.stderr
     assert re.search(r'seven.png +7 +0.9', process.stdout)
     (line,) = process.stderr.splitlines()
-    assert line == packaged.describe()
+    assert line == packaged.describe(PACKAGED)
     digest = json.loads((PACKAGED / 'eval.json').read_text())['params_sha256'][:12]
     assert digest in line and '--config=configs/handwriting.py trains it again' in line
     process = forked('--mode=predict', '--input=seven.png', '--step=best')
@@ -158,6 +159,8 @@ def test_weights_are_written_as_they_were_read(model, tmp_path):
     assert RestoredModel.load(tmp_path).params_sha256 == model.params_sha256
     with pytest.raises(UserError, match="a step must not be given for weights without checkpoints, got 'best'"):
         RestoredModel.load(tmp_path, 'best')
+    with pytest.raises(UserError, match=r'a run with checkpoints, got .*, which has only weights'):
+        evaluate_workdir(tmp_path)
 
 
 def scale_weights(path):

@@ -106,7 +106,7 @@ def test_a_frame_has_lines_along_half_of_the_sides():
         ({'name': 'frame', 'pixels': 0}, r'config.augmentation\[0\].pixels must be an integer from 1 to 10000, got 0'),
         (
             {'name': 'binarize', 'lowest': 0.8},
-            r'config.augmentation: lowest of binarize must be at most highest=0.75, got 0.8',
+            r'config.augmentation\[0\].lowest must be at most highest=0.75, got 0.8',
         ),
         (
             {'name': 'affine', 'stretch': -0.5},
