@@ -140,6 +140,7 @@ class Keras:
         optimizers = {
             'rmsprop': keras.optimizers.RMSprop,
             'adam': keras.optimizers.Adam,
+            'adamw': keras.optimizers.AdamW,
             'adadelta': keras.optimizers.Adadelta,
         }
         optimizer = optimizers[options.pop('name')](**options)
@@ -222,7 +223,7 @@ class Torch:
         self.image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         self.image = self.image.to(self._device)
         self.label = torch.from_numpy(data['label'].astype(np.int64)).to(self._device)
-        self._model = self._make_model().to(memory_format=torch.channels_last)
+        self.model = self._make_model().to(memory_format=torch.channels_last)
         options = dict(task['optimizer'])
         optimizers = {
             'rmsprop': torch.optim.RMSprop,
@@ -236,14 +237,14 @@ class Torch:
         torch_names = {'learning_rate': 'lr', 'epsilon': 'eps'}
         if optimizer is torch.optim.RMSprop:
             torch_names['rho'] = 'alpha'
-        self._optimizer = optimizer(
-            self._model.parameters(), **{torch_names.get(name, name): value for name, value in options.items()}
+        self.optimizer = optimizer(
+            self.model.parameters(), **{torch_names.get(name, name): value for name, value in options.items()}
         )
         is_mse = task['loss']['name'] == 'mean_squared_error'
         self._loss = self._mean_squared_error if is_mse else torch.nn.functional.cross_entropy
         mode = self.compile_mode if self._device == 'cuda' else 'default'
         # One program for training batches and one for evaluation batches, not one for batches of any size.
-        self._forward = torch.compile(self._model, mode=mode, dynamic=False) if self.compiled else self._model
+        self._forward = torch.compile(self.model, mode=mode, dynamic=False) if self.compiled else self.model
 
     def _mean_squared_error(self, logits: Any, label: Any) -> Any:
         functional = self._torch.nn.functional
@@ -280,7 +281,7 @@ class Torch:
 
     def export(self, path: Path, batch_size: int) -> None:
         """Writes the model for inference as an ONNX file."""
-        self._torch.onnx.export(self._model.eval(), (self.image[:batch_size],), path, verbose=False)
+        self._torch.onnx.export(self.model.eval(), (self.image[:batch_size],), path, verbose=False)
 
     def _shuffled_indices(self, count: int, size: int) -> Iterator[Any]:
         """Yields the indices of `count` batches, from as many shuffled epochs as necessary."""
@@ -296,15 +297,15 @@ class Torch:
     def train(self, count: int) -> float:
         """Accumulates the loss and the accuracy in tensors, as Keras and mnist_jax do."""
         start = time.perf_counter()
-        self._model.train()
+        self.model.train()
         total_loss = correct = 0
         for indices in self._shuffled_indices(count, self._task['batch_size']):
             image, label = self.image[indices], self.label[indices]
-            self._optimizer.zero_grad()
+            self.optimizer.zero_grad()
             logits = self._forward(image)
             loss = self._loss(logits, label)
             loss.backward()
-            self._optimizer.step()
+            self.optimizer.step()
             total_loss += loss.detach()
             correct += (logits.argmax(-1) == label).sum()
         float(total_loss), int(correct)  # waits for the device
@@ -313,7 +314,7 @@ class Torch:
     def evaluate(self, count: int) -> float:
         """Evaluates without gradients."""
         start = time.perf_counter()
-        self._model.eval()
+        self.model.eval()
         total_loss = correct = 0
         with self._torch.inference_mode():
             for indices in self._shuffled_indices(count, self._task['eval_batch_size']):
@@ -348,9 +349,9 @@ class TorchGraph(TorchCompiled):
         super().__init__(task)
         torch, size = self._torch, task['batch_size']
         self.version += ', one CUDA graph per update'
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group['capturable'] = True
-        self._model.train()
+        self.model.train()
         self._graph_image, self._graph_label = self.image[:size].clone(), self.label[:size].clone()
         self._sums = torch.zeros(2, device=self._device)  # of losses and of correct predictions
         stream = torch.cuda.Stream()
@@ -360,16 +361,16 @@ class TorchGraph(TorchCompiled):
                 self._update()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         with torch.cuda.graph(self._graph):
             self._update()
 
     def _update(self) -> None:
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         logits = self._forward(self._graph_image)
         loss = self._loss(logits, self._graph_label)
         loss.backward()
-        self._optimizer.step()
+        self.optimizer.step()
         correct = (logits.argmax(-1) == self._graph_label).sum()
         self._sums += self._torch.stack([loss.detach(), correct.float()])
 

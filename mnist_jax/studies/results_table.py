@@ -43,7 +43,6 @@ class Experiment(NamedTuple):
       accuracy, loss: The published result, of a single run; None if there is none.
       split: Another split to evaluate the trained runs on; None is the config's test split.
       seeds: The number of seeds by default.
-      is_published: Whether it reproduces the experiment of others; if not, it is a recipe of this project.
       has_ensemble: Whether the runs of all seeds are also evaluated together.
     """
 
@@ -52,7 +51,6 @@ class Experiment(NamedTuple):
     loss: float | None = None
     split: str | None = None
     seeds: int = 6
-    is_published: bool = True
     has_ensemble: bool = False
 
 
@@ -69,13 +67,13 @@ PUBLISHED = (
     Experiment('kaggle_cnn', 0.9909, 0.0295),
 )
 RECIPES = (
-    Experiment('mnist_best', is_published=False, has_ensemble=True),
-    Experiment('digits_best', seeds=20, is_published=False, has_ensemble=True),
-    Experiment('mnist_1k', seeds=10, is_published=False),
-    Experiment('mnist_5k', seeds=10, is_published=False),
-    Experiment('mnist_10k', seeds=10, is_published=False),
-    Experiment('mnist_50k', seeds=10, is_published=False),
-    Experiment('handwriting', seeds=3, is_published=False),
+    Experiment('mnist_best', has_ensemble=True),
+    Experiment('digits_best', seeds=20, has_ensemble=True),
+    Experiment('mnist_1k', seeds=10),
+    Experiment('mnist_5k', seeds=10),
+    Experiment('mnist_10k', seeds=10),
+    Experiment('mnist_50k', seeds=10),
+    Experiment('handwriting', seeds=3),
 )
 EXPERIMENTS = (*PUBLISHED, *RECIPES)
 
@@ -355,7 +353,7 @@ def _row(experiment: Experiment, runs: Sequence[RunResult]) -> list[str]:
         ]
     else:
         cells += [f'{failed} failed', '', '', '', '', '0', '']
-    if not experiment.is_published:
+    if experiment not in PUBLISHED:
         return cells
     reason = verdict(experiment, accuracies, failed)[1]
     return [*cells, text_tables.number(experiment.accuracy), text_tables.number(experiment.loss), reason]

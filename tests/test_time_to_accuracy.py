@@ -1,0 +1,47 @@
+"""The recipe that `benchmarks/time_to_accuracy.py` gives to other programs, without running them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from digit_images import read_mnist_test
+
+from mnist_jax.config import load_config
+
+SCRIPT = ROOT / 'benchmarks' / 'time_to_accuracy.py'
+
+
+def test_the_others_get_the_learning_rate_of_every_update_and_all_examples(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import time_to_accuracy
+
+    config = load_config('configs/fast.py')
+    path = time_to_accuracy.write_task('fast', tmp_path / 'task')
+    task = json.loads(path.read_text())
+    count = config.epochs * -(-60_000 // config.batch_size)
+    assert len(task['rates']) == count and task['epochs'] == config.epochs and task['shift'] == 0
+    # One cycle: from 1/25 of the rate up to the rate after 30 % of the updates, and down to nearly 0.
+    np.testing.assert_allclose(task['rates'][0], config.optimizer.learning_rate / 25, rtol=1e-5)
+    assert np.argmax(task['rates']) in (int(0.3 * count), int(0.3 * count) + 1)
+    assert max(task['rates']) <= config.optimizer.learning_rate and task['rates'][-1] < 1e-4 * task['rates'][count // 2]
+    image, label = time_to_accuracy.read_split(task, path, 'test')
+    images, labels = read_mnist_test()
+    assert np.array_equal(label, labels) and np.array_equal(np.rint(255 * image[..., 0]), images)
+    for name in ('mlp', 'mnist_best'):
+        with pytest.raises(SystemExit, match=f'the optimizer of {name} must be adamw, and its augmentation at most'):
+            time_to_accuracy.write_task(name, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('--configs=fastest', "--configs must be names of configs, got 'fastest'"),
+        ('--seeds=0', '--seeds must be at least 1, got 0'),
+    ],
+)
+def test_wrong_arguments_are_errors(argument, message):
+    process = subprocess.run([sys.executable, str(SCRIPT), argument], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2 and message in process.stderr.splitlines()[-1]
