@@ -73,6 +73,8 @@ RECIPES = (
     Experiment('mnist_5k', seeds=10),
     Experiment('mnist_10k', seeds=10),
     Experiment('mnist_50k', seeds=10),
+    Experiment('fast', seeds=10),
+    Experiment('fast_995', seeds=10),
     Experiment('handwriting', seeds=3),
 )
 EXPERIMENTS = (*PUBLISHED, *RECIPES)

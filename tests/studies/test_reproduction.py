@@ -66,7 +66,7 @@ def test_the_interval_of_the_mean_is_that_of_scipy():
 
 def test_every_config_except_those_of_this_project_has_a_published_experiment():
     names = {path.stem for path in (ROOT / 'configs').glob('*.py')}
-    own = {'default', 'fast', 'fast_gpu', 'image_folder', 'lenet5', 'resnet', 'depthwise', 'mixer', 'vit'}
+    own = {'default', 'fast_gpu', 'image_folder', 'lenet5', 'resnet', 'depthwise', 'mixer', 'vit'}
     downloaded = {'emnist', 'kmnist', 'kuzushiji49', 'cifar10', 'cifar100', 'svhn_cropped'}
     assert {experiment.config for experiment in EXPERIMENTS} == names - own - downloaded
 
