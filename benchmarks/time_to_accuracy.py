@@ -61,7 +61,7 @@ def keras_accuracy(task_path: Path, seed: int) -> float:
     model.compile(
         keras.optimizers.AdamW(Rates(), **options),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=task['loss']['label_smoothing']),
-        ['accuracy'],
+        metrics=['accuracy'],
     )
     image, label = read_split(task, task_path, 'train')
     targets = np.eye(10, dtype=np.float32)[label]
