@@ -128,7 +128,7 @@ class ResidualBlock(nn.Module):
         shortcut = x_BxHxWxC
         if self.stride > 1 or x_BxHxWxC.shape[-1] != self.features:
             shortcut = convolve(x_BxHxWxC, 1, self.stride, 'identity')
-        return Activation(self.activation)(ops.separate(branch) + ops.separate(shortcut))
+        return Activation(self.activation)(branch + shortcut)
 
 
 class DepthwiseCNN(nn.Module):
