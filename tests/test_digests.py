@@ -28,7 +28,7 @@ DIGESTS = {
     'mixer': '17d5b96ceec2',
     'vit': 'd8471c5c0780',
     'fast': '93a9839e1fb8',
-    'fast_995': 'b0a4804e4cd1',
+    'fast_995': 'c4e6867995e9',
     'fast_gpu': '9f14dbed9ec9',
     'digits_best': '9d54524dfc98',
     'handwriting': 'a47f049dd2df',
