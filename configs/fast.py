@@ -2,8 +2,9 @@
 
     python -m mnist_jax.main --config=configs/fast.py
 
-AdamW with a one-cycle learning rate. The recipe was chosen by its accuracy on the last 10% of the training split: a
-mean of 0.9914 over 3 seeds. `benchmarks/time_to_accuracy.py` measures its time.
+AdamW with a one-cycle learning rate. The recipe was chosen by its accuracy on the last 10% of the training split.
+Over 10 seeds, on 2 cores of an AMD EPYC (AVX-512): test accuracy 0.9912 (0.9901 to 0.9929), 5.9 s from the command to
+the end. `benchmarks/time_to_accuracy.py` measures it.
 """
 
 from ml_collections import ConfigDict

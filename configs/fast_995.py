@@ -2,8 +2,9 @@
 
     python -m mnist_jax.main --config=configs/fast_995.py
 
-The recipe was chosen by its accuracy on the last 10% of the training split, 0.9965 with one seed.
-`benchmarks/time_to_accuracy.py` measures its time.
+The recipe was chosen by its accuracy on the last 10% of the training split. Over 10 seeds, on 2 cores of an AMD EPYC
+(AVX-512): test accuracy 0.9961 (0.9956 to 0.9966), 35 s from the command to the end.
+`benchmarks/time_to_accuracy.py` measures it.
 """
 
 from ml_collections import ConfigDict
