@@ -25,6 +25,13 @@ import numpy as np
 CONFIGS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
 
 
+def read_split(task_path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images of a split of a task, NxHxWxC from 0 to 1, and the labels; `write_task` wrote them."""
+    max_pixel = json.loads(task_path.read_text())['max_pixel']
+    with np.load(task_path.with_name(f'{name}.npz')) as data:
+        return data['image'].astype(np.float32) / max_pixel, data['label'].astype(np.int64)
+
+
 def train_keras(task_path: Path, seed: int) -> dict[str, float]:
     """Trains a model by the recipe of a task, in the environment of Keras; returns its result on the test split."""
     os.environ['KERAS_BACKEND'] = 'tensorflow'
@@ -36,11 +43,9 @@ def train_keras(task_path: Path, seed: int) -> dict[str, float]:
     program = programs.Keras(task)
     splits = {}
     for name in task['splits']:
-        with np.load(task_path.with_name(f'{name}.npz')) as data:
-            label = data['label'].astype(np.int64)
-            is_one_hot = task['loss']['name'] == 'mean_squared_error'
-            image = data['image'].astype(np.float32) / task['max_pixel']
-            splits[name] = image, np.eye(10, dtype=np.float32)[label] if is_one_hot else label
+        image, label = read_split(task_path, name)
+        is_one_hot = task['loss']['name'] == 'mean_squared_error'
+        splits[name] = image, np.eye(10, dtype=np.float32)[label] if is_one_hot else label
     start = time.perf_counter()
     history = program.model.fit(
         *splits['train'],

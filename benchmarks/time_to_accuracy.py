@@ -25,17 +25,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras_results
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 Result = tuple[float, float]
 """The seconds from the command to the result, and the test accuracy."""
-
-
-def read_split(task: dict[str, Any], task_path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images of a split of a task, NxHxWxC from 0 to 1, and the labels."""
-    with np.load(task_path.with_name(f'{name}.npz')) as data:
-        return data['image'].astype(np.float32) / task['max_pixel'], data['label'].astype(np.int64)
 
 
 def keras_accuracy(task_path: Path, seed: int) -> float:
@@ -63,7 +58,7 @@ def keras_accuracy(task_path: Path, seed: int) -> float:
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=task['loss']['label_smoothing']),
         metrics=['accuracy'],
     )
-    image, label = read_split(task, task_path, 'train')
+    image, label = keras_results.read_split(task_path, 'train')
     targets = np.eye(10, dtype=np.float32)[label]
     pixels = task['shift']
     if pixels:
@@ -77,7 +72,7 @@ def keras_accuracy(task_path: Path, seed: int) -> float:
         model.fit(data, epochs=task['epochs'], verbose=0)
     else:
         model.fit(image, targets, batch_size=task['batch_size'], epochs=task['epochs'], verbose=0)
-    test_image, test_label = read_split(task, task_path, 'test')
+    test_image, test_label = keras_results.read_split(task_path, 'test')
     return model.evaluate(test_image, np.eye(10, dtype=np.float32)[test_label], batch_size=500, verbose=0)[1]
 
 
@@ -109,7 +104,7 @@ def torch_accuracy(task_path: Path, seed: int) -> float:
             torch.nn.functional.cross_entropy(logits, program.label[rows], label_smoothing=smoothing).backward()
             program.optimizer.step()
     program.model.eval()
-    image, label = read_split(task, task_path, 'test')
+    image, label = keras_results.read_split(task_path, 'test')
     with torch.inference_mode():
         parts = torch.from_numpy(image).permute(0, 3, 1, 2).split(500)
         predicted = torch.cat([program.model(part).argmax(-1) for part in parts])
@@ -141,8 +136,6 @@ def run_peer(program: str, task_path: Path, seed: int) -> Result:
 
 def write_task(name: str, directory: Path) -> Path:
     """Writes the splits and the recipe of a config for `PEERS`; returns the path of the task."""
-    import keras_results
-
     from mnist_jax.config import load_config
     from mnist_jax.factory import build
     from mnist_jax.learning.schedules import SCHEDULES

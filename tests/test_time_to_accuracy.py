@@ -16,6 +16,7 @@ SCRIPT = ROOT / 'benchmarks' / 'time_to_accuracy.py'
 
 def test_the_others_get_the_learning_rate_of_every_update_and_all_examples(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import keras_results
     import time_to_accuracy
 
     config = load_config('configs/fast.py')
@@ -27,7 +28,7 @@ def test_the_others_get_the_learning_rate_of_every_update_and_all_examples(tmp_p
     np.testing.assert_allclose(task['rates'][0], config.optimizer.learning_rate / 25, rtol=1e-5)
     assert np.argmax(task['rates']) in (int(0.3 * count), int(0.3 * count) + 1)
     assert max(task['rates']) <= config.optimizer.learning_rate and task['rates'][-1] < 1e-4 * task['rates'][count // 2]
-    image, label = time_to_accuracy.read_split(task, path, 'test')
+    image, label = keras_results.read_split(path, 'test')
     images, labels = read_mnist_test()
     assert np.array_equal(label, labels) and np.array_equal(np.rint(255 * image[..., 0]), images)
     for name in ('mlp', 'mnist_best'):

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 
 from mnist_jax.factory import Count, Rate, Width
-from mnist_jax.kernels import ops
 from mnist_jax.models.layers import (
     NORMALIZATIONS,
     Activation,
