@@ -32,6 +32,7 @@ from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.training.plan import make_plan
 from mnist_jax.training.profiling import Profiler
 from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
+from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.metrics_log import MetricsLog
 from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
 from mnist_jax.workdir.results import describe_overlaps
@@ -97,9 +98,7 @@ def train(
     files.make_directory(workdir, '--workdir')
     with contextlib.ExitStack() as stack:
         lock = (
-            stack.enter_context(files.DirectoryLock(lock_directory or workdir, '--workdir'))
-            if processes.is_main()
-            else None
+            stack.enter_context(DirectoryLock(lock_directory or workdir, '--workdir')) if processes.is_main() else None
         )
         check_holds_only(workdir, 'a run')
         if checkpoints.steps() != steps:

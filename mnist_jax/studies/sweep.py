@@ -36,6 +36,7 @@ from mnist_jax.training.experiment import make_experiment
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
 from mnist_jax.workdir.config_sections import SECTIONS
+from mnist_jax.workdir.directory_lock import InUseError
 from mnist_jax.workdir.metrics_log import read_metrics
 
 MAX_SEEDS = 1000
@@ -386,7 +387,7 @@ class Sweep:
         if (task.trial.name, task.epochs) not in self.read_outcomes():
             try:
                 outcome = self.run(task)
-            except files.InUseError:  # by a command other than a sweep, such as an evaluation
+            except InUseError:  # by a command other than a sweep, such as an evaluation
                 logging.warning('trial %s is in use by another process; trying again', task.trial.name)
                 time.sleep(IN_USE_SECONDS)
                 return

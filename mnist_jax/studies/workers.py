@@ -11,9 +11,9 @@ from typing import TypeVar
 import jax
 from absl import logging
 
-from mnist_jax import files
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, cores_for_process, launch_workers
 from mnist_jax.errors import check_integer
+from mnist_jax.workdir.directory_lock import DirectoryLock, InUseError
 
 POLL_SECONDS = 0.2
 MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits 65,530; compiled programs need many
@@ -62,8 +62,8 @@ def do_one(tasks: Sequence[Task], claim: Callable[[Task], Path], run: Callable[[
         directory.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(files.DirectoryLock(directory, 'the claim'))
-            except files.InUseError:
+                stack.enter_context(DirectoryLock(directory, 'the claim'))
+            except InUseError:
                 continue
             run(task)
         _forget_programs()

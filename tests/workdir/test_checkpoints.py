@@ -14,6 +14,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.snapshot import params_sha256
 
 
@@ -121,7 +122,7 @@ def test_workdir_is_locked_while_a_run_trains_in_it(small, tmp_path, trained):
     message = f"--workdir '{run}' is in use by process {os.getpid()} on {platform.node()}, since 2"
     leftover, unrelated = run / '.mnist_jax-abc', run / '.own.tmp'
     unrelated.touch()
-    with files.DirectoryLock(run, '--workdir'):
+    with DirectoryLock(run, '--workdir'):
         leftover.touch()
         with pytest.raises(UserError) as error:
             train(small(), run)
@@ -138,7 +139,7 @@ def test_lock_never_overwrites_what_is_not_a_regular_file(tmp_path):
         directory.mkdir()
         make(directory / 'lock')
         with pytest.raises(UserError, match=r"cannot be locked: '.*/lock' must be a regular file; remove it"):
-            files.DirectoryLock(directory, '--workdir').__enter__()
+            DirectoryLock(directory, '--workdir').__enter__()
         shutil.rmtree(directory)
     assert (tmp_path / 'precious').read_text() == 'precious'
 
@@ -146,13 +147,13 @@ def test_lock_never_overwrites_what_is_not_a_regular_file(tmp_path):
 def test_renewed_lock_holds_the_new_directory_after_a_move(tmp_path):
     directory = tmp_path / 'run'
     directory.mkdir()
-    with files.DirectoryLock(directory, '--workdir') as lock:
+    with DirectoryLock(directory, '--workdir') as lock:
         lock.renew()
         directory.rename(tmp_path / 'elsewhere')
         lock.renew()
         with pytest.raises(UserError, match='is in use by process'):
-            files.DirectoryLock(directory, '--workdir').__enter__()
+            DirectoryLock(directory, '--workdir').__enter__()
         directory.rename(tmp_path / 'again')
         directory.mkdir()
-        with files.DirectoryLock(directory, '--workdir'), pytest.raises(UserError, match='is in use by process'):
+        with DirectoryLock(directory, '--workdir'), pytest.raises(UserError, match='is in use by process'):
             lock.renew()

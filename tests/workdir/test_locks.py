@@ -9,8 +9,9 @@ import time
 import pytest
 from conftest import ROOT
 
-from mnist_jax import files
 from mnist_jax.errors import UserError
+from mnist_jax.workdir import directory_lock
+from mnist_jax.workdir.directory_lock import DirectoryLock
 
 OTHER_HOST = 'process 7 on elsewhere, since 2025-01-01 00:00:00\nmachine 00000000-0000-0000-0000-000000000000\n'
 
@@ -32,7 +33,7 @@ def write_lock(directory, contents, age=0.0):
 
 def lock_of_this_host(directory):
     """Returns what a process of this host writes into a lock."""
-    with files.DirectoryLock(directory, '--workdir'):
+    with DirectoryLock(directory, '--workdir'):
         return (directory / 'lock').read_text()
 
 
@@ -40,7 +41,7 @@ def test_a_directory_whose_lock_another_host_renews_is_refused(directory, monkey
     """The lock of the kernel is free, as on a network file system where each host has its own locks."""
     write_lock(directory, OTHER_HOST, age=10)
     monkeypatch.setattr(time, 'sleep', lambda seconds: write_lock(directory, OTHER_HOST))
-    with pytest.raises(UserError) as error, files.DirectoryLock(directory, '--workdir'):
+    with pytest.raises(UserError) as error, DirectoryLock(directory, '--workdir'):
         pass
     assert str(error.value) == (
         f"--workdir '{directory}' is in use by process 7 on elsewhere, since 2025-01-01 00:00:00; wait until it ends, "
@@ -52,13 +53,13 @@ def test_a_directory_whose_lock_another_host_renews_is_refused(directory, monkey
 def test_a_directory_that_another_host_releases_meanwhile_is_free(directory, monkeypatch):
     write_lock(directory, OTHER_HOST, age=10)
     monkeypatch.setattr(time, 'sleep', lambda seconds: write_lock(directory, ''))
-    with files.DirectoryLock(directory, '--workdir'):
+    with DirectoryLock(directory, '--workdir'):
         pass
 
 
 def test_the_lock_of_a_host_that_crashed_is_taken_over_and_that_is_logged(directory, caplog):
-    write_lock(directory, OTHER_HOST, age=files.LOCK_EXPIRY_SECONDS + 1)
-    with caplog.at_level(logging.WARNING), files.DirectoryLock(directory, '--workdir'):
+    write_lock(directory, OTHER_HOST, age=directory_lock.LOCK_EXPIRY_SECONDS + 1)
+    with caplog.at_level(logging.WARNING), DirectoryLock(directory, '--workdir'):
         assert f'process {os.getpid()} on ' in (directory / 'lock').read_text()
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == (
@@ -69,10 +70,10 @@ def test_the_lock_of_a_host_that_crashed_is_taken_over_and_that_is_logged(direct
 
 
 def test_the_same_command_resumes_on_another_host_after_a_crash_without_a_second_try(directory, monkeypatch, caplog):
-    monkeypatch.setattr(files, 'LOCK_EXPIRY_SECONDS', 0.1)
-    monkeypatch.setattr(files, 'LOCK_POLL_SECONDS', 0.01)
+    monkeypatch.setattr(directory_lock, 'LOCK_EXPIRY_SECONDS', 0.1)
+    monkeypatch.setattr(directory_lock, 'LOCK_POLL_SECONDS', 0.01)
     write_lock(directory, OTHER_HOST)
-    with caplog.at_level(logging.WARNING), files.DirectoryLock(directory, '--workdir'):
+    with caplog.at_level(logging.WARNING), DirectoryLock(directory, '--workdir'):
         assert 'taking it over' in caplog.messages[-1]
 
 
@@ -81,27 +82,27 @@ def test_the_age_of_a_lock_does_not_depend_on_the_clock_of_this_host(directory, 
     now = time.time()
     monkeypatch.setattr(time, 'time', lambda: now + 86400)
     monkeypatch.setattr(time, 'sleep', lambda seconds: write_lock(directory, OTHER_HOST))
-    with pytest.raises(UserError, match='is in use by process 7 on elsewhere'), files.DirectoryLock(directory, 'it'):
+    with pytest.raises(UserError, match='is in use by process 7 on elsewhere'), DirectoryLock(directory, 'it'):
         pass
 
 
 @pytest.mark.parametrize('contents', ['', 'process 7 on elsewhere, since 2025-01-01 00:00:00'])
 def test_the_lock_of_an_older_version_is_stale_if_it_is_free(directory, contents):
     write_lock(directory, contents)
-    with files.DirectoryLock(directory, '--workdir'):
+    with DirectoryLock(directory, '--workdir'):
         pass
 
 
 def test_the_lock_of_a_killed_process_of_this_host_is_stale_at_once(directory, caplog):
     write_lock(directory, lock_of_this_host(directory).replace(str(os.getpid()), '7'))
-    with files.DirectoryLock(directory, '--workdir'):
+    with DirectoryLock(directory, '--workdir'):
         pass
     assert caplog.text == ''
 
 
 def test_a_lock_is_renewed_while_it_is_held(directory, monkeypatch):
-    monkeypatch.setattr(files, 'LOCK_RENEWAL_SECONDS', 0.01)
-    with files.DirectoryLock(directory, '--workdir'):
+    monkeypatch.setattr(directory_lock, 'LOCK_RENEWAL_SECONDS', 0.01)
+    with DirectoryLock(directory, '--workdir'):
         os.utime(directory / 'lock', (0, 0))
         deadline = time.monotonic() + 60
         while not (directory / 'lock').stat().st_mtime:
@@ -111,7 +112,7 @@ def test_a_lock_is_renewed_while_it_is_held(directory, monkeypatch):
 
 def test_a_run_whose_lock_another_host_took_over_ends_and_leaves_that_lock(directory):
     """As after a suspension, or if both hosts took the lock at the same moment."""
-    with files.DirectoryLock(directory, '--workdir') as lock:
+    with DirectoryLock(directory, '--workdir') as lock:
         lock.renew()
         write_lock(directory, OTHER_HOST)
         with pytest.raises(UserError, match=r'is in use by process 7 on elsewhere, .*; this process did not renew'):
@@ -125,15 +126,17 @@ sys.modules['fcntl'] = None
 from pathlib import Path
 from mnist_jax import files
 from mnist_jax.errors import UserError
+from mnist_jax.workdir import directory_lock
+from mnist_jax.workdir.directory_lock import DirectoryLock
 
-files.LOCK_RENEWAL_SECONDS = files.LOCK_POLL_SECONDS = 0.05
+directory_lock.LOCK_RENEWAL_SECONDS = directory_lock.LOCK_POLL_SECONDS = 0.05
 directory = Path(sys.argv[1])
-with files.locked(directory / 'prepare.lock'), files.DirectoryLock(directory, '--workdir'):
+with files.locked(directory / 'prepare.lock'), DirectoryLock(directory, '--workdir'):
     try:
-        files.DirectoryLock(directory, '--workdir').__enter__()
+        DirectoryLock(directory, '--workdir').__enter__()
     except UserError as error:
         print(error)
-with files.DirectoryLock(directory, '--workdir'):
+with DirectoryLock(directory, '--workdir'):
     print('free')
 """
 
