@@ -1,16 +1,16 @@
-"""Measures the time from the command to the test accuracy, of mnist_jax and of Keras and PyTorch with the same recipe.
+"""Measures the time to a test accuracy on a CPU, of mnist_jax and of Keras and PyTorch with the same recipe.
 
     .venv/bin/python benchmarks/time_to_accuracy.py --configs=fast --seeds=10 --other-seeds=3
 
-Times whole processes: for mnist_jax, from the command to its end, after eval.json; for the others, from the start of
-Python to the accuracy. Keras and PyTorch get the same splits, model, optimizer, learning rate of every update, loss,
-batch size, epochs and shifts of the images; initial parameters and the order of the examples are their own. A first
-run of each program, which does not count, prepares the data and fills the caches. Then one process runs at a time: the
+Times whole processes, from start to exit; mnist_jax runs with --noreport, and writes its checkpoints and eval.json.
+Keras and PyTorch get the same splits, model, optimizer, learning rate of every update, loss, batch size, epochs and
+shifts of the images; initial parameters, the order of the examples and AdamW's epsilon are their own. A first run of
+each program, which does not count, prepares the data and fills the caches. Then one process runs at a time: the
 programs alternate, Keras and PyTorch for the first seeds only. Both are installed into benchmarks/.venv if they are
 missing; see throughput.py.
 
-Prints the seconds and the test accuracy of every run, and at the end a table: the mean accuracy and its range, the
-median seconds and their range.
+Prints the seconds and the test accuracy of every run to standard error, and at the end a table: the mean accuracy and
+its range, the median seconds and their range.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import keras_results
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+ON_CPU = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 Result = tuple[float, float]
 """The seconds from the command to the result, and the test accuracy."""
 
@@ -87,7 +88,7 @@ def torch_accuracy(task_path: Path, seed: int) -> float:
     pixels, size = task['shift'], task['batch_size']
     padded = torch.nn.functional.pad(program.image, [pixels] * 4).contiguous(memory_format=torch.channels_last)
     height, width, _ = task['image_shape']
-    rates = iter(task['rates'])
+    rates, smoothing = iter(task['rates']), task['loss']['label_smoothing']
     program.model.train()
     for _ in range(task['epochs']):
         for rows in torch.randperm(len(padded)).split(size):
@@ -99,7 +100,6 @@ def torch_accuracy(task_path: Path, seed: int) -> float:
                 image = image[example, :, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2)
             program.optimizer.param_groups[0]['lr'] = next(rates)
             program.optimizer.zero_grad()
-            smoothing = task['loss']['label_smoothing']
             logits = program.model(image)
             torch.nn.functional.cross_entropy(logits, program.label[rows], label_smoothing=smoothing).backward()
             program.optimizer.step()
@@ -118,9 +118,8 @@ def run_mnist_jax(name: str, seed: int, directory: Path) -> Result:
     """Runs the command for a config."""
     workdir = directory / f'{name}-{seed}'
     command = [sys.executable, '-m', 'mnist_jax.main', '--noreport', f'--config=configs/{name}.py']
-    start = time.perf_counter()
-    subprocess.run([*command, f'--workdir={workdir}', f'--config.seed={seed}'], check=True, capture_output=True)
-    return time.perf_counter() - start, json.loads((workdir / 'eval.json').read_text())['accuracy']
+    seconds, _ = _run([*command, f'--workdir={workdir}', f'--config.seed={seed}'])
+    return seconds, json.loads((workdir / 'eval.json').read_text())['accuracy']
 
 
 def run_peer(program: str, task_path: Path, seed: int) -> Result:
@@ -128,10 +127,18 @@ def run_peer(program: str, task_path: Path, seed: int) -> Result:
     import throughput  # It imports mnist_jax, which the environment of the others lacks.
 
     command = [throughput.other_python(), __file__, '--peer', program, '--task', str(task_path), '--seed', str(seed)]
-    environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', 'CUDA_VISIBLE_DEVICES': ''}
+    seconds, output = _run(command)
+    return seconds, float(output.split()[-1])
+
+
+def _run(command: Sequence[str]) -> tuple[float, str]:
+    """Returns the seconds that a process took, and its standard output; exits with its last line if it failed."""
     start = time.perf_counter()
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    return time.perf_counter() - start, float(process.stdout.split()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, env=ON_CPU)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f'{" ".join(command)} failed: {process.stderr.strip().splitlines()[-1:]}')
+    return seconds, process.stdout
 
 
 def write_task(name: str, directory: Path) -> Path:
@@ -141,9 +148,6 @@ def write_task(name: str, directory: Path) -> Path:
     from mnist_jax.learning.schedules import SCHEDULES
 
     config = load_config(f'configs/{name}.py')
-    shifts = [step['pixels'] for step in config.augmentation if step['name'] == 'shift']
-    if config.optimizer.name != 'adamw' or len(shifts) != len(config.augmentation):
-        raise SystemExit(f'the optimizer of {name} must be adamw, and its augmentation at most shift')
     directory.mkdir()
     path = keras_results.write_task(name, directory)
     schedule = build('config.schedule', SCHEDULES, config.schedule)
@@ -151,20 +155,45 @@ def write_task(name: str, directory: Path) -> Path:
         steps_per_epoch = -(-len(data['label']) // config.batch_size)
     epoch = np.arange(config.epochs * steps_per_epoch, dtype=np.float32) / steps_per_epoch
     rates = config.optimizer.learning_rate * np.asarray(schedule(epoch, config.epochs))
-    task = {**json.loads(path.read_text()), 'rates': rates.tolist(), 'shift': sum(shifts)}
+    task = {
+        **json.loads(path.read_text()),
+        'rates': rates.tolist(),
+        'shift': sum(step['pixels'] for step in config.augmentation),
+    }
     path.write_text(json.dumps(task))
     return path
 
 
+def check_recipe(name: str) -> None:
+    """Raises a ValueError unless `PEERS` can train a config as it says."""
+    from mnist_jax.config import default_config, load_config
+
+    if not (ROOT / 'configs' / f'{name}.py').is_file():
+        raise ValueError(f'must be names of configs, got {name!r}')
+    config, default = load_config(f'configs/{name}.py'), default_config()
+    free = ('seed', 'epochs', 'batch_size', 'chunks', 'model', 'schedule', 'augmentation', 'loss', 'optimizer')
+    fields = [field for field in config if field not in free and config[field] != default[field]]
+    if fields or config.model.name != 'cnn' or config.optimizer.name != 'adamw':
+        raise ValueError(f'must be a CNN on MNIST with adamw and no more than a schedule and shifts, got {name!r}')
+    shifts = list(config.augmentation)
+    if len(shifts) > 1 or any(step.keys() != {'name', 'pixels'} or step['name'] != 'shift' for step in shifts):
+        raise ValueError(f'must have no augmentation except a shift by whole pixels, got {name!r}')
+    if config.loss.name != 'cross_entropy' or config.model.get('activation', 'relu') != 'relu':
+        raise ValueError(f'must have the loss cross_entropy and the activation relu, got {name!r}')
+
+
 def measure(name: str, seeds: int, other_seeds: int, directory: Path) -> Iterator[tuple[int, dict[str, Result]]]:
-    """Yields each seed and the results of a config by program, but not those of the first runs."""
+    """Yields each seed and its results by program; the first runs, which fill caches, are not among them."""
     task_path = write_task(name, directory / f'task-{name}')
-    for seed in (seeds, *range(seeds)):  # The first one does not count.
-        results = {'mnist_jax': run_mnist_jax(name, seed, directory)}
-        if seed < other_seeds or (seed == seeds and other_seeds):
-            results |= {program: run_peer(program, task_path, seed) for program in PEERS}
-        if seed < seeds:
-            yield seed, results
+
+    def run_all(seed: int, with_peers: bool) -> dict[str, Result]:
+        peers = PEERS if with_peers else ()
+        others = {program: run_peer(program, task_path, seed) for program in peers}
+        return {'mnist_jax': run_mnist_jax(name, seed, directory), **others}
+
+    run_all(seeds, other_seeds > 0)
+    for seed in range(seeds):
+        yield seed, run_all(seed, seed < other_seeds)
 
 
 def _row(name: str, program: str, runs: Sequence[Result]) -> str:
@@ -186,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--configs', default='fast', help='comma-separated names of configs')
     parser.add_argument('--seeds', type=int, default=10, help='the number of seeds')
-    parser.add_argument('--other-seeds', type=int, default=3, help='how many of them Keras and PyTorch train, too')
+    parser.add_argument(
+        '--other-seeds', type=int, default=3, help='how many of these seeds Keras and PyTorch also train'
+    )
     parser.add_argument('--peer', choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument('--task', type=Path, help=argparse.SUPPRESS)
     parser.add_argument('--seed', type=int, help=argparse.SUPPRESS)
@@ -197,11 +228,16 @@ def main() -> None:
     for flag, count, least in (('--seeds', options.seeds, 1), ('--other-seeds', options.other_seeds, 0)):
         if count < least:
             parser.error(f'{flag} must be at least {least}, got {count}')
-    names = options.configs.split(',')
+    if options.other_seeds > options.seeds:
+        parser.error(f'--other-seeds must be at most --seeds={options.seeds}, got {options.other_seeds}')
+    names = list(dict.fromkeys(options.configs.split(',')))
     for name in names:
-        if not (ROOT / 'configs' / f'{name}.py').is_file():
-            parser.error(f'--configs must be names of configs, got {name!r}')
-    rows = ['| config | program | test accuracy | range | seconds | range | seeds |', '|' + '---|' * 7]
+        try:
+            check_recipe(name)
+        except ValueError as error:
+            parser.error(f'--configs {error}')
+    header = ('config', 'program', 'test accuracy', 'its range', 'seconds', 'their range', 'seeds')
+    rows = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
     with tempfile.TemporaryDirectory() as directory:
         for name in names:
             results: dict[str, list[Result]] = {}

@@ -1,9 +1,9 @@
-"""A CNN that reaches 99.5% on MNIST as quickly as possible on a CPU, in 6 epochs; 27,178 parameters.
+"""A CNN that reaches 99.5% on MNIST within a minute on a CPU; 27,178 parameters, 264 of them statistics.
 
-    python -m mnist_jax.main --config=configs/fast_995.py
+    python -m mnist_jax.main --config=configs/fast_995.py --noreport
 
 The recipe was chosen by its accuracy on the last 10% of the training split. Over 10 seeds, on 2 cores of an AMD EPYC
-(AVX-512): test accuracy 0.9961 (0.9956 to 0.9966), 35 s from the command to the end.
+(AVX-512): test accuracy 0.9961 (0.9956 to 0.9966), 35 s for the whole process with filled caches.
 `benchmarks/time_to_accuracy.py` measures it.
 """
 
@@ -13,7 +13,7 @@ from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the config of fast with more features and epochs, label smoothing, and shifts of the images."""
+    """Returns the config of fast with more features and epochs, a lower learning rate, label smoothing and shifts."""
     config = load_config(CONFIGS / 'fast.py')
     config.epochs = 6
     config.model.stages = ((12, 16), (24, 32), (48,))

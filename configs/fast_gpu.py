@@ -1,10 +1,10 @@
-"""A small CNN that reaches 99% on MNIST as quickly as possible on a GPU: large batches, whole epochs in one call.
+"""A small CNN that reaches 99% on MNIST within seconds on a GPU, with large batches.
 
     python -m mnist_jax.main --config=configs/fast_gpu.py
 
-AdamW with a one-cycle learning rate over 4 epochs. The recipe was chosen by its accuracy on the last 10% of the
-training split, trained on the rest on a CPU: a mean of 0.9923 over 3 seeds (0.9915 to 0.9930), the best of six recipes
-with at most 424 updates. `benchmarks/accelerator.py` measures its time on a GPU.
+AdamW with a one-cycle learning rate over 4 epochs. The recipe is the best of six by the accuracy on the last 10% of the
+training split, with at most 424 updates on the rest, on a CPU: a mean of 0.9923 over 3 seeds (0.9915 to 0.9930).
+`benchmarks/accelerator.py` measures its time on a GPU.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.schedule.name = 'one_cycle'
     optimizer = ConfigDict()
     optimizer.name = 'adamw'
-    optimizer.learning_rate = 2e-2
+    optimizer.learning_rate = 0.02
     optimizer.weight_decay = 0.01
     config.optimizer = optimizer
     return config

@@ -302,14 +302,16 @@ def _evaluate_ensemble() -> None:
 
 def report() -> None:
     """Writes the report of --workdir, or a comparison of every --run."""
-    from mnist_jax.inference.restored import RestoredModel
+    from mnist_jax.inference.restored import RestoredModel, open_workdir
     from mnist_jax.report.comparison_page import compare_runs
     from mnist_jax.report.run_page import write_report
 
     if FLAGS.run:
         print(compare_runs(FLAGS.run, _workdir('comparison')))
     else:
-        print(write_report(RestoredModel.load(_run_directory())))
+        workdir = _run_directory()
+        open_workdir(workdir)  # A report needs more than the weights that `RestoredModel.load` accepts.
+        print(write_report(RestoredModel.load(workdir)))
 
 
 def predict() -> int:

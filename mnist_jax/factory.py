@@ -1,7 +1,7 @@
 """Looks up names in tables, and calls the constructors that a config selects with checked arguments.
 
 A constructor declares what it takes in its signature, and nowhere else: names, defaults, types and, through the
-aliases below, ranges. Constructors therefore contain no checks of their arguments.
+aliases below, ranges. Constructors therefore contain no checks of single arguments.
 """
 
 import ast

@@ -58,7 +58,7 @@ def holds_weights(directory: Path) -> bool:
 
 
 def open_directory(directory: Path) -> tuple[Checkpoints, ConfigDict]:
-    """Returns what reads the run files in a directory with weights, and the config; raises a UserError without one."""
+    """Returns the checkpoints and the config of a directory with weights; raises a UserError if it has no config."""
     checkpoints = Checkpoints(directory)
     config = checkpoints.read_config()
     if config is None:
@@ -76,7 +76,9 @@ def read_weights(plan: Plan, directory: Path) -> Snapshot:
     variables = plan.abstract_snapshot.state.variables
     try:
         arrays: dict[str, Any] = files.read_arrays(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f'{str(path)!r} cannot be read: {error}') from None
+    except ValueError as error:
         raise UserError(f'{str(path)!r} is damaged: {error}; {REMEDY}') from None
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves_by_path(variables).items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -110,5 +112,5 @@ def describe(directory: Path) -> str:
     return (
         f'model: {PACKAGED.name}, which comes with mnist_jax: {run.config.model.name} trained on {result["dataset"]}, '
         f'{result["parameters"]:,} parameters, params_sha256 {result["params_sha256"][:12]}; '
-        f'--config=configs/{PACKAGED.name}.py trains it again, with the same bits'
+        f'--config=configs/{PACKAGED.name}.py trains it again, with the same bits on a CPU'
     )

@@ -56,8 +56,7 @@ def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, 
         )
     if packaged.holds_weights(workdir):
         raise UserError(
-            f'{field} must be the directory of a run with checkpoints, got {str(workdir)!r}, which has only weights, '
-            'for --mode=predict, serve, export and stress'
+            f'{field} must be the directory of a run with checkpoints, got {str(workdir)!r}, which has only weights'
         )
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'

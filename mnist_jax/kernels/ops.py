@@ -45,11 +45,12 @@ def delay_until(earlier: PyTree, values: PyTree) -> PyTree:
 
 
 def separate(x: jax.Array) -> jax.Array:
-    """Returns x, such that XLA does not compute what is before it together with what follows, forward or backward.
+    """Returns x, and keeps XLA from computing what is before it together with what follows, forward and backward.
 
     XLA rounds a * b + c once or twice, depending on the rest of the program. A product that is separated from a
-    sum is rounded twice in every program. On a CPU, XLA drops its own optimization barriers before it joins loops, so a
-    kernel takes their place, which returns its argument.
+    sum is rounded before it. On a CPU, XLA drops its own optimization barriers before it fuses operations, so a kernel
+    that only returns its argument takes their place. Where there is no kernel, such as for bfloat16 and in derivatives
+    in forward mode, only the barrier remains.
     """
     return _separate(x.reshape(-1)).reshape(x.shape)
 

@@ -36,7 +36,8 @@ class Operation:
         plain function is differentiated.
       by_example: The positions of the arguments with one row per example, if each row of the output depends only on the
         same row of these. Then `vmap` over them computes one large batch.
-      in_place: Whether the kernel may write its result over its first argument.
+      in_place: Whether the kernel may write its result over its first argument, which has the same shape. XLA copies an
+        argument that is needed later.
     """
 
     kernel: str | None

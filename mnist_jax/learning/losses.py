@@ -30,7 +30,10 @@ def cross_entropy(label_smoothing: Fraction = 0.0) -> Loss:
 
 
 def _cross_entropy_of(target_BxK: jax.Array, log_softmax_BxK: jax.Array) -> jax.Array:
-    """Returns the cross-entropy between target probabilities and those of the model, rounded alike in all programs."""
+    """Returns the cross-entropy between target probabilities and those of the model.
+
+    Its products are rounded before they are added, so that calls of one and of several updates have the same bits.
+    """
     return -ops.separate(target_BxK * ops.separate(log_softmax_BxK)).sum(-1)
 
 

@@ -163,6 +163,11 @@ def test_weights_are_written_as_they_were_read(model, tmp_path):
         evaluate_workdir(tmp_path)
 
 
+def test_a_report_needs_more_than_weights(forked):
+    process = forked('--mode=report', f'--workdir={PACKAGED}')
+    assert process.returncode == 2 and 'a run with checkpoints' in process.stderr
+
+
 def scale_weights(path):
     with np.load(path) as archive:
         arrays = {name: archive[name] if name == 'step' else 3 * archive[name] for name in archive.files}

@@ -217,14 +217,17 @@ from mnist_jax.kernels import ops
 a, b, c = numpy.random.default_rng(0).normal(size=(3, 1000)).astype(numpy.float32)
 separated, joined = jax.jit(lambda a, b, c: ops.separate(a * b) + c), jax.jit(lambda a, b, c: a * b + c)
 print(*((function(a, b, c) == a * b + c).all() for function in (separated, joined)))
+gradient = jax.jit(jax.grad(lambda b: (ops.separate(b) * c * a + b * b).sum()))
+print((gradient(b) == c * a + 2 * b).all())
 """
 
 
-def test_a_product_that_is_separated_from_a_sum_is_rounded_before():
-    # A process of its own, because the tests are compiled without the pass of XLA that removes its barriers.
+def test_a_separated_product_is_rounded_before_the_sum():
+    # In a process of its own: tests are compiled without the pass of XLA that removes its barriers. Products that
+    # are not separated are fused with the sums on every processor with AVX2.
     variables = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     process = subprocess.run([sys.executable, '-c', ROUNDED_TWICE], env=variables, capture_output=True, text=True)
-    assert process.stdout == 'True False\n', process.stderr
+    assert process.stdout == 'True False\nTrue\n', process.stderr
 
 
 def test_what_is_separated_can_be_transformed():
@@ -239,6 +242,9 @@ def test_what_is_separated_can_be_transformed():
     assert ops.separate(jnp.float32(3)) == 3 and ops.separate(jnp.zeros((2, 0))).shape == (2, 0)
     assert jax.vmap(ops.separate)(jnp.arange(3.0)).tolist() == [0, 1, 2]
     assert jax.jvp(ops.separate, (x,), (y,))[1].tolist() == y.tolist()
+    # The kernel writes over its argument, which is needed afterwards.
+    doubled, increased = jax.jit(lambda x: (2 * ops.separate(x + 1), x + 1))(x)
+    np.testing.assert_array_equal(doubled, 2 * increased)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
