@@ -1,4 +1,4 @@
-"""Makes C kernels operations that all of JAX's transformations accept.
+"""Turns C kernels into operations that support all of JAX's transformations.
 
 XLA cannot look into a kernel, so JAX can neither differentiate nor batch a call of one. `Operation` is a JAX primitive
 with rules for that: reverse mode calls other kernels, a batch of batches becomes one large batch, and the rest is left
