@@ -10,6 +10,6 @@ from mnist_jax.inference.restored import RestoredModel
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds draw-model.js to the files of the documentation; MkDocs calls this once per build."""
-    script = to_javascript(RestoredModel.load(PACKAGED), describe())
+    script = to_javascript(RestoredModel.load(PACKAGED), describe(PACKAGED))
     files.append(File.generated(config, 'draw-model.js', content=script))
     return files
