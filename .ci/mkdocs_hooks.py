@@ -3,13 +3,10 @@
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from mnist_jax.inference.browser import to_javascript
-from mnist_jax.inference.packaged import PACKAGED, describe
-from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.inference.browser import packaged_script
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds draw-model.js to the files of the documentation; MkDocs calls this once per build."""
-    script = to_javascript(RestoredModel.load(PACKAGED), describe(PACKAGED))
-    files.append(File.generated(config, 'draw-model.js', content=script))
+    files.append(File.generated(config, 'draw-model.js', content=packaged_script()))
     return files

@@ -7,6 +7,7 @@ import numpy as np
 
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
+from mnist_jax.inference import packaged
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.models.architectures import CNN
 from mnist_jax.models.layers import BatchNorm
@@ -54,6 +55,11 @@ def to_javascript(model: RestoredModel, about: str) -> str:
         'layers': layers,
     }
     return f"'use strict';\nconst MODEL = {json.dumps(contents)};\n"
+
+
+def packaged_script() -> str:
+    """Returns the script of the model that comes with the package, which the documentation runs."""
+    return to_javascript(RestoredModel.load(packaged.PACKAGED), packaged.describe(packaged.PACKAGED))
 
 
 def _fold(

@@ -1,5 +1,6 @@
 """The page that runs a model in the browser, next to the model itself."""
 
+import json
 import re
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from conftest import ROOT, make_small, open_page
 
 from mnist_jax.errors import UserError
-from mnist_jax.inference.browser import to_javascript
+from mnist_jax.inference.browser import packaged_script, to_javascript
 from mnist_jax.inference.packaged import PACKAGED
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.training.plan import make_plan
@@ -34,6 +35,13 @@ def open_pad(browser, model, directory):
     (directory / 'draw.js').write_text((ROOT / 'docs' / 'draw.js').read_text())
     (directory / 'draw-model.js').write_text(to_javascript(model, 'model: one for this test'))
     return open_page(browser, (directory / 'index.html').as_uri())
+
+
+def test_the_script_of_the_documentation_has_the_packaged_model():
+    script = packaged_script()
+    model = json.loads(script[script.index('{') : script.rindex('}') + 1])
+    assert model['about'].startswith('model: handwriting') and model['shape'] == [28, 28, 1]
+    assert [layer['type'] for layer in model['layers']].count('conv') == 5
 
 
 def draw(page, strokes):
