@@ -121,7 +121,7 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
         ({'augmentation': ({'name': 'erase', 'elongation': 0.5},)}, 'elongation must be a number from 1 to'),
         (
             {'augmentation': ({'name': 'erase', 'smallest': 0.5},)},
-            r'\[0\].smallest must be at most largest=0.2',
+            r'config.augmentation\[0\].smallest must be at most largest=0.2, got 0.5',
         ),
     ],
 )

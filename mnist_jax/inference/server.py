@@ -60,7 +60,8 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
             '--port=0 picks any free port'
         ) from None
     with server:
-        sys.stderr.write(about and f'{about}\n')
+        if about:
+            print(about, file=sys.stderr, flush=True)
         print(f'Draw or open an image at {server.url} (press Ctrl-C to stop)', flush=True)
         server.serve_forever()
 
