@@ -231,8 +231,8 @@ def muon(
 ) -> Optimizer:
     """Muon (Jordan 2024): momentum with singular values of about 1 for matrices and kernels; Adam for vectors.
 
-    The kernel of a convolution is a matrix with one column per feature. The update of a matrix with more rows than
-    columns is multiplied by the square root of their ratio.
+    The kernel of a convolution is a matrix with one column per feature. The update of a matrix with more columns
+    (outputs) than rows (inputs) is multiplied by the square root of their ratio.
 
     Args:
       momentum: The weight of the old momentum.
@@ -269,7 +269,7 @@ def _orthogonalize(update: jax.Array, steps: int) -> jax.Array:
         gram = product(x, x.T)
         x = 3.4445 * x + product(-4.7750 * gram + 2.0315 * product(gram, gram), x)
     x = x.T if transposed else x
-    return x.reshape(update.shape) * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    return x.reshape(update.shape) * max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
 
 
 def _decaying(constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
