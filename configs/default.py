@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     config.model = model
 
     optimizer = ConfigDict()
-    optimizer.name = 'rmsprop'  # one of optimizers.OPTIMIZERS; the fields after clip_value are its arguments
+    optimizer.name = 'rmsprop'  # one of optimizers.OPTIMIZERS; the fields after accumulate are its arguments
     optimizer.learning_rate = 1e-3  # the schedule multiplies it
     optimizer.clip_norm = 0.0  # largest norm of the gradient over all parameters; 0: no limit
     optimizer.clip_value = 0.0  # largest absolute value of an element of the gradient; 0: no limit

@@ -30,18 +30,12 @@ INTEGER_RANGES = {
 def check_config(config: ConfigDict) -> None:
     """Raises a UserError unless `config` has the fields of the default config, of their types and in their ranges."""
     default = default_config()
+    _check_fields('', config)
     for name, value in default.items():
-        if name not in config:
-            raise UserError(f'config.{name} is missing; configs/default.py describes it')
         if not isinstance(config[name], type(value)):
             raise UserError(f'config.{name} must be of type {type(value).__name__}, got {config[name]!r}')
         if isinstance(value, ConfigDict) and 'name' in value and 'name' not in config[name]:
             raise UserError(f'config.{name}.name is missing; configs/default.py describes it')
-    for name in config:
-        if name not in default:
-            raise UserError(
-                f'config.{name} is not a field{did_you_mean(name, default)}; the fields are: {comma_separated(default)}'
-            )
     for name, value in config_fields(config):
         if isinstance(value, str) and '\0' in value:
             raise UserError(f'config.{name} must not contain a NUL character, got {value!r}')
@@ -57,8 +51,23 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f'config.fold must be at most config.folds={config.folds}, got {config.fold}')
 
 
+def _check_fields(section: str, fields: Mapping[str, Any]) -> None:
+    """Raises a UserError unless `fields` are those of a section of the default config; '' is the whole config."""
+    default, prefix = default_config(), 'config.'
+    if section:
+        default, prefix = default[section], f'config.{section}.'
+    for name in default:
+        if name not in fields:
+            raise UserError(f'{prefix}{name} is missing; configs/default.py describes it')
+    for name in fields:
+        if name not in default:
+            hint = did_you_mean(name, default)
+            raise UserError(f'{prefix}{name} is not a field{hint}; the fields are: {comma_separated(default)}')
+
+
 def check_init(init: Mapping[str, Any]) -> None:
     """Raises a UserError unless `init.freeze` and `init.rates` have the form that configs/default.py describes."""
+    _check_fields('init', init)
     for field in ('workdir', 'step'):
         if not isinstance(init[field], str):
             raise UserError(f'config.init.{field} must be of type str, got {init[field]!r}')
@@ -78,9 +87,7 @@ def check_init(init: Mapping[str, Any]) -> None:
 
 def check_distillation(distillation: Mapping[str, Any]) -> None:
     """Raises a UserError unless the fields of `config.distillation` have their types and ranges."""
-    for field in default_config().distillation:
-        if field not in distillation:
-            raise UserError(f'config.distillation.{field} is missing; configs/default.py describes it')
+    _check_fields('distillation', distillation)
     workdirs = distillation['workdirs']
     if not isinstance(workdirs, tuple) or not all(isinstance(workdir, str) for workdir in workdirs):
         raise UserError(

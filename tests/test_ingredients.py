@@ -10,6 +10,7 @@ import pytest
 from conftest import results
 
 import mnist_jax
+from mnist_jax.config import default_config
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.learning import losses
@@ -109,6 +110,17 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
         (
             {'average__name': 'schedule_free', 'optimizer': {'name': 'adam', 'learning_rate': 1e-3}},
             "config.optimizer.beta_1 must be 0 if config.average.name='schedule_free' is set",
+        ),
+        ({'average': {'name': 'swa', 'start': '5'}}, 'config.average.start must be'),
+        ({'optimizer': {'name': 'rmsprob', 'learning_rate': 1e-3}}, 'config.optimizer.name must be one of'),
+        (
+            {'batch_size': 8, 'chunks': 8, 'augmentation': ({'name': 'flip'}, {'name': 'cutmix'})},
+            "config.batch_size must be greater than config.chunks=8 if config.augmentation has 'cutmix', which",
+        ),
+        ({'init': {'workdir': '', 'freeze': ()}}, 'config.init.layer_decay is missing'),
+        (
+            {'init': {**default_config().init.to_dict(), 'frozen': ('Conv_*',)}},
+            r"config.init.frozen is not a field \(did you mean 'freeze'\?\); the fields are: freeze, layer_decay",
         ),
         ({'distillation': {'workdirs': ()}}, 'config.distillation.temperature is missing'),
         ({'distillation__workdirs': ('/nowhere',)}, 'config.distillation.workdirs must be the directory of a run'),

@@ -6,10 +6,15 @@ import jax
 import numpy as np
 import pytest
 from conftest import fail_after, make_small
+from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.averaging import AVERAGES
+from mnist_jax.learning.optimizers import OPTIMIZERS
+from mnist_jax.learning.state import create_state, start_from
+from mnist_jax.models.architectures import MLP
 from mnist_jax.train import train
 
 
@@ -138,3 +143,21 @@ def test_a_model_that_shares_nothing_is_refused(small, origin, tmp_path):
     config = small('mlp', init__workdir=str(origin), model__hidden=())
     with pytest.raises(UserError, match='must be a run with parameters that fit this model'):
         train(config, tmp_path)
+
+
+@pytest.mark.parametrize('average', ['none', *sorted(set(AVERAGES) - {'none'})])
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_no_arrays_of_a_new_run_share_memory(name, average):
+    """The train step takes over the memory of its arguments, which fails if two of them are the same array."""
+    optimizer = OPTIMIZERS[name]()
+    state = create_state(MLP(10, hidden=(4,)), optimizer, (8, 8, 1), 0, None if average == 'none' else True)
+    started = start_from(state, state.variables, optimizer)
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(started)]
+    assert len(set(places)) == len(places) > 5
+    jax.tree.map(np.testing.assert_array_equal, started.params, state.params)
+
+
+def test_a_run_with_adam_and_an_average_starts_from_another(start, tmp_path):
+    adam, ema = ConfigDict({'name': 'adam', 'learning_rate': 1e-3}), ConfigDict({'name': 'ema'})
+    config = start(optimizer=adam, average=ema, dataset__train='train[:64]')
+    assert train(config, tmp_path)['origin']['taken'] > 0

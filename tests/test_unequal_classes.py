@@ -29,6 +29,14 @@ def test_the_number_of_devices_and_interruptions_do_not_change_the_bits(small, t
     assert digest(small(**fields, devices=1), tmp_path / 'stopped') == once
 
 
+def test_weights_may_be_integers(small):
+    weights, balanced = (
+        make_experiment(small(dataset__class_weights=values, dataset__balance='loss')).source.class_weights
+        for values in (tuple(range(1, 11)), ())
+    )
+    np.testing.assert_allclose(weights, balanced * np.arange(1, 11), rtol=1e-6)
+
+
 def test_the_mean_loss_is_that_of_the_weighted_examples(small):
     weights = np.arange(10) / 3
     weighted, plain = (

@@ -16,7 +16,9 @@ R = TypeVar('R')
 Batch = dict[str, np.ndarray]
 """image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split.
 
-Without image and label if the examples are on the devices.
+The padding consists of copies of the first example of the split. Without image and label if the examples are on the
+devices. If examples are drawn with replacement, also occurrence: int32 B, how often the example was drawn before in the
+epoch.
 """
 
 # How examples on disk are read: examples per read, threads, and reads to prefetch. Higher values make memory use vary
@@ -65,6 +67,7 @@ def train_batches(
     rows: slice,
     first: int = 0,
     on_device: bool = False,
+    replaced: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of an epoch.
 
@@ -76,28 +79,44 @@ def train_batches(
       rows: The rows of each batch that this process loads; only these are yielded.
       first: Index of the first batch to yield, from 0.
       on_device: Whether to yield no images and labels, because the examples are on the devices.
+      replaced: Whether `order` has examples several times, so that the batches say the occurrence of each.
     """
-    return _batches(examples, order[first * batch_size :], batch_size, padded_size, rows, on_device)
+    columns = {'index': order, **({'occurrence': occurrences(order)} if replaced else {})}
+    columns = {name: column[first * batch_size :] for name, column in columns.items()}
+    return _batches(examples, columns, batch_size, padded_size, rows, on_device)
+
+
+def occurrences(order: np.ndarray) -> np.ndarray:
+    """Returns for each element how often it occurs before, int32."""
+    by_value = np.argsort(order, kind='stable')
+    _, starts = np.unique(order[by_value], return_index=True)
+    counts = np.diff([*starts, len(order)])
+    result = np.empty(len(order), np.int32)
+    result[by_value] = np.arange(len(order)) - np.repeat(starts, counts)
+    return result
 
 
 def eval_batches(
     examples: Examples, batch_size: int, padded_size: int, rows: slice, on_device: bool = False
 ) -> Iterator[Batch]:
     """Yields every example once, in order; see `train_batches` for the arguments."""
-    return _batches(examples, np.arange(examples.size, dtype=np.int32), batch_size, padded_size, rows, on_device)
+    columns = {'index': np.arange(examples.size, dtype=np.int32)}
+    return _batches(examples, columns, batch_size, padded_size, rows, on_device)
 
 
 def _batches(
-    examples: Examples, order: np.ndarray, batch_size: int, padded_size: int, rows: slice, on_device: bool
+    examples: Examples, columns: Batch, batch_size: int, padded_size: int, rows: slice, on_device: bool
 ) -> Iterator[Batch]:
+    """Yields the batches of the examples whose `index` is in `columns`, in this order."""
+    columns = {'mask': np.ones(len(columns['index']), np.float32), **columns}
     local_size = len(range(padded_size)[rows])
-    indices = [order[start : start + batch_size][rows] for start in range(0, len(order), batch_size)]
-    splits = itertools.repeat(None, len(indices)) if on_device else _read(examples, indices)
-    for index, split in zip(indices, splits, strict=True):
-        columns = {'mask': np.ones(len(index), np.float32), 'index': index}
-        if split is not None:
-            columns |= split._asdict()
-        yield {name: pad_rows(column, local_size - len(index)) for name, column in columns.items()}
+    batches: list[Batch] = []
+    for start in range(0, len(columns['index']), batch_size):
+        local = {name: column[start : start + batch_size][rows] for name, column in columns.items()}
+        batches.append({name: pad_rows(column, local_size - len(column)) for name, column in local.items()})
+    splits = itertools.repeat(None, len(batches)) if on_device else _read(examples, [b['index'] for b in batches])
+    for batch, split in zip(batches, splits, strict=True):
+        yield batch if split is None else batch | split._asdict()
 
 
 def pad_rows(array: np.ndarray, padding: int) -> np.ndarray:

@@ -47,14 +47,17 @@ def read_pixels(file: Path | bytes, channels: int = 0, label: str = '') -> np.nd
       channels: 1 for gray levels, 3 for red, green and blue, 0 for what the file has.
 
     Returns:
-      The pixels HxWxC, uint8.
+      The pixels HxWxC, uint8. Those with 16 bits are scaled in the same way for all images.
 
     Raises:
-      UserError: as for `read`.
+      UserError: as for `read`, or a pixel has more than 16 bits.
     """
     with _opened(file, label) as picture:
-        if picture.mode.startswith(('I', 'F')):  # more than 8 bits per pixel
-            picture = Image.fromarray(np.rint(_to_grayscale(picture)).astype(np.uint8))
+        if picture.mode.startswith('I;16'):
+            picture = Image.fromarray(np.rint(np.asarray(picture, np.float32) * (255 / 65535)).astype(np.uint8))
+        elif picture.mode.startswith(('I', 'F')):
+            name = label or f'image {str(file)!r}'
+            raise UserError(f'{name} must have at most 16 bits per pixel, got 32 (mode {picture.mode!r} of Pillow)')
         if picture.has_transparency_data:
             layers = picture.convert('RGBA')
             picture = Image.alpha_composite(Image.new('RGBA', layers.size, 'white'), layers)
@@ -141,7 +144,14 @@ def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
         raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(file)}') from None
     except Image.DecompressionBombError:
         raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got more') from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # Pillow's parsers raise all of these.
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+    ) as error:  # Pillow's parsers raise all of these.
         raise UserError(f'{label} cannot be read: {first_line(error)}') from None
 
 

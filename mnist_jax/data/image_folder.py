@@ -104,6 +104,9 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
         raise UserError(
             f'{str(splits["train"])!r} must have one directory per class, got none (config.dataset.raw_dir){hint}'
         )
+    for name in class_names:
+        if name != name.encode(errors='replace').decode():
+            raise UserError(f'the name of each directory of a class must be UTF-8, got {name!r} in {str(raw_dir)!r}')
     found = {split: _images_of(directories, class_names) for split, directories in by_class.items()}
     counts = np.bincount([image.label for images in found.values() for image in images], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
@@ -112,6 +115,14 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
             f'each directory of a class in {str(raw_dir)!r} must have at least one image, got none in '
             f'{comma_separated(empty[:10])}; directories of splits must be called train, validation and test'
         )
+    for split, directory in splits.items():
+        if not found[split]:
+            logging.warning(
+                '%s is not used as the %s split: it has no images in directories of classes', directory, split
+            )
+        loose = [path for path in directory.iterdir() if path.suffix.lower() in image_files.SUFFIXES]
+        if loose and found[split]:
+            logging.warning('Ignoring %d images of %s that are in no directory of a class', len(loose), directory)
     return class_names, {split: images for split, images in found.items() if images}
 
 

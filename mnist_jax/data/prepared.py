@@ -79,6 +79,8 @@ class PreparedDataset:
         except UserError:  # The raw files are invalid.
             raise
         except Exception as error:  # TFDS reads the prepared data, and raises whatever its parsers raise.
+            if not self._path.exists():
+                raise
             raise self._damaged('its metadata', first_line(error)) from None
 
     def _prepared_description(self) -> Description | None:

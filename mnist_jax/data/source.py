@@ -144,7 +144,8 @@ class Source:
         """The factor of the loss of each class, float32; None if all are 1.
 
         Weights that balance the classes have a mean of 1 over the training examples, N / (K n) for a class of n of the
-        N examples. They are the 'balanced' weights of scikit-learn; of a class without examples, the weight is 1.
+        N examples, where K classes have examples. They are the 'balanced' weights of scikit-learn; the weight of a
+        class without examples is 1.
         """
         count = len(self.class_names)
         if self._class_weights and len(self._class_weights) != count:
@@ -156,15 +157,20 @@ class Source:
             raise UserError('config.dataset.class_weights must not all be 0')
         if not self._class_weights and self._balance != 'loss':
             return None
-        weights = np.array(self._class_weights or (1.0,) * count)
+        weights = np.array(self._class_weights or (1.0,) * count, np.float64)
         if self._balance == 'loss':
             sizes = np.bincount(self.split('train').label, minlength=count)
             weights *= np.where(sizes, sizes.sum() / (np.maximum(sizes, 1) * np.count_nonzero(sizes)), 1.0)
         return weights.astype(np.float32)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether the training examples of an epoch are drawn with replacement."""
+        return self._balance == 'sampling'
+
     def train_order(self, seed: int, epoch: int) -> np.ndarray:
         """Returns the indices of the training examples of an epoch, from 0, in their order."""
-        if self._balance == 'sampling':
+        if self.replaces:
             return batches.balanced_order(self.split('train').label, seed, epoch)
         return batches.permutation(seed, epoch, self.count('train'))
 

@@ -17,7 +17,7 @@ from mnist_jax.learning.augmentation_steps import Draw, Mixed, Step, mix
 
 Batch = dict[str, jax.Array]
 Augment = Callable[[Batch, jax.Array, jax.Array], Batch]
-"""Maps a chunk of a batch (image, label, mask, index), a random key and the epoch to the changed chunk.
+"""Maps a chunk of a batch (image, label, mask, index, perhaps occurrence), a random key and the epoch to the new chunk.
 
 If images are mixed, it also has `labels` and `label_weights`, BxM, whose weights add up to 1 for each example, and the
 probabilities of the teachers, `teacher` BxK, are mixed too.
@@ -41,6 +41,7 @@ AUGMENTATIONS: dict[str, Callable[..., Step]] = {
     'binarize': handwriting_steps.binarize,
     'frame': handwriting_steps.frame,
 }
+MIXING = ('mixup', 'cutmix')  # They mix an image with another one of its chunk.
 
 
 def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) -> Augment | None:
@@ -75,7 +76,11 @@ def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) ->
         for number, (step, probability) in enumerate(chosen):
             step_key = jax.random.fold_in(key, number)
             fixed_key_B = jax.vmap(lambda index, step_key=step_key: jax.random.fold_in(step_key, index))(chunk['index'])
-            choice_key_B, key_B = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, epoch)))(fixed_key_B).T
+            epoch_key_B = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(fixed_key_B)
+            if 'occurrence' in chunk:  # Otherwise all occurrences of an example in an epoch would look alike.
+                again_key_B = jax.vmap(jax.random.fold_in)(epoch_key_B, chunk['occurrence'])
+                epoch_key_B = jnp.where(chunk['occurrence'] > 0, again_key_B, epoch_key_B)
+            choice_key_B, key_B = jax.vmap(jax.random.split)(epoch_key_B).T
             draw = Draw(key_B, fixed_key_B, epoch, max_pixel, is_example_B & is_example_B[::-1])
             changed = step(image_BxHxWxC, draw)
             changed_BxHxWxC, own_weight_B = changed if isinstance(changed, Mixed) else (changed, None)

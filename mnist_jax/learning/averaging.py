@@ -35,14 +35,22 @@ class Progress(NamedTuple):
     """What a rate may depend on.
 
     Attributes:
-      updates: The number of calls of `train_step` so far, including this one, int32.
+      steps: The number of calls of `train_step` so far, including this one, int32.
       steps_per_epoch: The number of steps in an epoch.
-      learning_rate: The learning rate of this update.
+      learning_rate: The learning rate of this step.
+      updates: The number of updates so far; None if every step makes one.
+      updated: Whether this step makes an update; None if every step does.
     """
 
-    updates: jax.Array
+    steps: jax.Array
     steps_per_epoch: int
     learning_rate: jax.Array
+    updates: jax.Array | None = None
+    updated: jax.Array | None = None
+
+    def if_updated(self, value: jax.Array) -> jax.Array:
+        """Returns `value`, or 0 if this step only accumulates a gradient."""
+        return value if self.updated is None else jnp.where(self.updated, value, 0.0)
 
 
 class Averaging(NamedTuple):
@@ -87,8 +95,9 @@ def ema(decay: Rate = 0.999, warmup: bool = True) -> Averaging:
     """
 
     def rate(weight: jax.Array, progress: Progress) -> tuple[jax.Array, jax.Array]:
-        most = (1 + progress.updates) / (10 + progress.updates) if warmup else 1.0
-        return 1 - jnp.minimum(jnp.float32(decay), most), weight
+        updates = progress.steps if progress.updates is None else progress.updates
+        most = (1 + updates) / (10 + updates) if warmup else 1.0
+        return progress.if_updated(1 - jnp.minimum(jnp.float32(decay), most)), weight
 
     return Averaging(rate)
 
@@ -103,8 +112,8 @@ def swa(start: Count = 0) -> Averaging:
     """
 
     def rate(weight: jax.Array, progress: Progress) -> tuple[jax.Array, jax.Array]:
-        ends_epoch = progress.updates % progress.steps_per_epoch == 0
-        counts = ends_epoch & (progress.updates > start * progress.steps_per_epoch)
+        ends_epoch = progress.steps % progress.steps_per_epoch == 0
+        counts = ends_epoch & (progress.steps > start * progress.steps_per_epoch)
         weight = weight + counts
         return jnp.where(counts | (weight == 0), 1 / jnp.maximum(weight, 1), 0), weight
 
@@ -123,7 +132,7 @@ def schedule_free(interpolation: Rate = 0.9) -> Averaging:
     """
 
     def rate(weight: jax.Array, progress: Progress) -> tuple[jax.Array, jax.Array]:
-        own = _square(progress.learning_rate)
+        own = progress.if_updated(_square(progress.learning_rate))
         weight = weight + own
         return jnp.where(weight > 0, own / weight, 1), weight
 

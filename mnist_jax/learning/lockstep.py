@@ -125,7 +125,7 @@ def _inner_with_sum(equation: JaxprEqn) -> ClosedJaxpr | None:
     """Returns the function that an equation such as `jit` or `checkpoint` calls, if it calls `lockstep_sum`."""
     values = [value for param in equation.params.values() for value in (param if isinstance(param, tuple) else [param])]
     closed = [ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) else value for value in values]
-    with_sum = [value for value in closed if isinstance(value, ClosedJaxpr) and _contains_sum(value)]
+    with_sum = [value for value in closed if isinstance(value, ClosedJaxpr) and contains_sum(value)]
     if not with_sum:
         return None
     if equation.primitive.name not in ('jit', 'remat2', 'custom_jvp_call', 'closed_call'):
@@ -136,5 +136,6 @@ def _inner_with_sum(equation: JaxprEqn) -> ClosedJaxpr | None:
     return with_sum[0]
 
 
-def _contains_sum(closed: ClosedJaxpr) -> bool:
+def contains_sum(closed: ClosedJaxpr) -> bool:
+    """Returns whether a function calls `lockstep_sum`."""
     return any(equation.primitive is _sum or _inner_with_sum(equation) is not None for equation in closed.jaxpr.eqns)

@@ -32,8 +32,11 @@ def check_interface(model: object) -> None:
         ) from None
 
 
-def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> None:
+def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> bool:
     """Traces the model on a chunk of a few images, without computing anything; of `state`, only the shapes are used.
+
+    Returns:
+      Whether the model needs sums over the whole batch, such as those of batch normalization.
 
     Raises:
       UserError: the model does not return logits Bx`num_classes`, or would be wrong on a chunk of a batch.
@@ -54,6 +57,7 @@ def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...
             'the batch_stats of the model must be computed from sums over the whole batch, by nn.BatchNorm or '
             'training.batch_sum, got values computed from a chunk of it'
         )
+    return lockstep.contains_sum(jaxpr)
 
 
 def has_products(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> bool:

@@ -83,6 +83,13 @@ def with_accumulation(optimizer: Optimizer, steps: int) -> Optimizer:
     return optax.GradientTransformationExtraArgs(accumulating.init, update)
 
 
+def accumulated_updates(state: optax.OptState) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
+    """Returns the number of updates so far, and whether the last gradient made one; None if every gradient does."""
+    if isinstance(state, optax.MultiStepsState):
+        return state.gradient_step, state.mini_step == 0
+    return None, None
+
+
 def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> Optimizer:
     """Returns `optimizer`, but with gradients that are limited.
 

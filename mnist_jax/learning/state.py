@@ -76,13 +76,15 @@ def create_state(
 def start_from(state: TrainState, variables: Variables, optimizer: Optimizer) -> TrainState:
     """Returns the state before the first step with other variables."""
     average = state.average and dataclasses.replace(state.average, variables=variables)
-    return dataclasses.replace(
+    started = dataclasses.replace(
         state,
         params=variables.params,
         batch_stats=variables.batch_stats,
         opt_state=optimizer.init(variables.params),
         average=average,
     )
+    # The train step takes over the memory of each array, so no two of them may share it.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), started)
 
 
 def random_stream(seed: ArrayLike, stream: int) -> jax.Array:

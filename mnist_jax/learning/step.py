@@ -26,7 +26,7 @@ from mnist_jax.learning import lockstep, losses, transfer
 from mnist_jax.learning.augmentation import Augment
 from mnist_jax.learning.averaging import Averaging, Progress
 from mnist_jax.learning.losses import Loss, cross_entropy
-from mnist_jax.learning.optimizers import Optimizer, global_norm
+from mnist_jax.learning.optimizers import Optimizer, accumulated_updates, global_norm
 from mnist_jax.learning.state import AUGMENTATION_STREAM, DROPOUT_STREAM, TrainState, Variables, random_stream
 from mnist_jax.models import linen
 from mnist_jax.models.layers import SHARED_STREAM, Training
@@ -34,6 +34,7 @@ from mnist_jax.models.layers import SHARED_STREAM, Training
 Batch = dict[str, jax.Array]
 """image: uint8 BxHxWxC; label: int32 B; mask: float32 B, 0 for padding; index: int32 B, the index in the split.
 
+The padding consists of copies of the first example of the split, because a model may divide by the norm of an image.
 With distillation also teacher: float32 BxK, the probabilities of the teachers.
 """
 Data = dict[str, jax.Array]
@@ -50,7 +51,7 @@ class StepParts:
 
     Attributes:
       model: Maps images and a `Training` (None for inference) to logits.
-      loss: Maps logits BxK and labels B to one loss per example.
+      loss: Maps logits BxK and labels B to one loss per example, without the weights of the classes.
       optimizer: Its `update` takes the learning rate as a keyword argument.
       schedule: Maps the number of updates so far to a factor of the learning rate of the next one.
       normalization: How pixels become inputs.
@@ -63,6 +64,8 @@ class StepParts:
       averaging: How the variables are averaged; None for no average.
       sam_radius: The radius of sharpness-aware minimization; 0 for none.
       distillation: The weight and the temperature of the loss whose targets are those of the teachers.
+      class_weights: The factor of the loss of the examples of each class, K; None if all are 1.
+      in_lockstep: Whether the model needs sums over the whole batch; see `lockstep.py`.
     """
 
     model: nn.Module
@@ -79,6 +82,8 @@ class StepParts:
     averaging: Averaging | None = None
     sam_radius: float = 0.0
     distillation: tuple[float, float] = (0.0, 1.0)
+    class_weights: np.ndarray | None = None
+    in_lockstep: bool = False
 
 
 class RunNumbers(NamedTuple):
@@ -123,14 +128,15 @@ def train_step(
         params = transfer.keep_frozen(parts.frozen, params, jax.lax.stop_gradient(params))  # saves their gradients
         variables = {'params': _cast(params, parts.dtype), 'batch_stats': state.batch_stats}
         image = _normalize(chunk['image'], parts.normalization, parts.dtype)
-        logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key)
+        logits_BxK, updated = apply_to_chunk(parts.model, variables, image, chunk, dropout_key, frozen=parts.frozen)
         sums = _sums(logits_BxK.astype(jnp.float32), chunk, parts)
         return sums['loss'], (sums, updated.get('batch_stats', {}))
 
     batch = _augment_chunks(_with_examples(batch, data), numbers.seed, state.step // parts.steps_per_epoch, parts)
     chunks = _split(batch, parts.chunk_size)
+    in_lockstep = parts.in_lockstep or bool(state.batch_stats)
     mean_gradient = functools.partial(
-        _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, normalized=bool(state.batch_stats)
+        _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, in_lockstep=in_lockstep
     )
     averaging, average = parts.averaging, state.average
     point = state.params
@@ -150,7 +156,7 @@ def train_step(
         state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     if averaging is not None and average is not None:
-        progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate)
+        progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate, *accumulated_updates(opt_state))
         with jax.named_scope('average'):
             average = averaging.update(average, Variables(params, batch_stats), progress)
         if averaging.interpolation:  # The statistics of this update are those of parameters close to the average.
@@ -192,9 +198,11 @@ def apply_to_chunk(
     chunk: Batch,
     key: jax.Array,
     batch_sum: AllSum = lockstep.lockstep_sum,
+    frozen: Sequence[str] = (),
 ) -> tuple[jax.Array, PyTree]:
     """Applies a model to a chunk of a training batch; returns the logits BxK and the updated variables."""
-    training = Training(chunk['mask'], chunk['index'], batch_sum)
+    is_frozen = functools.partial(transfer.matches, patterns=frozen)
+    training = Training(chunk['mask'], chunk['index'], batch_sum, is_frozen)
     chunk_key = jax.random.fold_in(key, chunk['index'][0])
     # Flax draws from 'params' for every stream that has no key of its own.
     rngs = {SHARED_STREAM: key, 'dropout': chunk_key, 'params': jax.random.fold_in(chunk_key, 1)}
@@ -217,7 +225,7 @@ def train_steps(
 
 
 def _mean_gradient(
-    summed_loss: Callable, params: PyTree, *, chunks: list[Batch], all_sum: AllSum, normalized: bool
+    summed_loss: Callable, params: PyTree, *, chunks: list[Batch], all_sum: AllSum, in_lockstep: bool
 ) -> tuple[PyTree, Sums, PyTree]:
     """Returns the gradient of the mean loss of the global batch, the sums, and the new batch_stats.
 
@@ -226,10 +234,10 @@ def _mean_gradient(
       params: Where the gradient is taken.
       chunks: The chunks of this device.
       all_sum: Sums a pytree over all devices.
-      normalized: Whether the model has batch normalization.
+      in_lockstep: Whether the model has batch normalization, or other sums over the whole batch.
     """
     batch_stats: PyTree = {}
-    if normalized:
+    if in_lockstep:
         chunk_results, batch_stats = _gradients_in_lockstep(summed_loss, params, chunks, all_sum)
     else:
         chunk_results = _gradients_in_turn(summed_loss, params, chunks)
@@ -256,7 +264,7 @@ def _gradients_in_turn(summed_loss: Callable, params: PyTree, chunks: list[Batch
 def _gradients_in_lockstep(
     summed_loss: Callable, params: PyTree, chunks: list[Batch], all_sum: AllSum
 ) -> tuple[list[tuple[PyTree, Sums]], PyTree]:
-    """Returns the gradient and the sums of each chunk, and the new batch_stats, of a model with batch normalization."""
+    """Returns the gradient and the sums of each chunk, and the new batch_stats, of a model with sums over the batch."""
 
     def loss_of_all(copies: list[PyTree]) -> tuple[jax.Array, list]:
         results = lockstep.run_in_lockstep(summed_loss, list(zip(copies, chunks, strict=True)), all_sum)
@@ -345,14 +353,10 @@ def infer(
 
 
 def _with_examples(batch: Batch, data: Data | None) -> Batch:
-    """Returns the batch with the images and labels of its examples from `data`, and zeros in its padding."""
+    """Returns the batch with the images and labels of its examples, and of its padding, from `data`."""
     if data is None:
         return batch
-    rows = {name: column.at[batch['index']].get(mode='promise_in_bounds') for name, column in data.items()}
-    is_example_B = batch['mask'] > 0
-    return batch | {
-        name: jnp.where(is_example_B.reshape(-1, *(1,) * (row.ndim - 1)), row, 0) for name, row in rows.items()
-    }
+    return batch | {name: column.at[batch['index']].get(mode='promise_in_bounds') for name, column in data.items()}
 
 
 def _split(batch: Batch, chunk_size: int) -> list[Batch]:
@@ -380,13 +384,19 @@ def _cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
 def _sums(logits_BxK: jax.Array, batch: Batch, parts: StepParts) -> Sums:
     mask_B = batch['mask']
     correct_B = (logits_BxK.argmax(-1) == batch['label']).astype(jnp.float32)
-    if 'labels' in batch:
-        loss_B = losses.of_mixture(parts.loss)(logits_BxK, batch['labels'], batch['label_weights'])
-    else:
-        loss_B = parts.loss(logits_BxK, batch['label'])
+
+    def over_labels(loss: Loss) -> jax.Array:
+        weighted = losses.weighted(loss, parts.class_weights)
+        if 'labels' in batch:
+            return losses.of_mixture(weighted)(logits_BxK, batch['labels'], batch['label_weights'])
+        return weighted(logits_BxK, batch['label'])
+
+    loss_B = over_labels(parts.loss)
     if 'teacher' in batch:
         weight, temperature = parts.distillation
         soft_B = weight * losses.distillation(logits_BxK, batch['teacher'], temperature)
+        if parts.class_weights is not None:
+            soft_B = soft_B * over_labels(lambda _, label_B: jnp.ones(label_B.shape))
         loss_B = ops.separate((1 - weight) * loss_B) + ops.separate(soft_B)
     return {
         'loss': ordered_sum(loss_B * mask_B),

@@ -82,18 +82,21 @@ def layer_rates(layers: Sequence[Layer], decay: float) -> list[tuple[str, float]
     """Returns factors of the learning rate for `with_rates` that fall by `decay` from each layer to the one below it.
 
     The last layer has the factor 1. A layer without a kernel, such as a normalization, has that of the layer before it.
+    Parameters outside all layers, such as a position embedding, have that of the first layer.
 
     Args:
       layers: The layers of the model, from its input to its output.
       decay: The factor; 1 for the same learning rate in all layers.
     """
+    if decay == 1:
+        return []
     factor, rates = 1.0, []
     for layer in reversed(layers):
-        if layer.trainable and decay != 1:
+        if layer.trainable:
             rates.append((layer.name, factor))
-        if layer.multiply_adds:
-            factor *= decay
-    return rates
+            if layer.multiply_adds:
+                factor *= decay
+    return [('*', rates[-1][1]), *rates] if rates else []
 
 
 def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tuple[str, float]]) -> Optimizer:

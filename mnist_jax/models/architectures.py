@@ -111,11 +111,6 @@ def _dense_layers(model: MLP | CNN, x_BxHxWxC: jax.Array, training: Training | N
     return Dense(model.num_classes)(x_BxF)
 
 
-def is_own_model(model: nn.Module) -> bool:
-    """Returns whether a model is the user's own, not one of this package."""
-    return type(model).__module__.partition('.')[0] != 'mnist_jax'
-
-
 MODELS: dict[str, type[nn.Module]] = {
     'mlp': MLP,
     'cnn': CNN,
@@ -125,3 +120,10 @@ MODELS: dict[str, type[nn.Module]] = {
     'mixer': Mixer,
     'vit': ViT,
 }
+# Tests show that these do not mix the examples of a batch, and that they leave no matrix product to XLA.
+TESTED = (MLP, CNN, LeNet5, ResNet, DepthwiseCNN, Mixer, ViT)
+
+
+def is_own_model(model: nn.Module) -> bool:
+    """Returns whether a model is the user's own, not one that comes with this package."""
+    return type(model) not in TESTED

@@ -28,15 +28,24 @@ class Training:
       index: int32 B; the index of each example in the training split. Dropout depends on it instead of on
         the device that computes the example.
       batch_sum: Sums a pytree over the whole global batch.
+      is_frozen: Returns whether a parameter or a batch statistic, given by its path, does not change.
     """
 
     mask: jax.Array
     index: jax.Array
     batch_sum: Callable[[PyTree], PyTree]
+    is_frozen: Callable[[str], bool] = lambda path: False
+
+    def freezes_statistics(self, module: nn.Module) -> bool:
+        """Returns whether the batch statistics of a module are frozen, so that it normalizes as for inference."""
+        return self.is_frozen('/'.join((*module.path, 'mean')))
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over the unpadded examples of the global batch, and an activation."""
+    """Batch normalization over the unpadded examples of the global batch, and an activation.
+
+    As with Keras's `trainable=False`, a layer with frozen statistics normalizes with them in training too.
+    """
 
     momentum: float = 0.99
     epsilon: float = 1e-3
@@ -53,7 +62,7 @@ class BatchNorm(nn.Module):
         moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
         moving_variance = self.variable('batch_stats', 'variance', jnp.ones, (channels,))
         averages = moving_mean.value, moving_variance.value
-        if training is None:
+        if training is None or training.freezes_statistics(self):
             factor, shift = norms.normalize_for_inference(scale, bias, *averages, self.epsilon)
             if convolution is not None:
                 return convolution(x, factor, shift, self.activation)

@@ -56,7 +56,10 @@ def _batch_norm(
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Normalizes like `nn.BatchNorm`, with the statistics of the unpadded examples of the global batch."""
+    """Normalizes like `nn.BatchNorm`, with the statistics of the unpadded examples of the global batch.
+
+    A layer with frozen statistics normalizes with these.
+    """
     if nn.merge_param('use_running_average', module.use_running_average, use_running_average):
         return call(x, use_running_average)
     if x.shape[:1] != training.index.shape:
@@ -69,14 +72,19 @@ def _batch_norm(
     features_last = jnp.moveaxis(x, axes, last_axes)
     features = features_last.shape[last_axes.start :]
     x_BxNxF = features_last.reshape(len(x), -1, int(np.prod(features)))
-    mean_F, variance_F = batch_statistics(x_BxNxF, training)
+    averages: dict[str, jax.Array] = {name: module.get_variable('batch_stats', name) for name in ('mean', 'var')}
+    is_frozen = training.freezes_statistics(module)
+    if is_frozen:
+        mean_F, variance_F = averages['mean'].reshape(-1), averages['var'].reshape(-1)
+    else:
+        mean_F, variance_F = batch_statistics(x_BxNxF, training)
     centered_BxNxF = x_BxNxF - mean_F.reshape(1, 1, -1)
-    if not module.use_fast_variance:
+    if not module.use_fast_variance and not is_frozen:
         _, variance_F = batch_statistics(centered_BxNxF, training)
-    for name, value in (('mean', mean_F), ('var', variance_F)):
-        average: jax.Array = module.get_variable('batch_stats', name)
-        average = module.momentum * average + (1 - module.momentum) * value.reshape(features)
-        module.put_variable('batch_stats', name, average)
+    if not is_frozen:
+        for name, value in (('mean', mean_F), ('var', variance_F)):
+            average = module.momentum * averages[name] + (1 - module.momentum) * value.reshape(features)
+            module.put_variable('batch_stats', name, average)
     scale: jax.Array | None = module.get_variable('params', 'scale')
     bias: jax.Array | None = module.get_variable('params', 'bias')
     factor_F = jax.lax.rsqrt(variance_F + module.epsilon)

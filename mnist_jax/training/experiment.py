@@ -19,8 +19,8 @@ from mnist_jax.data.source import Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose
-from mnist_jax.learning import losses, model_checks, step
-from mnist_jax.learning.augmentation import make_augmentation
+from mnist_jax.learning import model_checks, step
+from mnist_jax.learning.augmentation import MIXING, make_augmentation
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.learning.step import Data, RunNumbers, StepParts, Sums
@@ -168,7 +168,8 @@ class Experiment(Plan):
         config, size = self.config, self.padded_batch_size
         rows, split = self.replicas.local_rows(size), self.source.split('train')
         order = self.source.train_order(config.seed, epoch)
-        examples = batches.train_batches(split, order, config.batch_size, size, rows, first, self.on_device)
+        replaced = self.source.replaces and self.parts.augment is not None
+        examples = batches.train_batches(split, order, config.batch_size, size, rows, first, self.on_device, replaced)
         if self.teacher is not None:
             teacher = self.teacher
             examples = ({**batch, 'teacher': teacher[batch['index']]} for batch in examples)
@@ -208,7 +209,9 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         )
     skip_nonfinite = choose('config.on_nonfinite', config.on_nonfinite, ON_NONFINITE)
     multiply_adds = sum(layer.multiply_adds for layer in list_layers(plan.model, source.image_shape))
-    model_checks.check_model(plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names))
+    in_lockstep = model_checks.check_model(
+        plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names)
+    )
     replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic)
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
@@ -233,6 +236,12 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
     )
     eval_batch_size = min(config.eval_batch_size, test_size)
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
+    mixing = [step['name'] for step in config.augmentation if step['name'] in MIXING]
+    if mixing and chunk_size == 1:
+        raise UserError(
+            f'config.batch_size must be greater than config.chunks={config.chunks} if config.augmentation has '
+            f'{mixing[0]!r}, which mixes the images of a chunk, got {config.batch_size}'
+        )
     eval_chunk_size, padded_eval_batch_size = batch_layout(eval_batch_size, config.chunks, len(replicas))
 
     def factor(updates: jax.Array, epochs: int = config.epochs) -> jax.Array:
@@ -240,7 +249,7 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
 
     parts = StepParts(
         model=plan.model,
-        loss=losses.weighted(plan.loss, source.class_weights),
+        loss=plan.loss,
         optimizer=plan.optimizer,
         schedule=factor,
         normalization=source.normalization,
@@ -253,6 +262,8 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
         averaging=plan.averaging,
         sam_radius=plan.sam_radius,
         distillation=(config.distillation.weight, config.distillation.temperature),
+        class_weights=source.class_weights,
+        in_lockstep=in_lockstep,
     )
     return Experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},

@@ -157,6 +157,8 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got "
             f'{config.schedule.name!r}'
         )
+    optimizer = with_clipping(build('config.optimizer', OPTIMIZERS, options), **clip)
+    averaging = build('config.average', AVERAGES, average)
     momenta = {name: {**defaults(OPTIMIZERS[config.optimizer.name]), **options}.get(name) for name in MOMENTA}
     if config.average.name == 'schedule_free' and any(momenta.values()):
         name = next(name for name, value in momenta.items() if value)
@@ -171,18 +173,16 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         )
     layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
     rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
-    optimizer = with_clipping(build('config.optimizer', OPTIMIZERS, options), **clip)
-    optimizer = with_accumulation(optimizer, accumulate)
     plan = Plan(
         config=config,
         source=source,
         model=model,
-        loss=build('config.loss', LOSSES, config.loss),
-        optimizer=transfer.with_rates(optimizer, config.init.freeze, rates),
+        loss=_make_loss(config.loss, len(source.class_names)),
+        optimizer=transfer.with_rates(with_accumulation(optimizer, accumulate), config.init.freeze, rates),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
-        averaging=build('config.average', AVERAGES, average),
+        averaging=averaging,
         evaluates_average=evaluates_average,
         sam_radius=sam_radius,
     )
@@ -191,6 +191,20 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
         transfer.check_patterns('config.init.rates', [pattern for pattern, _ in config.init.rates], variables)
     return plan
+
+
+def _make_loss(config: ConfigDict, num_classes: int) -> Loss:
+    """Returns the loss that a config section describes; raises a UserError if it is not one number per example."""
+    loss = build('config.loss', LOSSES, config)
+    probes = model_checks.PROBES
+    logits_BxK = jax.ShapeDtypeStruct((probes, num_classes), jnp.float32)
+    result = jax.eval_shape(loss, logits_BxK, jax.ShapeDtypeStruct((probes,), jnp.int32))
+    if getattr(result, 'shape', None) != (probes,):
+        raise UserError(
+            f'config.loss.name={config.name!r} must select a loss that returns one number per example, of shape '
+            f'{(probes,)} for {probes} examples, got {result}'
+        )
+    return loss
 
 
 def _source_and_model(config: ConfigDict, description: Description | None = None) -> tuple[Source, nn.Module]:

@@ -98,3 +98,23 @@ def test_errors_while_reading_ahead_are_raised():
 
 def test_steps_per_epoch():
     assert [batches.steps_per_epoch(10, size) for size in (1, 3, 5, 10)] == [10, 4, 2, 1]
+
+
+def test_padding_is_the_first_example_of_the_split():
+    split = Split(SPLIT.image + 5, SPLIT.label)
+    for examples in (split, FakeStream(split)):
+        last = list(batches.eval_batches(examples, batch_size=4, padded_size=6, rows=slice(0, 6)))[-1]
+        assert last['image'].ravel().tolist() == [13, 14, 5, 5, 5, 5] and last['label'].tolist() == [8, 9, 0, 0, 0, 0]
+    # The second of two processes has no example of the last batch.
+    last = list(batches.eval_batches(split, batch_size=8, padded_size=8, rows=slice(4, 8)))[-1]
+    assert last['image'].ravel().tolist() == [5] * 4 and last['mask'].tolist() == [0] * 4
+
+
+def test_examples_that_are_drawn_again_are_numbered():
+    order = np.array([3, 1, 3, 3, 0, 1], np.int32)
+    assert batches.occurrences(order).tolist() == [0, 0, 1, 2, 0, 1]
+    options = {'batch_size': 4, 'padded_size': 4, 'rows': slice(0, 4), 'replaced': True}
+    epoch = list(batches.train_batches(SPLIT, order, **options))
+    assert [batch['occurrence'].tolist() for batch in epoch] == [[0, 0, 1, 2], [0, 1, 0, 0]]
+    (resumed,) = batches.train_batches(SPLIT, order, **options, first=1)
+    assert resumed['occurrence'].tolist() == [0, 1, 0, 0] and resumed['occurrence'].dtype == np.int32

@@ -110,6 +110,31 @@ def test_unreadable_files_are_listed_or_left_out(tmp_path, caplog):
     assert 'broken.png' in caplog.text
 
 
+def test_images_outside_the_directories_of_classes_are_a_warning(tmp_path, caplog):
+    raw_dir = tmp_path / 'raw'
+    write_folder(raw_dir / 'train', GRAY, LABELS)
+    for directory in (raw_dir / 'train', raw_dir / 'test'):
+        directory.mkdir(exist_ok=True)
+        (directory / 'loose.png').write_bytes((raw_dir / 'train' / '0' / '000.png').read_bytes())
+    source = prepare('image_folder', tmp_path, raw_dir)
+    assert source.split('train').size + source.split('test').size == len(GRAY)
+    assert f'{raw_dir / "test"} is not used as the test split: it has no images in directories of cl' in caplog.text
+    assert f'Ignoring 1 images of {raw_dir / "train"} that are in no directory of a class' in caplog.text
+
+
+def test_names_of_classes_must_be_utf8(tmp_path):
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    os.rename(raw_dir / '0', os.fsencode(raw_dir) + b'/caf\xe9')
+    assert r"must be UTF-8, got 'caf\udce9'" in refusal('image_folder', tmp_path, raw_dir)
+
+
+def test_an_error_in_a_dataset_of_your_own_is_not_called_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, 'read_pixels', lambda *_: {}['a column'])
+    raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
+    with pytest.raises(KeyError, match='a column'):
+        prepare('image_folder', tmp_path, raw_dir)
+
+
 def test_images_of_other_sizes_are_fitted():
     image = np.zeros((2, 6, 1), np.uint8)
     image[:, 4:] = 255
@@ -134,6 +159,14 @@ def test_images_are_read_as_they_are_shown(tmp_path):
     deep = np.array([[0, 65535], [257, 32896]], np.uint16)
     Image.fromarray(deep).save(tmp_path / 'deep.png')
     assert image_files.read_pixels(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [1, 128]]
+    Image.fromarray(np.array([[514, 771]], np.uint16)).save(tmp_path / 'dark.tiff')  # scaled like any other image
+    assert image_files.read_pixels(tmp_path / 'dark.tiff')[..., 0].tolist() == [[2, 3]]
+    for pixels in (np.array([[70000]], np.int32), np.array([[np.inf]], np.float32)):
+        Image.fromarray(pixels).save(tmp_path / 'deeper.tiff')
+        with pytest.raises(UserError, match=r"deeper.tiff' must have at most 16 bits per pixel, got 32 \(mode '[IF]'"):
+            image_files.read_pixels(tmp_path / 'deeper.tiff')
+    with pytest.raises(UserError, match=r"deeper.tiff' cannot be read: cannot convert float infinity"):
+        image_files.read(tmp_path / 'deeper.tiff')
     Image.fromarray(COLOR[0]).quantize(8).save(tmp_path / 'palette.gif')
     assert image_files.read_pixels(tmp_path / 'palette.gif').shape == (6, 6, 3)
     Image.fromarray(GRAY[0]).convert('P').save(tmp_path / 'gray.gif')

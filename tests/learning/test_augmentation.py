@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 COUNT = 200
 
 
-def augment_chunk(steps, images, epoch=0, index=None, max_pixel=255, label=None, mask=None):
+def augment_chunk(steps, images, epoch=0, index=None, max_pixel=255, label=None, mask=None, occurrence=None):
     count = len(images)
     chunk = {
         'image': jnp.asarray(images, jnp.float32),
@@ -21,6 +21,8 @@ def augment_chunk(steps, images, epoch=0, index=None, max_pixel=255, label=None,
         'mask': jnp.ones(count) if mask is None else jnp.asarray(mask, jnp.float32),
         'index': jnp.arange(count) if index is None else jnp.asarray(index),
     }
+    if occurrence is not None:
+        chunk['occurrence'] = jnp.asarray(occurrence, jnp.int32)
     return jax.tree.map(np.asarray, jax.jit(make_augmentation(steps, max_pixel))(chunk, KEY, jnp.int32(epoch)))
 
 
@@ -47,6 +49,16 @@ def test_a_step_depends_on_seed_epoch_and_index_only(name):
     assert whole.min() >= 0 and whole.max() <= 255.001
     changed = (whole != RANDOM).any(axis=(1, 2, 3)).mean()
     assert 0.3 < changed <= 1
+
+
+def test_an_example_that_is_drawn_again_looks_different():
+    images, steps = images_like(RANDOM[0])[:6], [{'name': 'noise', 'amount': 0.2}]
+    index = [4, 4, 4, 7, 7, 9]
+    once = augment(steps, images, index=index)
+    assert np.array_equal(once[0], once[1])
+    again = augment(steps, images, index=index, occurrence=[0, 1, 2, 0, 1, 0])
+    assert all(np.array_equal(again[row], once[row]) for row in (0, 3, 5))
+    assert len({image.tobytes() for image in again}) == 6
 
 
 def test_the_same_step_twice_draws_other_numbers():

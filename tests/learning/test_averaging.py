@@ -72,3 +72,19 @@ def test_schedule_free_sgd_equals_that_of_optax():
 @pytest.mark.parametrize('name', [name for name in AVERAGES if name != 'none'])
 def test_an_average_of_equal_values_is_that_value(name):
     assert averages(AVERAGES[name](), [0.3] * 5) == [np.float32(0.3)] * 4
+
+
+@pytest.mark.parametrize('name', ['ema', 'schedule_free'])
+def test_steps_that_only_accumulate_a_gradient_do_not_count(name):
+    averaging = AVERAGES[name]()
+    values, rates = (4.0, 1.0, 2.0), (0.1, 0.3, 0.2)
+    expected = averages(averaging, [8.0, *values], learning_rates=rates)
+    average, means = Average(jnp.float32(8), jnp.float32(0), True), []
+    for step in range(1, 7):
+        # The first step of each pair changes nothing, and has another learning rate.
+        updates, updated = jnp.int32(step // 2), jnp.bool_(step % 2 == 0)
+        value, rate = (values[step // 2 - 1], rates[step // 2 - 1]) if updated else ([8.0, *values][step // 2], 0.7)
+        progress = Progress(jnp.int32(step), 2, jnp.float32(rate), updates, updated)
+        average = averaging.update(average, jnp.float32(value), progress)
+        means.append(float(average.variables))
+    assert means[1::2] == expected and means[2::2] == expected[:-1]

@@ -1,6 +1,7 @@
 """The train and eval steps against numbers worked out by hand and against plain JAX."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,8 @@ import pytest
 from conftest import make_numbers, make_parts
 
 from mnist_jax.learning import losses, metrics
+from mnist_jax.learning.averaging import AVERAGES
+from mnist_jax.learning.optimizers import OPTIMIZERS, with_accumulation
 from mnist_jax.learning.state import create_state
 from mnist_jax.learning.step import eval_step, train_step
 from mnist_jax.models.architectures import MLP
@@ -130,3 +133,39 @@ def test_sharpness_aware_minimization_takes_the_gradient_at_the_worst_point_near
     expected = jax.tree.map(lambda param, grad: param - 0.5 * grad, state.params, jax.grad(loss)(nearby))
     for own, other in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['ema', 'swa', 'schedule_free'])
+def test_accumulated_batches_move_an_average_like_one_large_batch(name):
+    batches = [make_batch(np.arange(8) + start) for start in range(2)]
+    batches = [{**batch, 'label': batch['label'] % 10} for batch in batches]
+    large = {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
+    states = []
+    for accumulate, epochs in ((1, [[large]] * 3), (2, [batches] * 3)):
+        model = MLP(10, hidden=(8,))
+        parts = dataclasses.replace(
+            make_parts(model, 8, 0.1),
+            optimizer=with_accumulation(OPTIMIZERS['sgd'](), accumulate),
+            averaging=AVERAGES[name](),
+            steps_per_epoch=accumulate,
+        )
+        state = create_state(model, parts.optimizer, (28, 28, 1), 3, average_evaluated=True)
+        step = jax.jit(functools.partial(train_step, parts=parts, all_sum=identity))
+        for batch in (batch for epoch in epochs for batch in epoch):
+            state, _ = step(state, batch, make_numbers(3))
+        states.append(state)
+    for one, other in zip(*(jax.tree.leaves(state.choices) for state in states), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_class_weights_multiply_the_loss_of_the_teachers_too():
+    teacher = np.full((3, 3), 0.2, np.float32) + 0.4 * np.eye(3, dtype=np.float32)
+    batch = {**make_batch([0, 1, 2]), 'teacher': teacher}
+    weights = np.array([0.0, 2.0, 0.5], np.float32)
+    model = ConstantLogits()
+    parts = dataclasses.replace(make_parts(model, 3, 0.1), distillation=(0.75, 1.0), class_weights=weights)
+    state = create_state(model, parts.optimizer, (28, 28, 1), seed=3)
+    _, sums = train_step(state, batch, make_numbers(3), parts=parts, all_sum=identity)
+    log_softmax = np.arange(3) - np.log(np.exp(np.arange(3)).sum())
+    losses_B = 0.25 * -log_softmax + 0.75 * -(teacher @ log_softmax)
+    assert float(sums['loss']) == pytest.approx(float(weights @ losses_B), rel=1e-5)

@@ -10,6 +10,7 @@ from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.state import Variables
 from mnist_jax.models.architectures import CNN
 from mnist_jax.models.layer_table import list_layers
+from mnist_jax.models.token_models import ViT
 
 PARAMS = {'Conv_0': {'kernel': jnp.ones((3, 3, 1, 2)), 'bias': jnp.zeros(2)}, 'Dense_0': {'kernel': jnp.ones((4, 3))}}
 
@@ -58,8 +59,23 @@ def test_the_rates_of_layers_fall_towards_the_input():
     layers = list_layers(CNN(num_classes=3, stages=((4,), (4,)), batch_norm=True, hidden=(5,)), (8, 8, 1))
     assert dict(transfer.layer_rates(layers, 0.5)) == {
         'Dense_1': 1.0, 'Dense_0': 0.5, 'BatchNorm_1': 0.25, 'Conv_1': 0.25, 'BatchNorm_0': 0.125, 'Conv_0': 0.125,
+        '*': 0.125,
     }  # fmt: skip
     assert transfer.layer_rates(layers, 1.0) == []
+
+
+def test_the_rates_of_a_transformer_fall_by_layers_with_a_kernel():
+    model = ViT(num_classes=3, patch=4, width=8, depth=1, heads=2)
+    rates = transfer.layer_rates(list_layers(model, (8, 8, 1)), 0.5)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))['params']
+    found = {
+        path: [factor for pattern, factor in rates if transfer.matches(path, [pattern])][-1]
+        for path in transfer.leaves_by_path(params)
+    }
+    kernels = {path: factor for path, factor in found.items() if path.endswith('kernel')}
+    assert sorted(kernels.values()) == [2.0**-power for power in range(len(kernels) - 1, -1, -1)]
+    (position,) = (factor for path, factor in found.items() if '/' not in path)
+    assert position == min(kernels.values())
 
 
 def test_patterns_must_match_something():

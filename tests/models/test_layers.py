@@ -1,11 +1,14 @@
 """The layers: initializers, dropout, batch normalization."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnist_jax.learning.transfer import matches
 from mnist_jax.models.architectures import MLP
 from mnist_jax.models.layers import (
     SHARED_STREAM,
@@ -23,6 +26,7 @@ from mnist_jax.models.layers import (
     Training,
     normalized,
 )
+from mnist_jax.models.linen import in_chunks
 
 
 def make_training(size, index=None, mask=None):
@@ -53,6 +57,30 @@ def test_dropout_depends_only_on_the_example_and_the_step():
     assert set(np.unique(ordered)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
     assert abs((np.asarray(ordered) == 0).mean() - 0.3) < 0.06
     np.testing.assert_array_equal(Dropout(0.3).apply({}, x, None), x)
+
+
+@pytest.mark.parametrize(
+    'normalize',
+    [
+        lambda x, training: BatchNorm(activation='relu', name='norm')(x, training),
+        lambda x, training: nn.BatchNorm(name='norm')(x, use_running_average=training is None),
+        lambda x, training: nn.BatchNorm(training is None, use_fast_variance=False, name='norm')(x),
+    ],
+)
+def test_batch_norm_with_frozen_statistics_normalizes_as_for_inference(normalize):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, training=None):
+            return normalize(x, training)
+
+    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 3)) * 3 + 2
+    variables = Model().init(jax.random.key(0), x)
+    for pattern, is_frozen in (('norm', True), ('*/mean', True), ('*/scale', False)):
+        training = dataclasses.replace(make_training(4), is_frozen=lambda path, p=pattern: matches(path, [p]))
+        with in_chunks(training):
+            trained, updated = Model().apply(variables, x, training, mutable=['batch_stats'])
+        assert np.allclose(trained, Model().apply(variables, x), atol=1e-6) is is_frozen
+        assert bool(np.all(updated['batch_stats']['norm']['mean'] == 0)) is is_frozen
 
 
 def test_batch_norm_equals_that_of_linen_on_the_rows_without_padding():

@@ -1,0 +1,98 @@
+"""Whole runs with models and losses that a user adds."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from mnist_jax.errors import UserError
+from mnist_jax.learning.losses import LOSSES
+from mnist_jax.models.architectures import MODELS, is_own_model
+from mnist_jax.models.layers import Dense, Flatten
+from mnist_jax.train import train
+
+
+class Centered(nn.Module):
+    """A linear model of the image minus the mean image of the batch; it has no batch statistics."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = Flatten()(image_BxHxWxC)
+        if training is not None:
+            total_F, count = training.batch_sum(((x_BxF * training.mask[:, None]).sum(0), training.mask.sum()))
+            x_BxF = x_BxF - (total_F / count)[None, :]
+        return Dense(self.num_classes)(x_BxF)
+
+
+class UnitNorm(nn.Module):
+    """A linear model of the image divided by its norm, which is undefined for a black image."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = Flatten()(image_BxHxWxC)
+        return Dense(self.num_classes)(x_BxF / jnp.linalg.norm(x_BxF, axis=-1, keepdims=True))
+
+
+class Mixing(nn.Module):
+    """A model that mixes the examples of a batch."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = Flatten()(image_BxHxWxC)
+        return Dense(self.num_classes)(x_BxF - x_BxF.mean(0, keepdims=True))
+
+
+@pytest.fixture
+def own(small, monkeypatch):
+    """A function that returns the config of a small run with one of the models above."""
+    for model in (Centered, UnitNorm, Mixing):
+        monkeypatch.setitem(MODELS, model.__name__, model)
+
+    def make(name, **fields):
+        config = small(epochs=1, **fields)
+        config.model = ConfigDict({'name': name})
+        return config
+
+    return make
+
+
+def test_a_model_without_batch_statistics_may_need_sums_over_the_batch(own, tmp_path):
+    results = [
+        train(own('Centered', devices=devices, chunks=chunks), tmp_path / f'{devices}-{chunks}')
+        for devices, chunks in ((1, 4), (2, 4), (1, 1))
+    ]
+    assert results[0]['params_sha256'] == results[1]['params_sha256']
+    assert results[2]['loss'] == pytest.approx(results[0]['loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize('on_device', ['on', 'off'])
+def test_padding_does_not_divide_by_zero(own, tmp_path, on_device):
+    config = own('UnitNorm', batch_size=64, dataset__train='train[:130]', dataset__on_device=on_device)
+    assert np.isfinite(train(config, tmp_path)['loss'])
+
+
+def test_a_model_that_is_added_to_the_package_is_checked_like_any_other(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(Mixing, '__module__', 'mnist_jax.models.architectures')
+    with pytest.raises(UserError, match='the model must not mix the examples of a batch'):
+        train(own('Mixing'), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists() and is_own_model(Mixing(10)) and not is_own_model(MODELS['mlp'](10))
+
+
+@pytest.mark.parametrize(('of_examples', 'shape'), [(jnp.mean, 'shape=()'), (lambda x_B: x_B[:, None], 'shape=(7, 1)')])
+def test_a_loss_must_be_one_number_per_example(small, monkeypatch, tmp_path, of_examples, shape):
+    def loss(logits_BxK, label_B):
+        return of_examples(optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B))
+
+    monkeypatch.setitem(LOSSES, 'own', lambda: loss)
+    with pytest.raises(UserError) as error:
+        train(small(loss=ConfigDict({'name': 'own'})), tmp_path / 'run')
+    assert "config.loss.name='own' must select a loss that returns one number per example" in str(error.value)
+    assert shape in str(error.value) and not (tmp_path / 'run').exists()
