@@ -1,7 +1,7 @@
 'use strict';
 // Runs the model that comes with mnist_jax in the browser. MODEL, from draw-model.js, holds its layers; the framing is
 // that of mnist_jax/data/framing.py for a drawing of at most 64 x 64 pixels, whose strokes are so thick (PEN) that framing
-// never thickens them.
+// does not thicken them, except for what a stroke that leaves the pad draws along its edge; that is not done here.
 
 const BLOCK = 7, SIDE = 64;  // The pad has SIDE x SIDE blocks of BLOCK x BLOCK pixels.
 const PEN = 6;  // the width of the strokes in blocks

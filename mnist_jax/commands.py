@@ -287,6 +287,7 @@ def _evaluate_ensemble() -> None:
     """Evaluates every --run together, and keeps the ensemble in --workdir."""
     from mnist_jax.evaluate import evaluate_ensemble
     from mnist_jax.inference.ensemble import Ensemble, Views
+    from mnist_jax.workdir.checkpoints import check_holds_only
     from mnist_jax.workdir.finished_runs import find_runs
 
     for name in ('input', *PROCESS_FLAGS):
@@ -295,6 +296,7 @@ def _evaluate_ensemble() -> None:
     workdir = _workdir('ensemble')
     if (workdir / 'config.json').is_file():
         raise UserError(f'--workdir must be another directory than that of a run, got {str(workdir)!r}')
+    check_holds_only(workdir, 'an ensemble')
     views = Views(FLAGS.shift, FLAGS.flip)
     model = Ensemble.load_runs(workdir, find_runs(FLAGS.run), FLAGS.step, FLAGS.combine, views)
     evaluate_ensemble(model, FLAGS.split)

@@ -194,8 +194,9 @@ def evaluate_ensemble(model: Ensemble, split: str | None = None) -> JsonObject:
         own, other = (_splits(run.plan.config) for run in (model, member))
         for field, value in own.items():
             if value != other[field]:
+                name = 'config.fold and config.folds' if field == 'fold' else f'config.dataset.{field}'
                 raise UserError(
-                    f'--run: all runs of an ensemble must have the same config.dataset.{field}: {value!r} in '
+                    f'--run: all runs of an ensemble must have the same {name}: {value!r} in '
                     f'{str(model.members[0].workdir)!r}, got {other[field]!r} in {str(member.workdir)!r}'
                 )
     ensemble.check_data(model.members)
@@ -256,8 +257,8 @@ def _from_predictions(model: RestoredModel, probabilities_NxK: np.ndarray, label
 def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None = None) -> JsonObject:
     """Evaluates a checkpoint on image files in directories named after the classes of the run.
 
-    The images are prepared as for prediction. Needs only the workdir and these files; writes `eval-NAME.json` and
-    `predictions-NAME.npz` in the workdir, where NAME is the name of `directory`.
+    The images are prepared as for prediction. Needs only the workdir and these files; writes `eval-input-NAME.json` and
+    `predictions-input-NAME.npz` in the workdir, where NAME is the name of `directory`.
 
     Args:
       workdir: The workdir of the run.
@@ -267,7 +268,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
     Raises:
       UserError: a directory is not named after a class, or a file cannot be read.
     """
-    directory = user_path(directory, '--input')
+    directory = user_path(directory, '--input').absolute()
     if not directory.is_dir():
         problem = 'is a file' if directory.exists() else 'does not exist'
         raise UserError(
@@ -279,7 +280,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
     for start in range(0, len(paths), MAX_BATCH):
         images = [_prepare(model, path) for path in paths[start : start + MAX_BATCH]]
         digest.update(np.ascontiguousarray(images).data)
-        parts.append(model.predict(np.stack(images)))
+        parts.append(model.predict(np.stack(images), allow_dark=True))
     probabilities_NxK = np.concatenate(parts)
     result = {
         'dataset': str(directory),
@@ -288,7 +289,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         'step': int(model.snapshot.state.step),
         **_from_predictions(model, probabilities_NxK, label_N),
     }
-    suffix = '-'.join(name for name in (step and f'step{result["step"]}', directory.name) if name)
+    suffix = '-'.join(name for name in (step and f'step{result["step"]}', 'input', directory.name) if name)
     write_result(model.workdir, suffix, result, label_N, probabilities_NxK)
     print(format_result(result), flush=True)
     return result

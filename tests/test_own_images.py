@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import mnist_jax
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
-from mnist_jax.inference.endpoint import Endpoint
+from mnist_jax.inference.endpoint import Endpoint, RequestError
 from mnist_jax.inference.export import export
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restored import RestoredModel
@@ -71,7 +72,24 @@ def test_colored_images_are_trained_reported_predicted_and_exported(tmp_path, ca
         train(own_config(raw_dir, tmp_path / 'data'), workdir)
 
 
-def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys):
+def test_nearly_black_images_are_predicted_and_evaluated(tmp_path):
+    raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
+    train(own_config(raw_dir, tmp_path / 'data'), workdir)
+    dark = np.ones((12, 10, 3), np.uint8)
+    Image.fromarray(dark).save(tmp_path / 'dark.png')
+    (tmp_path / 'dark' / 'blue').mkdir(parents=True)
+    Image.fromarray(dark).save(tmp_path / 'dark' / 'blue' / 'dark.png')
+    assert predict(workdir, [str(tmp_path / 'dark.png')]) == 0
+    assert evaluate_folder(workdir, tmp_path / 'dark')['count'] == 1
+    # Numbers that someone passes may be scaled to 0 to 1.
+    with pytest.raises(UserError, match='seem to be scaled already'):
+        mnist_jax.load(workdir).predict(dark[None])
+    with pytest.raises(RequestError, match='seem to be scaled already') as error:
+        Endpoint(RestoredModel.load(workdir)).answer(json.dumps({'image': dark.tolist()}).encode())
+    assert error.value.status == 422
+
+
+def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys, monkeypatch):
     """Without the dataset; the same images as a split have the same predictions."""
     raw_dir, workdir = write_images(tmp_path / 'raw'), tmp_path / 'run'
     config = own_config(raw_dir, tmp_path / 'data')
@@ -81,7 +99,10 @@ def test_own_images_by_class_are_evaluated(tmp_path, trained, capsys):
     assert result['confusion_matrix'] == expected['confusion_matrix'] and result['count'] == 90
     assert result['cross_entropy'] == pytest.approx(expected['cross_entropy'], rel=1e-5)
     assert result['params_sha256'] == expected['params_sha256']
-    assert (workdir / 'eval-raw.json').exists() and 'top 3' not in capsys.readouterr().out
+    assert (workdir / 'eval-input-raw.json').exists() and 'top 3' not in capsys.readouterr().out
+    before = (workdir / 'eval.json').read_bytes()
+    monkeypatch.chdir(raw_dir)
+    assert evaluate_folder(workdir, '.')['split'] == 'raw' and (workdir / 'eval.json').read_bytes() == before
     (raw_dir / 'purple').mkdir()
     with pytest.raises(UserError, match=r"must be named after the classes blue, green, red, got 'purple'"):
         evaluate_folder(workdir, raw_dir)
@@ -150,6 +171,20 @@ def test_a_damaged_description_is_one_line(tmp_path):
     config = own_config(raw_dir, tmp_path / 'data')
     config.epochs = 1
     train(config, workdir)
+    description = json.loads((workdir / 'dataset.json').read_text())
+    digests = (workdir / 'digests.json').read_text()
+    for change, message in (
+        ({'max_pixel': 128}, 'its SHA-256 is not the one in digests.json'),
+        ({'class_names': []}, 'image_shape, class_names or max_pixel is invalid'),
+        ({'image_shape': [8, 8]}, 'image_shape, class_names or max_pixel is invalid'),
+        ({'mean': [0.5]}, 'mean or deviation is invalid'),
+    ):
+        (workdir / 'dataset.json').write_text(json.dumps({**description, **change}))
+        if 'max_pixel' not in change:  # as in the workdirs of older versions
+            old = {name: value for name, value in json.loads(digests).items() if name != 'description'}
+            (workdir / 'digests.json').write_text(json.dumps(old))
+        with pytest.raises(UserError, match=rf"dataset.json' is damaged: .*{message}"):
+            RestoredModel.load(workdir)
     (workdir / 'dataset.json').write_text('{"image_shape": [1]}')
     with pytest.raises(UserError, match=r"dataset.json' is damaged: it must be the description of a dataset"):
         RestoredModel.load(workdir)

@@ -63,9 +63,14 @@ class Description(NamedTuple):
         try:
             framing = value['framing'] and Framing(**value['framing'])
             shape, names = tuple(map(int, value['image_shape'])), tuple(map(str, value['class_names']))
-            moments = (tuple(map(float, value.get(name, ()))) for name in ('mean', 'deviation'))
-            return cls(shape, names, int(value['max_pixel']), framing, str(value['fit']), *moments)
-        except (KeyError, TypeError, ValueError) as error:
+            moments = [tuple(map(float, value.get(name, ()))) for name in ('mean', 'deviation')]
+            max_pixel = int(value['max_pixel'])
+            if len(shape) != 3 or min(shape) < 1 or not names or max_pixel < 1:
+                raise ValueError('image_shape, class_names or max_pixel is invalid')
+            if any(len(moment) not in (0, shape[2]) for moment in moments):
+                raise ValueError('mean or deviation is invalid')
+            return cls(shape, names, max_pixel, framing, str(value['fit']), *moments)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f'it must be the description of a dataset ({type(error).__name__}: {error})') from None
 
 

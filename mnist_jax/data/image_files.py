@@ -20,6 +20,8 @@ HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'
 CHANNELS = {'auto': 0, 'gray': 1, 'color': 3}  # of `config.dataset.channels`; see `read_pixels`
 FITS = ('resize', 'crop', 'pad')
 MAX_PIXELS = 50_000_000
+# What Pillow raises for damaged files.
+PARSER_ERRORS = (OSError, ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, EOFError, MemoryError)
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
 
 
@@ -144,14 +146,7 @@ def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
         raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(file)}') from None
     except Image.DecompressionBombError:
         raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got more') from None
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        SyntaxError,
-        EOFError,
-        MemoryError,
-    ) as error:  # Pillow's parsers raise all of these.
+    except PARSER_ERRORS as error:
         raise UserError(f'{label} cannot be read: {first_line(error)}') from None
 
 

@@ -231,6 +231,10 @@ class Source:
         indices = self.data.indices(f'config.dataset.{field}', self.specs[field])
         return indices if drawn is None else indices[drawn]
 
+    def positions_in_train(self, name: str) -> np.ndarray:
+        """Returns the position in `config.dataset.train` of each example of a split that is drawn from it."""
+        return self._train_and_validation[name]
+
     @functools.cached_property
     def _train_and_validation(self) -> dict[str, np.ndarray]:
         """The indices in `dataset.train` of both splits if validation examples are drawn from it; otherwise empty."""

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from mnist_jax.errors import comma_separated, did_you_mean
+from mnist_jax.errors import NonFiniteError, UserError, comma_separated, did_you_mean
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel
 
@@ -68,7 +68,8 @@ class Endpoint:
         """Returns the prediction for a request whose body matches `SCHEMA`.
 
         Raises:
-          RequestError: the body does not match, or the image is blank and `allow_blank` is not set.
+          RequestError: the body does not match, the image is blank and `allow_blank` is not set, its pixels seem to be
+            scaled to 0 to 1, or the run has diverged.
         """
         request = _parse_request(body)
         pixels = np.array(request['image'], np.float32)  # HxW or HxWx3
@@ -79,8 +80,13 @@ class Endpoint:
                 if request.get('allow_blank'):
                     return {'class': None, 'prepared': str(error)}
                 raise RequestError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-            (probabilities_K,) = self._model.predict(framed.image[None])
-            maps = self._model.feature_maps(framed.image) if request.get('feature_maps') else {}
+            try:
+                (probabilities_K,) = self._model.predict(framed.image[None])
+                maps = self._model.feature_maps(framed.image) if request.get('feature_maps') else {}
+            except UserError as error:  # The pixels seem to be scaled.
+                raise RequestError(http.HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+            except NonFiniteError as error:
+                raise RequestError(http.HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
         names = self._model.class_names
         return {
             'class': names[int(probabilities_K.argmax())],

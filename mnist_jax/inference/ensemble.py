@@ -19,6 +19,7 @@ import numpy as np
 from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
+from mnist_jax.inference.packaged import holds_weights
 from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel
 from mnist_jax.kernels.sums import PyTree, tree_sum
 from mnist_jax.workdir.checkpoints import Checkpoints
@@ -110,7 +111,7 @@ class Ensemble(RestoredModel):
         path = workdir / ENSEMBLE_FILE
         try:
             saved: Any = files.read_json(path)
-            runs = [(Path(run['workdir']), str(run['step']), str(run['params_sha256'])) for run in saved['runs']]
+            runs = [(Path(run['workdir']), int(run['step']), str(run['params_sha256'])) for run in saved['runs']]
             views, combine = Views(saved['shift'], saved['flip']), saved['combine']
             valid = type(views.shift) is int and 0 <= views.shift <= MAX_SHIFT and type(views.flip) is bool
             if not runs or not valid or combine not in COMBINATIONS:
@@ -119,13 +120,16 @@ class Ensemble(RestoredModel):
             raise UserError(
                 f'{str(path)!r} is damaged: {error}; delete it, and write it again with --mode=eval and --run'
             ) from None
-        for run, step, _ in runs:
-            if (steps := Checkpoints(run).steps()) and int(step) not in steps:
+        for run, number, _ in runs:
+            if (steps := Checkpoints(run).steps()) and number not in steps:
                 raise UserError(
-                    f'{str(run)!r}, a run in {str(path)!r}, must have a checkpoint of step {step}, got those of '
+                    f'{str(run)!r}, a run in {str(path)!r}, must have a checkpoint of step {number}, got those of '
                     f'{", ".join(map(str, steps))}: it was trained further; make a new ensemble, in another directory'
                 )
-        members = [RestoredModel.load(run, step, f'each run in {str(path)!r}') for run, step, _ in runs]
+        members = [
+            RestoredModel.load(run, None if holds_weights(run) else str(number), f'each run in {str(path)!r}')
+            for run, number, _ in runs
+        ]
         for member, (_, _, digest) in zip(members, runs, strict=True):
             if member.params_sha256 != digest:
                 raise UserError(
@@ -176,8 +180,8 @@ class Ensemble(RestoredModel):
     def parameter_count(self) -> int:
         return sum(member.parameter_count for member in self.members)
 
-    def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
-        return self.members[0].feature_maps(image_HxWxC)
+    def feature_maps(self, image_HxWxC: np.ndarray, *, allow_dark: bool = False) -> dict[str, np.ndarray]:
+        return self.members[0].feature_maps(image_HxWxC, allow_dark=allow_dark)
 
     def last_features(self, images: np.ndarray) -> np.ndarray | None:
         return self.members[0].last_features(images)

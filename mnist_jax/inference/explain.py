@@ -1,6 +1,7 @@
 """Which pixels a prediction depends on: gradients, integrated gradients, and occlusion."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 from mnist_jax.inference.restored import RestoredModel
 
 PATH_STEPS = 32  # of the path from black along which gradients are integrated
-OCCLUDED_FRACTION = 1 / 7  # of a side of the image, that of the occluding square
+OCCLUDED_FRACTION = 1 / 7  # of a side of the image, about that of the occluding square, whose side is odd
+MAX_OCCLUSIONS = 64  # positions of the square along a side; between them, in larger images, the result is constant
+OCCLUSIONS_AT_ONCE = 256
 
 
 class Explainer:
@@ -46,10 +49,19 @@ class Explainer:
         """Returns how much the class's probability falls if a black square around a pixel hides it (Zeiler 2014)."""
         height, width, _ = image_HxWxC.shape
         half_rows, half_columns = (max(1, round(size * OCCLUDED_FRACTION)) // 2 for size in (height, width))
-        hidden = np.repeat(image_HxWxC[None], height * width, axis=0)
-        for index in range(height * width):
-            row, column = divmod(index, width)
-            rows = slice(max(0, row - half_rows), row + half_rows + 1)
-            hidden[index, rows, max(0, column - half_columns) : column + half_columns + 1] = 0
-        whole = self._model.predict(image_HxWxC[None])[0, label]
-        return (whole - self._model.predict(hidden)[:, label]).reshape(height, width)
+        stride = -(-max(height, width) // MAX_OCCLUSIONS)
+        rows, columns = range(0, height, stride), range(0, width, stride)
+        places = list(itertools.product(rows, columns))
+        hidden_probabilities: list[np.ndarray] = []
+        for start in range(0, len(places), OCCLUSIONS_AT_ONCE):  # All of them at once may not fit into the memory.
+            part = places[start : start + OCCLUSIONS_AT_ONCE]
+            hidden = np.repeat(image_HxWxC[None], len(part), axis=0)
+            for image, (row, column) in zip(hidden, part, strict=True):
+                image[
+                    max(0, row - half_rows) : row + half_rows + 1,
+                    max(0, column - half_columns) : column + half_columns + 1,
+                ] = 0
+            hidden_probabilities.append(self._model.predict(hidden, allow_dark=True)[:, label])
+        whole = self._model.predict(image_HxWxC[None], allow_dark=True)[0, label]
+        grid = (whole - np.concatenate(hidden_probabilities)).reshape(len(rows), len(columns))
+        return grid.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]

@@ -12,7 +12,7 @@ from jax import export as jax_export
 
 from mnist_jax import files
 from mnist_jax.config import CHECKOUT
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, first_line
 from mnist_jax.inference.ensemble import Ensemble, load_model
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels import ops
@@ -65,19 +65,28 @@ def to_stablehlo(model: RestoredModel) -> bytes:
 
 
 def to_onnx(model: RestoredModel) -> bytes:
-    """Returns the model as ONNX; it takes float32 images."""
+    """Returns the model as ONNX; it takes float32 images.
+
+    Raises:
+      UserError: jax2onnx cannot convert the model.
+    """
     # jax2onnx prints a traceback for every optional backend that is not installed.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack, ops.portable():
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, logging.NOTSET)
         import jax2onnx
 
-        onnx_model = jax2onnx.to_onnx(
-            model.inference_function(),
-            [('B', *model.image_shape)],
-            input_names=['image'],
-            output_names=['probabilities'],
-        )
+        try:
+            onnx_model = jax2onnx.to_onnx(
+                model.inference_function(),
+                [('B', *model.image_shape)],
+                input_names=['image'],
+                output_names=['probabilities'],
+            )
+        except Exception as error:  # Its plugins raise whatever they raise.
+            raise UserError(
+                f'--onnx must not be given for this model, which jax2onnx cannot convert: {first_line(error)}'
+            ) from None
     return onnx_model.SerializeToString()
 
 

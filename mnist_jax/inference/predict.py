@@ -184,7 +184,8 @@ def _open_file(path: Path, model: RestoredModel) -> InputImages:
     """Opens an IDX file or an image file; its first bytes tell which it is."""
     with open(path, 'rb') as file:
         start = file.read(4)
-    if start != idx.MAGIC[3] and start[:2] != idx.GZIPPED:
+    is_idx = start == idx.MAGIC[3] or start[:2] == idx.GZIPPED
+    if not is_idx or path.suffix.lower() in image_files.SUFFIXES:
         return InputImages([files.printable(str(path))], lambda part: [_read_image(path, model)])
     array_NxHxW = idx.read(path, dimensions=3)
     if not array_NxHxW.size:
@@ -265,7 +266,7 @@ def _predict_all(model: RestoredModel, inputs: Sequence[InputImages], skipped: _
             progress.update(sum(part.stop - part.start for _, part in group))
             if not framed:
                 continue
-            probabilities_NxK = model.predict(np.stack([image for image, _ in framed]))
+            probabilities_NxK = model.predict(np.stack([image for image, _ in framed]), allow_dark=True)
             for name, (_, preprocessing), row_K in zip(names, framed, probabilities_NxK, strict=True):
                 probabilities = dict(zip(class_names, row_K.tolist(), strict=True))
                 yield Prediction(name, class_names[int(row_K.argmax())], probabilities, preprocessing)

@@ -79,7 +79,10 @@ def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = No
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    latest = checkpoints.restore(checkpoints.steps()[-1], plan.abstract_snapshot)
+    steps = checkpoints.steps()
+    if step is not None and step in map(str, steps):  # The latest one may be damaged.
+        return checkpoints.restore(int(step), plan.abstract_snapshot)
+    latest = checkpoints.restore(steps[-1], plan.abstract_snapshot)
     if step is None and not plan.finished(latest):
         logging.warning(
             'The run in %s is not finished: %d of %d epochs are trained',
@@ -87,7 +90,7 @@ def restore_snapshot(checkpoints: Checkpoints, plan: Plan, step: str | None = No
             latest.epoch.number,
             plan.config.epochs,
         )
-    number = result_step(plan, latest) if step is None else _find_step(checkpoints.steps(), latest, step, field)
+    number = result_step(plan, latest) if step is None else _find_step(steps, latest, step, field)
     return latest if number == latest.state.step else checkpoints.restore(number, plan.abstract_snapshot)
 
 
@@ -176,17 +179,18 @@ class RestoredModel:
         """The layers in call order."""
         return list_layers(self.plan.model, self.image_shape)
 
-    def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def predict(self, images: np.ndarray | Sequence[np.ndarray], *, allow_dark: bool = False) -> np.ndarray:
         """Returns the probabilities of the classes, float32 NxK.
 
         Args:
           images: NxHxWxC, or NxHxW if C is 1, with the pixel values of the dataset (0 to 255 for most), not scaled.
+          allow_dark: Whether no pixel needs to be above 1. If all are, they seem to be scaled.
 
         Raises:
           UserError: the shape is wrong, or a pixel value is out of range.
           NonFiniteError: a probability is not finite, because the run has diverged.
         """
-        images_NxHxWxC = self._check_images(images)
+        images_NxHxWxC = self._check_images(images, allow_dark)
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
         for start in range(0, len(images_NxHxWxC), MAX_BATCH):
             part = images_NxHxWxC[start : start + MAX_BATCH]
@@ -206,7 +210,9 @@ class RestoredModel:
         """Returns the probabilities of the classes, float32 NxK, of all examples of a split."""
         starts = range(0, examples.size, EXAMPLES_AT_ONCE)
         parts = [
-            self.predict(examples.take(np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))).image)
+            self.predict(
+                examples.take(np.arange(start, min(start + EXAMPLES_AT_ONCE, examples.size))).image, allow_dark=True
+            )
             for start in starts
         ]
         return np.concatenate(parts)
@@ -234,7 +240,7 @@ class RestoredModel:
     def _compiled_logits(self) -> Callable[[PyTree, np.ndarray | jax.Array], jax.Array]:
         return jax.jit(self.plan.infer)
 
-    def _check_images(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def _check_images(self, images: np.ndarray | Sequence[np.ndarray], allow_dark: bool = False) -> np.ndarray:
         """Returns `images` as an array NxHxWxC, uint8 or float32."""
         try:
             array = np.asarray(images)
@@ -246,7 +252,7 @@ class RestoredModel:
         max_pixel = self.plan.source.max_pixel
         if array.size and not 0 <= array.min() <= array.max() <= max_pixel:  # also true for NaN
             raise UserError(f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}')
-        if seems_scaled(array, max_pixel):
+        if not allow_dark and seems_scaled(array, max_pixel):
             raise UserError(
                 f'pixels must be from 0 to {max_pixel}, got {array.min():g} to {array.max():g}, '
                 f'which seem to be scaled already; multiply them by {max_pixel}'
@@ -331,12 +337,12 @@ class RestoredModel:
         jitted = jax.jit(self._probabilities)
         return stored(jitted, self.plan.program_key('probabilities'), jax.local_devices()[:1])
 
-    def feature_maps(self, image_HxWxC: np.ndarray) -> dict[str, np.ndarray]:
+    def feature_maps(self, image_HxWxC: np.ndarray, *, allow_dark: bool = False) -> dict[str, np.ndarray]:
         """Returns the output of every layer for one image, by layer name in call order: HxWxC, or features.
 
-        Layers inside a transformation such as `nn.vmap` are left out.
+        `allow_dark` is that of `predict`. Layers inside a transformation such as `nn.vmap` are left out.
         """
-        image_1xHxWxC = self._check_images(np.asarray(image_HxWxC)[None])
+        image_1xHxWxC = self._check_images(np.asarray(image_HxWxC)[None], allow_dark)
         outputs = self._compiled_layer_outputs(self.variables, image_1xHxWxC)
         names = [layer.name for layer in self.layers if layer.name in outputs]
         return {name: np.asarray(outputs[name][0], np.float32) for name in names}
@@ -356,7 +362,7 @@ class RestoredModel:
         Args:
           images: As for `predict`.
         """
-        images_NxHxWxC = self._check_images(images)
+        images_NxHxWxC = self._check_images(images, allow_dark=True)
         starts = range(0, len(images_NxHxWxC), MAX_BATCH)
         parts = [self._compiled_features(self.variables, images_NxHxWxC[start : start + MAX_BATCH]) for start in starts]
         if not parts or any(part is None for part in parts):

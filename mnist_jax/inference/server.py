@@ -238,8 +238,21 @@ class RequestHandler(BaseHTTPRequestHandler):
         except RequestError as error:
             status, content_type = error.status, 'application/json'
             body = json.dumps({'error': str(error)}).encode()
+        self._send(status, content_type, body, headers)
+        self._discard_body()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Sends an error that the base class found, such as an unknown method, in the form of all other errors."""
+        status = http.HTTPStatus(code)
+        text = message or status.phrase
+        if code == 501:  # not implemented: there is no function for this method
+            status, text = http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}'
+        self.close_connection = True
+        self._send(status, 'application/json', json.dumps({'error': text}).encode(), {'Connection': 'close'})
+
+    def _send(self, status: http.HTTPStatus, content_type: str, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        headers |= {
+        headers = headers | {
             'Content-Type': content_type,
             'Content-Length': str(len(body)),
             'Cache-Control': 'no-store',
@@ -251,7 +264,6 @@ class RequestHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != 'HEAD':
             self.wfile.write(body)
-        self._discard_body()
 
     def _check_host(self) -> None:
         """Refuses requests from pages of another site whose name resolves to this machine (DNS rebinding)."""

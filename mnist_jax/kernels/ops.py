@@ -89,8 +89,8 @@ def _without_stride(
         missing = max((outputs - 1) * stride + window - size, 0) if padding == 'SAME' else 0
         # Squares that the whole kernel covers, for every output.
         count = outputs - 1 + -(-window // stride)
-        pads.append((missing // 2, count * stride - size - missing // 2, 0))
-        positions.append((0, -window % stride, 0))
+        pads.append((missing // 2, count * stride - size - missing // 2))
+        positions.append((0, -window % stride))
 
     def squares(array: jax.Array, first: int) -> jax.Array:
         """Moves the positions within squares of the axes `first` and `first + 1` to the axis after these."""
@@ -99,10 +99,11 @@ def _without_stride(
         moved = jnp.moveaxis(split, first + 2, first + 1)
         return moved.reshape(*before, height // stride, width // stride, stride * stride * after[0], *after[1:])
 
-    zero = jnp.zeros((), image_BxHxWxC.dtype)
-    image = jax.lax.pad(image_BxHxWxC, zero, [(0, 0, 0), *pads, (0, 0, 0)])  # Negative padding crops.
-    kernel = jax.lax.pad(kernel_hxwxCxK, zero.astype(kernel_hxwxCxK.dtype), [*positions, (0, 0, 0), (0, 0, 0)])
-    return squares(image, 1), squares(kernel, 0)
+    height, width = (size + min(0, after) for size, (_, after) in zip(image_BxHxWxC.shape[1:3], pads, strict=True))
+    # `jax.lax.pad` would crop too, but jax2onnx cannot convert it for batches of any size.
+    (top, bottom), (left, right) = ((before, max(0, after)) for before, after in pads)
+    image = jnp.pad(image_BxHxWxC[:, :height, :width], [(0, 0), (top, bottom), (left, right), (0, 0)])
+    return squares(image, 1), squares(jnp.pad(kernel_hxwxCxK, [*positions, (0, 0), (0, 0)]), 0)
 
 
 def dense(x_BxF: jax.Array, kernel_FxK: jax.Array, bias_K: jax.Array, relu: bool) -> jax.Array:

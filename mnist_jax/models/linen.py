@@ -71,7 +71,7 @@ def _batch_norm(
     last_axes = range(x.ndim - len(axes), x.ndim)
     features_last = jnp.moveaxis(x, axes, last_axes)
     features = features_last.shape[last_axes.start :]
-    x_BxNxF = features_last.reshape(len(x), -1, int(np.prod(features)))
+    x_BxNxF = features_last.reshape(x.shape[0], -1, int(np.prod(features)))
     averages: dict[str, jax.Array] = {name: module.get_variable('batch_stats', name) for name in ('mean', 'var')}
     is_frozen = training.freezes_statistics(module)
     if is_frozen:

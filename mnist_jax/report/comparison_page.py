@@ -7,6 +7,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.files import user_path
 from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
+from mnist_jax.workdir.checkpoints import check_holds_only
 from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, table_row
 from mnist_jax.workdir.finished_runs import read_runs
 from mnist_jax.workdir.recipes import (
@@ -39,6 +40,7 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
         raise UserError(
             f'--workdir {str(directory)!r} is a run, whose own report would be overwritten; use another --workdir'
         )
+    check_holds_only(directory, 'a comparison')
     pairs, untested = pair_rows(runs)
     sections: dict[str, Section] = {
         'accuracies': curves.accuracies(runs),

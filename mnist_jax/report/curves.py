@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.workdir.finished_runs import FinishedRun
@@ -78,10 +77,7 @@ def _epochs_and_values(rows: Sequence[dict[str, float]], name: str) -> tuple[lis
 
 def best_epoch(run: FinishedRun) -> int | None:
     """Returns the epoch whose checkpoint is kept as the best, or None if the run lacks the monitored metric."""
-    callback = EarlyStopping(**run.config.early_stopping)
-    state = callback.init()
-    for row in run.epochs:
-        state = callback.update(state, {callback.monitor: None, **row})
+    _, state = run.early_stopping
     return next((int(row['epoch']) for row in run.epochs if row['step'] == state.best_step), None)
 
 
@@ -93,11 +89,6 @@ def learning_rate_changes(run: FinishedRun) -> list[int]:
     return [index + 1 for index in range(1, len(rates)) if rates[index] != rates[index - 1]]
 
 
-def stopped_early(run: FinishedRun) -> bool:
-    """Returns whether early stopping ended the run before its last epoch."""
-    return bool(run.config.early_stopping.patience) and len(run.epochs) < run.config.epochs
-
-
 def _mark_epochs(axis: Axes, run: FinishedRun, labeled: bool) -> None:
     """Draws vertical lines at the noteworthy epochs; only `labeled` ones appear in the legend."""
     best = best_epoch(run)
@@ -106,7 +97,7 @@ def _mark_epochs(axis: Axes, run: FinishedRun, labeled: bool) -> None:
     for index, epoch in enumerate(learning_rate_changes(run)):
         label = 'learning rate reduced' if labeled and not index else None
         axis.axvline(epoch, color=figures.GREEN, linestyle=':', linewidth=1, label=label)
-    if stopped_early(run):
+    if run.stopped_early:
         label = 'stopped early' if labeled else None
         axis.axvline(len(run.epochs), color=figures.ORANGE, linestyle='-.', linewidth=1, label=label)
 
@@ -121,7 +112,7 @@ def _describe(run: FinishedRun) -> str:
         sentences.append(f'The validation loss of {epochs} is not finite.')
     if best is not None:
         sentences.append(f'The best epoch by {run.config.early_stopping.monitor.replace("_", " ")} is epoch {best}.')
-    if stopped_early(run):
+    if run.stopped_early:
         sentences.append(f'The run stopped early, after epoch {len(run.epochs)} of {run.config.epochs}.')
     if changes:
         epochs = f'epoch{"s" if len(changes) > 1 else ""} {", ".join(map(str, changes))}'

@@ -57,6 +57,7 @@ def _draw_figures(run: FinishedRun, model: RestoredModel, examples: PredictedExa
     names = model.class_names
     kernel = model.filters()
     image = examples.image(0)
+    maps = model.feature_maps(image, allow_dark=True)
     optional = {
         'learning_curves': curves.learning_curves(run) if run.epochs else None,
         'confusion_matrix': confusion.heat_maps(matrix, names),
@@ -69,7 +70,7 @@ def _draw_figures(run: FinishedRun, model: RestoredModel, examples: PredictedExa
         'feature_space': _map_features(model, examples),
         'calibration': calibration.reliability(examples.probabilities, examples.label),
         'filters': image_grids.filters(kernel) if kernel is not None else None,
-        'feature_maps': image_grids.feature_maps(image, model.feature_maps(image), names[examples.label[0]]),
+        'feature_maps': image_grids.feature_maps(image, maps, names[examples.label[0]]),
     }
     return {name: figure for name, figure in optional.items() if figure is not None}
 

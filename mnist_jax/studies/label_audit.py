@@ -80,8 +80,8 @@ def out_of_fold(workdir: Path, folds: int) -> PredictedExamples:
         source = model.plan.source
         split = source.split('validation')
         assert isinstance(split, Split)  # `explore` requires `config.dataset.in_memory`.
-        parts.append((*split, model.predict(split.image)))
-        positions.append(source.indices('validation'))
+        parts.append((*split, model.predict(split.image, allow_dark=True)))
+        positions.append(source.positions_in_train('validation'))
     order = np.argsort(np.concatenate(positions))
     images, labels, probabilities = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
     return PredictedExamples(lambda index: images[index], labels, probabilities, model.class_names)

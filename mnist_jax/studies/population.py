@@ -32,11 +32,11 @@ class Member(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run is trained and evaluated, and its config can be read."""
+        """Whether the run is trained to its end and evaluated, and its config can be read."""
         try:
-            return (self.workdir / 'eval.json').exists() and bool(files.read_json(self.workdir / 'config.json'))
-        except (OSError, ValueError):
-            return False  # Training it again rewrites its config.
+            return (self.workdir / 'eval.json').exists() and not read_run(self.workdir, '').progress
+        except UserError:
+            return False  # Training it again rewrites its config and its result.
 
     def check(self) -> None:
         """Raises a UserError unless the run, if there is one already, has this config."""

@@ -59,12 +59,12 @@ class Interval:
 
     def at(self, fraction: float) -> float:
         """See `Domain`."""
-        high = self.high + 1 if self.whole else self.high
+        return self.rounded(self._exact(fraction, self.high + 1 if self.whole else self.high))
+
+    def _exact(self, fraction: float, high: float) -> float:
         if self.logarithmic:
-            value = self.low * (high / self.low) ** fraction
-        else:
-            value = self.low + (high - self.low) * fraction
-        return self.rounded(value)
+            return self.low * (high / self.low) ** fraction
+        return self.low + (high - self.low) * fraction
 
     def rounded(self, value: float) -> float:
         """Returns a number of the interval with few digits, or the next smaller whole one."""
@@ -75,9 +75,8 @@ class Interval:
     def spread(self, count: int) -> list:
         """See `Domain`."""
         fractions = [index / (count - 1) for index in range(count)] if count > 1 else [0.5]
-        ends = dataclasses.replace(self, whole=False)
-        values = [ends.at(fraction) for fraction in fractions]
-        return list(dict.fromkeys(map(round, values) if self.whole else values))
+        values = [self._exact(fraction, self.high) for fraction in fractions]
+        return list(dict.fromkeys(map(round if self.whole else self.rounded, values)))
 
     def __str__(self) -> str:
         name = ('log_' if self.logarithmic else '') + ('integers' if self.whole else 'uniform')

@@ -109,7 +109,7 @@ def _examples(models: dict[str, RestoredModel]) -> Split:
 
 
 def _accuracy(model: RestoredModel, images_NxHxWxC: np.ndarray, label_N: np.ndarray) -> float:
-    return float((model.predict(images_NxHxWxC).argmax(-1) == label_N).mean())
+    return float((model.predict(images_NxHxWxC, allow_dark=True).argmax(-1) == label_N).mean())
 
 
 def attack(model: RestoredModel, examples: Split, epsilon: float, steps: int) -> np.ndarray:

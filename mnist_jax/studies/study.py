@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnist_jax import files
-from mnist_jax.config import ConfigDict, config_from_json, load_module
+from mnist_jax.config import ConfigDict, config_from_json, fill_missing_fields, load_module
+from mnist_jax.config_checks import check_config
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.files import JsonObject
 from mnist_jax.studies.space import Point, Space, parse_domain
@@ -151,7 +152,9 @@ def read_study(workdir: Path) -> tuple[Study, ConfigDict]:
         search = {**saved['search'], **({} if saved['trials'] is None else {'trials': saved['trials']})}
         vary = {field: parse_domain(field, text) for field, text in saved['vary'].items()}
         study = Study(vary, search, saved['seeds'], saved['reduction'], saved['first_epochs'])
-        return study, config_from_json(saved['config'])
+        config = fill_missing_fields(config_from_json(saved['config']))
+        check_config(config)
+        return study, config
     except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise _damaged(path, error) from None
 

@@ -40,6 +40,8 @@ from mnist_jax.workdir.directory_lock import InUseError
 from mnist_jax.workdir.metrics_log import read_metrics
 
 MAX_SEEDS = 1000
+# Fields that determine which examples validate a run.
+VALIDATION_FIELDS = ('dataset.name', 'dataset.validation', 'dataset.validation_fraction', 'dataset.split_seed')
 IN_USE_SECONDS = 2.0
 
 
@@ -117,6 +119,17 @@ class Sweep:
                 raise UserError(f'config.{field} must be 0 in a study, got {study.vary.get(field, self.config[field])}')
         if self.config.epochs < 1 and 'epochs' not in study.vary:
             raise UserError(f'config.epochs must be at least 1 in a study, got {self.config.epochs}')
+        monitor = self.config.early_stopping.monitor
+        for field in study.vary:
+            if field.startswith('loss.') and monitor.endswith('_loss'):
+                raise UserError(
+                    f'a study that varies config.{field} must compare its points by another metric than '
+                    f'config.early_stopping.monitor={monitor!r}, which has another meaning for each loss'
+                )
+            if field in VALIDATION_FIELDS:
+                raise UserError(
+                    f'a study must not vary config.{field}: its points would be compared on different examples'
+                )
 
     def _check_condition(self, field: str, condition: Condition) -> None:
         """Raises a UserError unless the condition of `field` can be met, and is on a field that is set before it."""
@@ -225,7 +238,9 @@ class Sweep:
         key = repr(point)
         if key not in self._plans:
             try:
-                plan = make_plan(self.trial_config(Trial(0, point, 0)))
+                config = self.trial_config(Trial(0, point, 0))
+                check_integer('config.epochs', config.epochs, 1, MAX_INT)
+                plan = make_plan(config)
             except UserError as error:
                 values = ', '.join(f'{field}={value!r}' for field, value in point.items())
                 raise UserError(f'{error} (with {values})') from None
@@ -362,7 +377,12 @@ class Sweep:
             outcome = Outcome(None, {}, sum(row['seconds'] for row in read_metrics(path)), '')
         else:
             rows = [row for row in read_metrics(path) if row['epoch'] <= task.epochs]
-            row = next(row for row in rows if row['step'] == result['step'])
+            row = next((row for row in rows if row['step'] == result['step']), None)
+            if row is None:
+                raise UserError(
+                    f'{str(path / "metrics.csv")!r} must have the row of step {result["step"]}; delete {str(path)!r} '
+                    'to train this trial again'
+                )
             seconds = sum(row['seconds'] for row in rows)
             metrics = {name: value if math.isfinite(value) else None for name, value in row.items()}
             outcome = Outcome(_score(stopping, row), metrics, seconds, result['params_sha256'])

@@ -1,5 +1,6 @@
 """What a workdir keeps so that a run can be resumed or evaluated: `config.json`, digests, Orbax checkpoints."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,11 @@ class Checkpoints:
         if not self._description_path.exists():
             return None
         try:
-            return Description.from_json(files.read_json(self._description_path))
+            value = files.read_json(self._description_path)
+            # Older versions did not save the digest.
+            if self._saved_digest('description', '') not in ('', _description_sha256(value)):
+                raise ValueError(f'its SHA-256 is not the one in {self._digests_path.name}')
+            return Description.from_json(value)
         except (OSError, ValueError) as error:
             raise UserError(
                 f'{str(self._description_path)!r} is damaged: {error}; to rewrite it, run the training command again'
@@ -144,10 +149,15 @@ class Checkpoints:
           data: The SHA-256 of each prepared split.
           description: The description of the dataset.
         """
-        digests = {'config': config_sha256(config), 'data': dict(data)}
+        described = json.dumps(description.to_json(), indent=2) + '\n'
+        digests = {
+            'config': config_sha256(config),
+            'data': dict(data),
+            'description': _description_sha256(json.loads(described)),
+        }
         self._written = {
             self._digests_path: json.dumps(digests, indent=2) + '\n',
-            self._description_path: json.dumps(description.to_json(), indent=2) + '\n',
+            self._description_path: described,
             self._config_path: config_to_json(config),
         }
         for path, text in self._written.items():
@@ -161,15 +171,19 @@ class Checkpoints:
                 files.write_text(path, text)
                 logging.warning('%s was missing and has been rewritten', path)
 
-    def _saved_digest(self, name: Literal['config', 'data']) -> object:
-        """Returns a digest from the start of the run, or None if it is unknown."""
+    def _saved_digest(self, name: Literal['config', 'data', 'description'], default: object = None) -> object:
+        """Returns a digest from the start of the run, or `default` if it is unknown.
+
+        Raises:
+          UserError: the file is damaged, or it has no digest of this name and `default` is None.
+        """
         if not self._digests_path.exists():
-            return None
+            return default
         try:
             digests = files.read_json(self._digests_path)
-            if not isinstance(digests, dict) or name not in digests:
+            if not isinstance(digests, dict) or (name not in digests and default is None):
                 raise ValueError(f'it must be a JSON object with {name!r}')
-            return digests[name]
+            return digests.get(name, default)
         except (OSError, ValueError) as error:
             raise UserError(
                 f'{str(self._digests_path)!r} is damaged: {error}; delete it to continue without it'
@@ -308,3 +322,8 @@ def _check_regular_files(checkpoint: Path) -> None:
             raise DamagedCheckpointError(
                 f'checkpoint {str(checkpoint)!r} is damaged: {str(path)!r} is not a regular file'
             )
+
+
+def _description_sha256(value: object) -> str:
+    """Returns the digest of a description as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -121,7 +121,7 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float:
         signs = np.concatenate([np.ones((1, len(sample)), int), random])
     sums = np.abs(signs @ sample)
     # Equal sums may differ by rounding.
-    return float((sums >= sums[0] * (1 - 1e-12)).mean())
+    return float((sums >= sums[0] - 1e-12 * np.abs(sample).sum()).mean())
 
 
 def seeds_for_significance() -> int:

@@ -9,6 +9,7 @@ from mnist_jax import files
 from mnist_jax.config import ConfigDict
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
+from mnist_jax.learning.callbacks import EarlyStopping, EarlyStoppingState
 from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import caveats, read_result
@@ -34,6 +35,35 @@ class FinishedRun(NamedTuple):
         return numbers == list(range(1, len(numbers) + 1)) and self.result['step'] < next_step
 
     @property
+    def early_stopping(self) -> tuple[EarlyStopping, EarlyStoppingState]:
+        """Early stopping by the config of the run, and its state after the rows of metrics.csv."""
+        callback = EarlyStopping(**self.config.early_stopping)
+        state = callback.init()
+        for row in self.epochs:
+            state = callback.update(state, {callback.monitor: None, **row})
+        return callback, state
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping ended the run before its last epoch."""
+        callback, state = self.early_stopping
+        return len(self.epochs) < self.config.epochs and callback.stops(state)
+
+    @property
+    def progress(self) -> str:
+        """Why the result is not that of the end of the run; '' if it is, or if metrics.csv does not say."""
+        if not self.epochs or not self.complete:
+            return ''
+        if len(self.epochs) < self.config.epochs and not self.stopped_early:
+            return f'has {len(self.epochs)} of {self.config.epochs} epochs: the run is not finished'
+        callback, state = self.early_stopping
+        steps = [int(row['step']) for row in self.epochs]
+        end = state.best_step if callback.restore_best and state.best_step in steps else steps[-1]
+        if self.result['step'] == end:
+            return ''
+        return f'is that of step {self.result["step"]:,}, but the run ends with step {end:,}; --mode=eval rewrites it'
+
+    @property
     def seconds(self) -> float | None:
         """The total training time of all epochs, or None if metrics.csv is missing or incomplete."""
         return sum(row['seconds'] for row in self.epochs) if self.complete else None
@@ -47,10 +77,12 @@ class FinishedRun(NamedTuple):
     @property
     def caveats(self) -> dict[str, str]:
         """What a reader of the result and the metrics must know, by its short name; see `results.caveats`."""
-        if not self.epochs or self.complete:
-            return caveats(self.result)
-        lacking = 'lacks the rows of some epochs, so the training time is unknown'
-        return {**caveats(self.result), 'metrics.csv': lacking}
+        own = {}
+        if self.progress:
+            own['result'] = self.progress
+        if self.epochs and not self.complete:
+            own['metrics.csv'] = 'lacks the rows of some epochs, so the training time is unknown'
+        return {**caveats(self.result), **own}
 
     @property
     def cross_entropy(self) -> float | None:

@@ -94,7 +94,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
         return [], False
     try:
         rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode(errors='replace'), newline='')))
-    except (ValueError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return [], True
     valid = [row for row in rows if _is_valid(row)]
     return valid, len(valid) < len(rows) or not rows

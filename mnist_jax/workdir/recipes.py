@@ -41,8 +41,10 @@ class Recipe(NamedTuple):
 def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
     """Returns the recipes of the runs; of several runs with the same config, data and seed, the first counts.
 
-    Fields that do not affect a result, such as the number of devices, are ignored, except for the number of epochs.
+    Runs whose result is not that of their end do not count. Fields that do not affect a result, such as the number of
+    devices, are ignored, except for the number of epochs.
     """
+    runs = [run for run in runs if not run.progress]
     fields = [dict(config_fields(run.config)) for run in runs]
     ignored = {'seed', *_WITHOUT_EFFECT}
     keys = [
@@ -77,10 +79,14 @@ def _data(run: FinishedRun) -> list:
 
 
 def uncounted_runs(runs: Sequence[FinishedRun], recipes: Sequence[Recipe]) -> str:
-    """Returns a sentence that names the runs whose config, data and seed another run has too, or ''."""
+    """Returns sentences that name the runs that are in no recipe, or ''."""
     counted = {id(run) for recipe in recipes for run in recipe.runs.values()}
-    names = [run.name for run in runs if id(run) not in counted]
-    return f'Not counted, because another run has the same config, data and seed: {", ".join(names)}.' if names else ''
+    others = [run for run in runs if id(run) not in counted]
+    reasons = {
+        'the result is not that of the end of the run': [run.name for run in others if run.progress],
+        'another run has the same config, data and seed': [run.name for run in others if not run.progress],
+    }
+    return ' '.join(f'Not counted, because {why}: {", ".join(names)}.' for why, names in reasons.items() if names)
 
 
 def field_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:

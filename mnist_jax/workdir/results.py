@@ -112,7 +112,8 @@ def _check_result(result: object) -> JsonObject:
     cross_entropy = result.get('cross_entropy', 0.0)  # Results of older versions lack it.
     if type(cross_entropy) is not float or not math.isfinite(cross_entropy):
         raise ValueError(f'cross_entropy must be a finite number, got {cross_entropy}')
-    caveats(result)  # Raises if their fields are invalid.
+    # These raise if their fields are invalid.
+    caveats(result), _uncertainty_lines(result.get('uncertainty')), _top_k_lines(result)
     return {**result, 'statistics': metrics.statistics(matrix, class_names)}
 
 
@@ -217,7 +218,7 @@ def format_result(result: JsonObject) -> str:
         f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
         '',
         f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
-        *(f'{f"top {k}":<10} {accuracy:.4f}' for k, accuracy in result.get('top_k', {}).items()),
+        *_top_k_lines(result),
         f'loss       {result["loss"]:.4f}; cross-entropy {text_tables.number(result.get("cross_entropy"))}',
         *(
             f'{f"{name} weights":<15} accuracy {other["accuracy"]:.4f}, loss {text_tables.number(other["loss"])}; '
@@ -244,6 +245,10 @@ def format_result(result: JsonObject) -> str:
     if errors[1:]:
         lines += ['', 'most frequent errors', '', *text_tables.titled(errors, left=2)]
     return '\n'.join(lines)
+
+
+def _top_k_lines(result: JsonObject) -> list[str]:
+    return [f'{f"top {k}":<10} {accuracy:.4f}' for k, accuracy in result.get('top_k', {}).items()]
 
 
 def _uncertainty_lines(uncertainty: JsonObject | None) -> list[str]:

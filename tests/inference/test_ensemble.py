@@ -14,6 +14,7 @@ from mnist_jax.evaluate import evaluate_ensemble, evaluate_workdir
 from mnist_jax.inference.endpoint import Endpoint
 from mnist_jax.inference.ensemble import Ensemble, Views, load_model
 from mnist_jax.inference.export import export
+from mnist_jax.inference.packaged import PACKAGED
 from mnist_jax.inference.predict import predict
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.learning.metrics import mcnemar_exact
@@ -148,6 +149,20 @@ def test_the_directory_of_an_ensemble_is_not_used_for_anything_else(runs, small,
     assert [path.name for path in (tmp_path / 'ensemble').iterdir()] == ['ensemble.json']
 
 
+@pytest.mark.parametrize(('name', 'held'), [('study.json', 'a study'), ('member-0', 'a population')])
+def test_a_study_or_a_population_is_not_used_for_an_ensemble(runs, forked, tmp_path, name, held):
+    (tmp_path / name).mkdir()
+    for mode in ('eval', 'report'):
+        failed = forked(f'--mode={mode}', f'--run={runs[0]}', f'--run={runs[1]}', f'--workdir={tmp_path}')
+        assert failed.returncode == 2 and f'holds {held}; use another --workdir for a' in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_weights_without_checkpoints_can_be_members(images, tmp_path):
+    make([PACKAGED], tmp_path).save()
+    np.testing.assert_array_equal(load_model(tmp_path).predict(images), RestoredModel.load(PACKAGED).predict(images))
+
+
 def test_the_gradient_of_an_impossible_class_is_finite(runs, images, tmp_path):
     ensemble = make(runs[:1], tmp_path)
     ensemble.variables[0]['params']['Dense_1']['bias'][3] = -1000.0
@@ -164,6 +179,7 @@ def test_the_gradient_of_an_impossible_class_is_finite(runs, images, tmp_path):
             lambda saved: saved['runs'][0].update(workdir='/nowhere'),
             "got '/nowhere', which does not exist",
         ),
+        (lambda saved: saved['runs'][0].update(step='latest'), "is damaged: invalid literal for int.*'latest'"),
         (lambda saved: saved['runs'][0].update(step=7), 'must have a checkpoint of step 7, got those of'),
         (lambda saved: saved.update(runs=[]), 'its runs, combine, shift or flip are invalid'),
         (lambda saved: saved.update(shift=999), 'its runs, combine, shift or flip are invalid'),

@@ -56,6 +56,26 @@ def test_occlusion_is_the_fall_of_the_probability(models):
     np.testing.assert_allclose(falls[10, 14], both[0] - both[1], atol=1e-6)
 
 
+class BrightLeftHalf:
+    """A model whose probability of class 0 is the mean of the left half of an image."""
+
+    largest_batch = 0
+
+    def predict(self, images, *, allow_dark):
+        self.largest_batch = max(self.largest_batch, len(images))
+        mean_N = images[:, :, : images.shape[2] // 2].mean((1, 2, 3))
+        return np.stack([mean_N, 1 - mean_N], axis=1)
+
+
+def test_occlusion_of_large_images_takes_little_memory_and_few_predictions():
+    model = BrightLeftHalf()
+    falls = Explainer(model).occlusion(np.ones((200, 130, 1), np.float32), 0)
+    # Every fourth pixel is hidden by a square of 29 x 19 pixels of a half of 200 x 65.
+    assert falls.shape == (200, 130) and model.largest_batch <= 256
+    assert falls[100, 32] == pytest.approx(29 * 19 / (200 * 65), rel=1e-3) and falls[100, 100] == 0
+    assert np.array_equal(falls[::4].repeat(4, axis=0), falls)
+
+
 def test_the_features_that_the_last_layer_gets(models):
     model = models['cnn']
     images = model.plan.source.split('test').image

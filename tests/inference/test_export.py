@@ -4,13 +4,19 @@ import importlib.util
 import subprocess
 import sys
 
+import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 from digit_images import read_mnist_test
+from ml_collections import ConfigDict
+from small_architectures import MODELS
 
 from mnist_jax import train
 from mnist_jax.errors import UserError
-from mnist_jax.inference.export import STABLEHLO, export
+from mnist_jax.inference.export import STABLEHLO, export, to_onnx, to_stablehlo
 from mnist_jax.inference.restored import RestoredModel
 
 CALL = """
@@ -61,6 +67,28 @@ def test_exported_models_predict_the_same_probabilities(small, images, tmp_path,
     assert len(code_blocks(directory)) == 2 and expected.std() > 0.01
     export(tmp_path)  # Without ONNX, the old file must be deleted: it may be from another step.
     assert {path.name for path in directory.glob('model.*')} == {STABLEHLO}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_all_architectures_can_be_exported(name, small, images, tmp_path):
+    config = small(epochs=0)
+    config.model = ConfigDict({'name': name, **MODELS[name]})
+    train.train(config, tmp_path, report=False)
+    model = RestoredModel.load(tmp_path)
+    expected = model.predict(images)
+    exported = jax.export.deserialize(bytearray(to_stablehlo(model)))
+    session = onnxruntime.InferenceSession(to_onnx(model))
+    for count in (37, 1):
+        np.testing.assert_allclose(exported.call(images[:count]), expected[:count], atol=1e-6)
+        (probabilities,) = session.run(None, {'image': images[:count].astype(np.float32)})
+        np.testing.assert_allclose(probabilities, expected[:count], atol=1e-6)
+    assert expected.std(0).max() > 1e-3
+
+
+def test_a_model_that_cannot_be_converted_is_one_line(trained, monkeypatch):
+    monkeypatch.setattr(RestoredModel, 'inference_function', lambda model: jnp.fft.fft2)
+    with pytest.raises(UserError, match=r'--onnx must not be given for this model, which jax2onnx cannot convert: \w'):
+        to_onnx(RestoredModel.load(trained))
 
 
 def test_a_missing_converter_is_reported_before_anything_is_written(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """Images and files that cannot be predicted as they are: what is skipped, scaled or refused."""
 
 import csv
+import gzip
 import json
 
 import numpy as np
@@ -34,6 +35,7 @@ def test_hidden_broken_blank_and_foreign_files_of_a_folder_are_skipped_and_liste
     (folder / '._a.png').write_bytes(bytes(20))
     (folder / 'cut.png').write_bytes((folder / 'cut.png').read_bytes()[:80])
     (folder / 'notes.txt').write_text('two digits')
+    (folder / 'packed.png').write_bytes(gzip.compress((folder / 'a.png').read_bytes()))
     (folder / 'photo.HEIC').write_bytes(b'\0\0\0\x18ftypheic' + bytes(20))
     (folder / 'gone.png').symlink_to('nothing')
     (folder / 'link').symlink_to(tmp_path)
@@ -51,6 +53,8 @@ def test_hidden_broken_blank_and_foreign_files_of_a_folder_are_skipped_and_liste
         '.png, .jpg, .jpeg, .bmp, .webp, .tif, .tiff, .gif',
         "skipped: image 'scans/blank.png': it is blank: its pixels, from 7 to 7 of 255, have nearly the same value",
         "skipped: image 'scans/cut.png' cannot be read: image file is truncated",
+        "skipped: image 'scans/packed.png' must be a PNG, JPEG, BMP, WebP, TIFF or GIF file, "
+        'got another format or a damaged file',
         "skipped: image 'scans/photo.HEIC' must be a PNG, JPEG, BMP, WebP, TIFF or GIF file, "
         'got a HEIC file; convert it to PNG or JPEG first',
     ]

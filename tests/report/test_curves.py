@@ -34,7 +34,7 @@ def test_curves_mark_best_epoch_learning_rate_change_and_early_stop(small):
     config.early_stopping.min_delta = 0.05
     run = run_with_metrics(config, [0.5, 0.7, 0.74, 0.72], [0.1, 0.1, 0.05, 0.05])
     # Epoch 3 improves by less than min_delta, so epoch 2 is the best.
-    assert curves.best_epoch(run) == 2 and curves.learning_rate_changes(run) == [3] and curves.stopped_early(run)
+    assert curves.best_epoch(run) == 2 and curves.learning_rate_changes(run) == [3] and run.stopped_early
     figure = curves.learning_curves(run)
     assert figure.about.endswith(
         'The best epoch by validation accuracy is epoch 2. The run stopped early, after epoch 4 of 9. '
@@ -62,7 +62,13 @@ def test_curves_mark_epochs_whose_loss_is_not_finite(small):
 
 def test_run_without_callbacks_has_a_best_epoch_and_no_early_stop(small):
     run = run_with_metrics(small(epochs=2), [0.5, 0.4], [0.1, 0.1])
-    assert curves.best_epoch(run) == 1 and not curves.stopped_early(run)
+    assert curves.best_epoch(run) == 1 and not run.stopped_early
+
+
+def test_an_interrupted_run_has_not_stopped_early(small):
+    config = small(epochs=9, early_stopping__patience=3)
+    run = run_with_metrics(config, [0.5, 0.7, 0.74, 0.72], [0.1] * 4)
+    assert not run.stopped_early and 'stopped early' not in curves.learning_curves(run).about
 
 
 def test_losses_of_different_functions_are_not_drawn_into_one_figure(small):

@@ -49,6 +49,17 @@ def test_flipped_labels_are_among_the_first_suspects(flipped, small, tmp_path, c
     np.testing.assert_equal(again, suspects)
 
 
+def test_positions_are_those_in_the_training_split(small, tmp_path):
+    order = 'train[400:600]+train[:400]'
+    config = small(folds=2, epochs=1, devices=1, dataset__train=order)
+    audit_labels(config, tmp_path)
+    source = SOURCES['mnist'](config.dataset.data_dir, '', order, '', 'test[:10]')
+    with open(tmp_path / 'label_suspects.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    labels = source.split('train').label
+    assert len(rows) > 100 and all(row['label'] == str(labels[int(row['index'])]) for row in rows)
+
+
 def test_the_folds_replace_the_validation_examples(small):
     config = audit_config(small(folds=3, dataset__validation_fraction=0.1, early_stopping__restore_best=True))
     assert config.dataset.validation_fraction == 0

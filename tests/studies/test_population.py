@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from mnist_jax.errors import UserError
+from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.population import train_population
 from mnist_jax.train import train
 
@@ -29,6 +30,18 @@ def test_members_are_the_runs_alone_and_resume(small, tmp_path, capsys):
     train_population(config, tmp_path / 'population', 1)
     again = json.loads((tmp_path / 'population' / 'population.json').read_text())
     assert again['members'][:3] == summary['members'] and len(again['members']) == 4
+
+
+def test_a_member_that_was_evaluated_before_its_end_is_trained_further(small, tmp_path):
+    config = small(population=2, devices=1, dataset__train='train[:64]')
+    train_population(config, tmp_path / 'whole', 1)
+    train(small(seed=1, devices=1, dataset__train='train[:64]'), tmp_path / 'member' / 'member-1', until=1)
+    evaluate_workdir(tmp_path / 'member' / 'member-1')
+    train_population(config, tmp_path / 'member', 1)
+    whole, other = (
+        json.loads((tmp_path / name / 'population.json').read_text())['members'] for name in ('whole', 'member')
+    )
+    assert [member['params_sha256'] for member in other] == [member['params_sha256'] for member in whole]
 
 
 def test_two_workers_train_a_population(program, tmp_path):

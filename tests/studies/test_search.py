@@ -32,6 +32,7 @@ def test_values_have_the_distribution_of_their_domain():
 def test_the_grid_spans_intervals_and_leaves_out_fields_without_a_meaning():
     assert log_uniform(1e-4, 1e-2).spread(3) == [1e-4, 1e-3, 1e-2] and integers(1, 2).spread(5) == [1, 2]
     assert uniform(0, 1).spread(1) == [0.5]
+    assert integers(10001, 20003).spread(3) == [10001, 15002, 20003] and integers(12345, 12347).spread(3)[1] == 12346
     space = {
         'optimizer.name': choice('adam', 'sgd'),
         'optimizer.momentum': when(choice(0.0, 0.9), 'optimizer.name', 'sgd'),

@@ -234,6 +234,17 @@ def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
             {},
             'must not vary config.early_stopping.monitor, by which it compares its points',
         ),
+        (Study({'epochs': choice(0, 1)}), {}, r'config.epochs must be an integer from 1 to .*, got 0'),
+        (
+            Study({'loss.label_smoothing': choice(0.0, 0.1)}),
+            {'early_stopping__monitor': 'validation_loss'},
+            "another metric than config.early_stopping.monitor='validation_loss', which has another meaning for each",
+        ),
+        (
+            Study({'dataset.validation_fraction': choice(0.1, 0.2)}),
+            {},
+            'must not vary config.dataset.validation_fraction: its points would be compared on different examples',
+        ),
         (Study(RATES, reduction=3), {}, 'config.epochs must be at least 3 with --reduction=3, got 2'),
         (Study({}, {'name': 'random', 'trials': 2}, seeds=2), {}, "--search must be 'grid' if no field is varied"),
         (

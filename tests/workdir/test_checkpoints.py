@@ -56,6 +56,7 @@ def test_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(small
             path.write_bytes(path.read_bytes()[:20])
         elif damage == 'empty' or (damage == 'remove' and path.parent.name == 'd'):
             path.unlink()
+    assert evaluate_workdir(tmp_path / 'run', '5')['step'] == 5  # An intact checkpoint does not need the newest one.
     with pytest.raises(UserError, match=r"checkpoint '.*/checkpoints/10' is damaged"):
         evaluate_workdir(tmp_path / 'run')
     train(small(epochs=3), tmp_path / 'run')

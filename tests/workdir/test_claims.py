@@ -14,6 +14,7 @@ def test_the_sign_flip_test_by_hand():
     assert claims.sign_flip_p_value([1, 1]) == 0.5 and claims.sign_flip_p_value([1, 1, -1]) == 1
     assert claims.sign_flip_p_value([0.1] * 6) == 2 / 64
     assert claims.sign_flip_p_value([0, 0, 0]) == 1
+    assert claims.sign_flip_p_value([0.1, 0.2, -0.3]) == 1  # Their sum is 5.6e-17 in floating-point numbers.
 
 
 def test_the_sign_flip_test_against_scipy():

@@ -113,6 +113,8 @@ def test_missing_or_damaged_results_are_user_errors(runs, tmp_path):
         (changed(valid, cross_entropy=float('nan')), 'cross_entropy must be a finite number, got nan'),
         (changed(valid, overlaps=[{'first': 'train'}]), "it has no 'second'"),
         (changed(valid, reschedules=3), 'not iterable'),
+        (changed(valid, uncertainty={'prediction_sets': []}), "it has no 'temperature'"),
+        (changed(valid, top_k={'3': 'most'}), "Unknown format code 'f'"),
         (changed(valid, confusion_matrix=[]), 'its confusion matrix must be 10 x 10'),
         (changed(valid, confusion_matrix=[[0.5] * 10] * 10), 'its confusion matrix must contain non-negative integers'),
         (changed(valid, confusion_matrix=[[2] * 10] * 10), 'its count and correct must match its confusion matrix'),
@@ -121,6 +123,11 @@ def test_missing_or_damaged_results_are_user_errors(runs, tmp_path):
         (runs / 'one' / 'eval.json').write_text(text)
         with pytest.raises(UserError, match=rf"eval.json' is damaged: .*{message}"):
             comparison_table([f'{runs}/*'])
+    (runs / 'one' / 'eval.json').write_text(valid)
+    (runs / 'one' / 'metrics.csv').unlink()
+    (runs / 'one' / 'metrics.csv').mkdir()
+    with pytest.raises(UserError, match=r"metrics.csv' is damaged: only 0 of its rows can be read"):
+        comparison_table([f'{runs}/*'])
     (runs / 'one' / 'eval.json').unlink()
     with pytest.raises(UserError, match=r'has no eval.json; it is written when training ends'):
         comparison_table([f'{runs}/*'])

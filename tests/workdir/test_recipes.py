@@ -26,15 +26,19 @@ def runs(data_dir, tmp_path):
     """Makes finished runs of a recipe, one for each accuracy; the seeds are 0, 1, ..."""
 
     def make(accuracies, split='a', validation=0.9, **fields):
+        configs = [make_small(data_dir, seed=seed, **fields) for seed in range(len(accuracies))]
         return [
             FinishedRun(
-                name=f'run-{seed}',
+                name=f'run-{config.seed}',
                 workdir=tmp_path,
-                config=make_small(data_dir, seed=seed, **fields),
-                result={'accuracy': accuracy, 'step': 10, 'split_sha256': split, 'count': 1000},
-                epochs=[{'step': 10, 'validation_accuracy': validation}],
+                config=config,
+                result={'accuracy': accuracy, 'step': 10 * config.epochs, 'split_sha256': split, 'count': 1000},
+                epochs=[
+                    {'epoch': number, 'step': 10 * number, 'validation_accuracy': validation}
+                    for number in range(1, config.epochs + 1)
+                ],
             )
-            for seed, accuracy in enumerate(accuracies)
+            for config, accuracy in zip(configs, accuracies, strict=True)
         ]
 
     return make
@@ -54,6 +58,24 @@ def test_runs_are_grouped_by_what_affects_a_result(runs):
     ]
     assert recipes[0].accuracies == list(FIRST)  # The run on another number of devices is the same one.
     assert group_runs(runs(FIRST))[0].name == 'run-0'
+
+
+def test_runs_whose_result_is_not_that_of_their_end_do_not_count(runs):
+    finished, unfinished, stale, best = runs(FIRST[:4], epochs=3, early_stopping__restore_best=True)
+    stopped = runs(FIRST[:5], epochs=9, early_stopping__patience=2)[4]
+    del unfinished.epochs[2:], stopped.epochs[3:]  # early stopping after two epochs without an improvement
+    stopped.result['step'] = 30
+    for run in (finished, unfinished, best):
+        run.result['step'] = 10  # All epochs are equally good, so the first is the best.
+    assert finished.progress == best.progress == stopped.progress == ''
+    assert unfinished.progress == 'has 2 of 3 epochs: the run is not finished'
+    assert stale.progress == 'is that of step 30, but the run ends with step 10; --mode=eval rewrites it'
+    assert stale.caveats['result'] == stale.progress
+    all_runs = [finished, unfinished, stale, best, stopped]
+    recipes = group_runs(all_runs)
+    assert [list(recipe.runs) for recipe in recipes] == [[0, 3], [4]]
+    sentence = 'Not counted, because the result is not that of the end of the run: run-1, run-2.'
+    assert uncounted_runs(all_runs, recipes) == sentence
 
 
 def test_runs_with_other_data_are_another_recipe(runs, tmp_path):
