@@ -277,6 +277,9 @@ def evaluate() -> None:
     if FLAGS.input:
         if FLAGS.split is not None or len(FLAGS.input) > 1:
             raise UserError('--mode=eval takes one --input, a directory of images by class, and no --split with it')
+        for name in PROCESS_FLAGS:
+            if FLAGS[name].present:
+                raise UserError(f'--{name} must not be combined with --input')
         evaluate_folder(workdir, FLAGS.input[0], FLAGS.step)
         return
     with _connected():

@@ -1,1 +1,1 @@
-"""Studies of many runs: the reproduction of published experiments, and cross-validation."""
+"""Studies of many runs: sweeps, populations, cross-validation, stress tests, and the reproduction of experiments."""

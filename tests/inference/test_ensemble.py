@@ -211,6 +211,11 @@ def test_wrong_flags(runs, forked, tmp_path, arguments, message):
     assert not (tmp_path / 'ensemble').exists()
 
 
+def test_own_images_are_evaluated_by_one_process(runs, forked):
+    failed = forked('--mode=eval', f'--workdir={runs[0]}', '--input=.', '--processes=2')
+    assert failed.returncode == 2 and failed.stderr == 'error: --processes must not be combined with --input\n'
+
+
 @pytest.mark.parametrize('flag', ['--flip', '--shift=1', '--combine=logits'])
 def test_flags_of_ensembles_without_runs(runs, forked, flag):
     failed = forked('--mode=eval', f'--workdir={runs[0]}', flag)
