@@ -37,7 +37,11 @@ install() {
     if [[ ! -f $stamp || $(<"$stamp") != "$current" ]]; then
         echo "Installing $1 into $venv (once)" >&2
         touch "$venv/installing"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" || {
+            # What was installed before still works, unless it was this that failed.
+            [[ $1 == requirements.txt ]] || rm "$venv/installing"
+            exit 1
+        }
         echo "$current" >"$stamp"
         rm "$venv/installing"
     fi

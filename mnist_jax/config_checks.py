@@ -3,6 +3,7 @@
 The fields of the sections that select a constructor by name are checked against its signature, by `factory.build`.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,10 @@ def check_config(config: ConfigDict) -> None:
     for name, value in config_fields(config):
         if isinstance(value, str) and '\0' in value:
             raise UserError(f'config.{name} must not contain a NUL character, got {value!r}')
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise UserError(f'config.{name} must be a value that JSON can hold, got {value!r} ({error})') from None
     for name, (minimum, maximum) in INTEGER_RANGES.items():
         check_integer(f'config.{name}', config[name], minimum, maximum)
     check_range('config.checkpoint_every_minutes', config.checkpoint_every_minutes, 0, MINUTES_PER_YEAR)

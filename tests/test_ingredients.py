@@ -118,6 +118,7 @@ def test_a_run_that_starts_from_another_one_averages_from_there(small, tmp_path)
             "config.batch_size must be greater than config.chunks=8 if config.augmentation has 'cutmix', which",
         ),
         ({'init': {'workdir': '', 'freeze': ()}}, 'config.init.layer_decay is missing'),
+        ({'model__hidden': (len,)}, 'config.model.hidden must be a value that JSON can hold, got .<built-in'),
         (
             {'init': {**default_config().init.to_dict(), 'frozen': ('Conv_*',)}},
             r"config.init.frozen is not a field \(did you mean 'freeze'\?\); the fields are: freeze, layer_decay",

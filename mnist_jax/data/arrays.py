@@ -59,12 +59,12 @@ def to_images(label: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in 'uif' and array.dtype != bool:
         raise UserError(f'{label} must hold numbers, got the type {array.dtype}')
     shape = array.shape
+    if array.ndim and not len(array):
+        raise UserError(f'{label} must have at least one image, got the shape {shape}')
     if array.ndim == 2 and math.isqrt(shape[1]) ** 2 == shape[1] > 0:
         array = array.reshape(len(array), math.isqrt(shape[1]), -1)
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim == 4 and not len(array):
-        raise UserError(f'{label} must have at least one image, got the shape {shape}')
     if array.ndim != 4 or array.shape[-1] not in CHANNELS or 0 in array.shape:
         hint = '; move the channels to the last axis' if array.ndim == 4 and array.shape[1] in CHANNELS else ''
         raise UserError(

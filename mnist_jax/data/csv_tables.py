@@ -33,7 +33,7 @@ INDEX_NAMES = ('', 'unnamed: 0', 'index')  # row numbers, as pandas writes them;
 BLOCK_BYTES = 2**20  # bytes that are hashed at once
 BLOCK_ROWS = 4096  # rows that are parsed at once
 MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
-MAX_OPEN_LINE = 2**18  # characters in a table of larger images
+MAX_OPEN_LINE = 2**24  # characters in a table of larger images
 MAX_LINES = 1_000_000
 MAX_BYTES = 2**33  # limit on the uncompressed size
 

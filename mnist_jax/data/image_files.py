@@ -20,7 +20,7 @@ HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'
 CHANNELS = {'auto': 0, 'gray': 1, 'color': 3}  # of `config.dataset.channels`; see `read_pixels`
 FITS = ('resize', 'crop', 'pad')
 MAX_PIXELS = 50_000_000
-# What Pillow raises for damaged files.
+# What the parsers of Pillow and NumPy raise for damaged files.
 PARSER_ERRORS = (OSError, ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, EOFError, MemoryError)
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
 

@@ -1,5 +1,6 @@
 """Arrays in NumPy's files: one .npz file, or a directory of .npy or .npz files."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from mnist_jax.data.arrays import SPLITS, make_contents, split_of, to_images, to_labels, words_of
 from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax.data.image_files import PARSER_ERRORS
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate
 
@@ -29,7 +31,11 @@ class Npz(OpenBuilder):
           split_seed: Seed of the split into training and test images.
           test_fraction: The fraction of each class to draw for testing if there are no test images.
         """
-        arrays = dict(_read_arrays(raw_dir))
+        arrays: dict[str, np.ndarray] = {}
+        for name, array in _read_arrays(raw_dir):
+            if name in arrays:
+                raise UserError(f'all arrays in {str(raw_dir)!r} must have different names, got {name!r} twice')
+            arrays[name] = array
         pairs = {split: pair for split in SPLITS if (pair := _find_pair(raw_dir, arrays, split))}
         if 'train' not in pairs and (pair := _find_pair(raw_dir, arrays, None)):
             pairs['train'] = pair
@@ -56,7 +62,10 @@ def _read_arrays(raw_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
     if not paths:
         raise UserError(f'config.dataset.raw_dir must contain .npy or .npz files, got {str(raw_dir)!r} without any')
     for path in paths:
-        yield from read_file(path)
+        for name, array in read_file(path):
+            # In train.npz and test.npz, the name of the file says which split its x and y are.
+            names_split = path.suffix == '.npy' or any(_is_kind(name, (*IMAGES, *LABELS), split) for split in SPLITS)
+            yield (name if names_split or name == path.stem else f'{path.stem}_{name}'), array
 
 
 def read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -69,7 +78,7 @@ def read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         with contents:
             for name in contents.files:
                 yield (path.stem if name == ONLY_ARRAY else name), contents[name]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+    except (*PARSER_ERRORS, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         raise UserError(
             f'raw file {str(path)!r} must be a .npy or .npz file of numbers or texts, not of Python objects'
             f'{"" if "pickle" in str(error) else f" ({first_line(error)})"}'

@@ -53,8 +53,8 @@ def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequ
         return _wait(children, outputs, received)
 
 
-def launch_workers(arguments: Sequence[str], count: int) -> int:
-    """Runs this program with `arguments` in several independent processes, each on cores of its own.
+def launch_workers(arguments: Sequence[str], count: int, program: Sequence[str]) -> int:
+    """Runs `program` with `arguments` in several independent processes, each on cores of its own.
 
     They share the terminal. A failure of one ends the others, and signals to this process are forwarded to all.
 
@@ -66,7 +66,7 @@ def launch_workers(arguments: Sequence[str], count: int) -> int:
         stack.callback(_terminate, children)
         received = stack.enter_context(_forward_signals(children))
         for number in range(count):
-            children.append(_start([*PROGRAM, *arguments], os.environ, cores_for_process(number, count)))
+            children.append(_start([*program, *arguments], os.environ, cores_for_process(number, count)))
         return _wait(children, [], received)
 
 

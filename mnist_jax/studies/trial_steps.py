@@ -162,8 +162,10 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
     rates = np.geomspace(LOWEST_RATE, HIGHEST_RATE, SEARCH_STEPS)
     losses = np.array(list(_losses(experiment, rates)))
     smoothed = smooth(losses)
-    suggested = steepest(rates[SETTLING : len(smoothed)], smoothed[SETTLING:])
-    lowest = rates[smoothed.argmin()]
+    fastest = steepest(rates[SETTLING : len(smoothed)], smoothed[SETTLING:])
+    # The loss may also fall fastest right before its minimum, where training is about to diverge.
+    largest = float(rates[smoothed.argmin()]) / 3
+    suggested = min(fastest, largest)
     files.make_directory(workdir, '--workdir')
     text = io.StringIO()
     rows = zip(rates[: len(losses)], losses, smoothed, strict=True)
@@ -172,8 +174,9 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
     figure = curves.learning_rate_search(rates[: len(losses)], losses, smoothed, suggested)
     files.write_bytes(workdir / 'find_lr.png', figures.to_png(figure))
     print(
-        f'suggested: --config.optimizer.learning_rate={suggested:.2g}, where the loss falls fastest\n'
-        f'largest:   about {lowest / 3:.2g}, a third of the learning rate with the smallest loss\n'
+        f'suggested: --config.optimizer.learning_rate={suggested:.2g}'
+        f'{", where the loss falls fastest" if suggested == fastest else ""}\n'
+        f'largest:   about {largest:.2g}, a third of the learning rate with the smallest loss\n'
         f'The curve is in {workdir / "find_lr.png"}',
         flush=True,
     )

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from absl import logging
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, cores_for_process, launch_workers
 from mnist_jax.errors import check_integer
 from mnist_jax.workdir.directory_lock import DirectoryLock, InUseError
+from mnist_jax.workdir.provenance import program
 
 POLL_SECONDS = 0.2
 MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits 65,530; compiled programs need many
@@ -37,7 +39,7 @@ def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str])
       The exit status; 128 plus the number of a signal that stopped the workers.
     """
     if workers > 1:
-        return launch_workers([*arguments, '--workers=0'], workers)
+        return launch_workers([*arguments, '--workers=0'], workers, [sys.executable, *program()[1:]])
     work()
     return 0
 

@@ -24,7 +24,9 @@ class CheckpointWriter:
     """Saves snapshots under their step numbers; keeps the latest ones and the best one.
 
     A checkpoint that cannot be written, on a full disk for example, is logged and the run continues; the next save
-    tries again. As a context manager, it waits for the last save, and retries it once if it failed.
+    tries again. As a context manager, it waits for the last save, and retries it once if it failed. The best snapshot
+    is kept until it can be written, and no later one is written before: each checkpoint names the best one, which must
+    exist.
     """
 
     def __init__(self, directory: Path, prepare: Callable[[], None]):
@@ -39,6 +41,7 @@ class CheckpointWriter:
         self._best_step = -1
         self._saving: tuple[Snapshot, ocp.AsyncResponse[bool]] | None = None
         self._unsaved: Snapshot | None = None  # the last snapshot, if it could not be written
+        self._unsaved_best: Snapshot | None = None  # the best one, if it could not be written
         self._orbax: ocp.training.Checkpointer | None = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -55,6 +58,18 @@ class CheckpointWriter:
         self._best_step = snapshot.callbacks.early_stopping.best_step
         # Host arrays make the checkpoint independent of the devices.
         host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
+        best = self._unsaved_best
+        if best is not None and best.state.step == self._best_step != host.state.step:
+            self._start(best)
+            self._finish()
+            if self._unsaved_best is not None:
+                self._unsaved = host
+                return
+        self._unsaved_best = None
+        self._start(host)
+
+    def _start(self, host: Snapshot) -> None:
+        """Starts to save a snapshot of host arrays."""
         step = int(host.state.step)
         tree = host.with_digest(host.sha256)
         if not self._has_space(host, sum(np.asarray(leaf).nbytes + OVERHEAD_BYTES for leaf in jax.tree.leaves(tree))):
@@ -86,6 +101,8 @@ class CheckpointWriter:
             try:
                 response.result()
                 self._unsaved = None
+                if self._unsaved_best is not None and self._unsaved_best.state.step == host.state.step:
+                    self._unsaved_best = None
             except Exception as error:
                 self._handle_failure(host, error)
 
@@ -104,6 +121,8 @@ class CheckpointWriter:
 
     def _record_failure(self, host: Snapshot, error: Exception | None) -> None:
         self._unsaved = host
+        if host.state.step == self._best_step:
+            self._unsaved_best = host
         logging.error('The checkpoint of step %d cannot be written: %s', host.state.step, _describe(error))
 
     def should_preserve(

@@ -137,7 +137,8 @@ def processor() -> str:
 def program() -> list[str]:
     """Returns what comes before the flags on the command line: `python` and a user's script, or this package."""
     script = Path(sys.argv[0])
-    is_own_script = flags.FLAGS.is_parsed() and script.suffix == '.py' and script.name != 'main.py'
+    is_package = script.absolute().parts[-2:] == ('mnist_jax', 'main.py')
+    is_own_script = flags.FLAGS.is_parsed() and script.suffix == '.py' and not is_package
     return ['python', *((sys.argv[0],) if is_own_script else ('-m', 'mnist_jax.main'))]
 
 

@@ -188,6 +188,23 @@ def test_classes_are_numbered(labels, names, numbers):
     assert class_names == names and numbered['train'].tolist() == numbers
 
 
+def test_files_name_the_splits_of_their_arrays(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    np.savez(tmp_path / 'raw' / 'train.npz', x=GRAY, y=LABELS)
+    np.savez(tmp_path / 'raw' / 'test.npz', x=GRAY[:4], y=LABELS[:4])
+    source = prepare('npz', tmp_path, tmp_path / 'raw')
+    assert np.array_equal(source.split('train').image[..., 0], GRAY)
+    assert np.array_equal(source.split('test').image[..., 0], GRAY[:4])
+
+
+def test_a_table_may_have_large_images(tmp_path):
+    header = ','.join(['label', *(f'pixel{number}' for number in range(200 * 200))])
+    rows = '\n'.join(','.join([str(label), *[str(200 + label)] * 200 * 200]) for label in (0, 1))
+    (tmp_path / 'large.csv').write_text(f'{header}\n{rows}\n')
+    images, labels = csv_tables.read_open(tmp_path / 'large.csv')
+    assert images.shape == (2, 200, 200, 1) and labels.tolist() == [0, 1] and images[1].min() == images[1].max() == 201
+
+
 def test_labels_may_be_one_hot_or_floats():
     assert to_labels('labels', np.eye(4)[[2, 0, 3]]).tolist() == [2, 0, 3]
     assert to_labels('labels', np.array([[1.0], [0.0]])).tolist() == [1, 0]
@@ -318,6 +335,13 @@ def npz_errors(raw):
     np.savez(raw / 'huge.npz', x_train=x, y_train=np.array([1, 2**64 - 1] * 5, np.uint64))
     np.savez(raw / 'none.npz', x_train=x[:0], y_train=y[:0])
     (raw / 'damaged.npz').write_bytes((raw / 'twice.npz').read_bytes()[:200])
+    np.save(raw / 'header.npy', x)
+    header = (raw / 'header.npy').read_bytes()
+    (raw / 'header.npy').write_bytes(header.replace(b'}', b'(', 1))
+    np.savez(raw / 'no-pixels.npz', x_train=np.zeros((0, 64), np.uint8), y_train=y[:0])
+    (raw / 'parts').mkdir()
+    for part in ('part-1', 'part-2'):
+        np.savez(raw / 'parts' / f'{part}.npz', x_train=x, y_train=y)
     (raw / 'text.npz').write_text('x_train')
     (raw / 'nothing').mkdir()
     np.save(raw / 'objects.npy', np.array([{}]), allow_pickle=True)
@@ -338,6 +362,9 @@ def npz_errors(raw):
         'huge.npz': ({}, 'integers up to 1,000,000,000'),
         'none.npz': ({}, 'must have at least one image'),
         'damaged.npz': ({}, 'must be a .npy or .npz file'),
+        'header.npy': ({}, 'must be a .npy or .npz file'),
+        'no-pixels.npz': ({}, 'must have at least one image'),
+        'parts': ({}, "must have different names, got 'x_train' twice"),
         'text.npz': ({}, 'must be a .npy or .npz file'),
         'objects.npy': ({}, 'must be a .npy or .npz file'),
         'nothing': ({}, 'must contain .npy or .npz files'),

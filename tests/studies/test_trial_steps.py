@@ -53,7 +53,9 @@ def test_updates_that_are_not_finite_are_counted(small, capsys):
 def test_the_search_finds_a_rate_at_which_the_model_learns(small, tmp_path, capsys):
     config = small('mlp', devices=1, dataset__train='train[:2000]', schedule__name='cosine')
     rate = find_learning_rate(config, tmp_path / 'search')
-    assert 1e-4 < rate < 0.05 and f'learning_rate={rate:.2g}' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert 1e-4 < rate < 0.05 and f'learning_rate={rate:.2g}' in output
+    assert rate <= float(output.split('about ')[1].split(',')[0]) * 1.1  # The printed number is rounded.
     with open(tmp_path / 'search' / 'find_lr.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]['learning_rate']) == 1e-6 and 100 < len(rows) <= 300

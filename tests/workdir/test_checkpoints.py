@@ -1,5 +1,6 @@
 """Checkpoints, config.json and locks: digests, damage, and runs of older versions."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,12 +11,34 @@ import pytest
 from conftest import contents, flip, make_small, results
 
 from mnist_jax import files
-from mnist_jax.errors import UserError
+from mnist_jax.errors import UserError, WriteError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
 from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.snapshot import params_sha256
+
+
+@pytest.mark.parametrize('failures', [{2}, {2, 3}, {2, 3, 4}, {2, 3, 4, 5, 6}])
+def test_the_best_checkpoint_is_written_as_soon_as_the_disk_allows(small, tmp_path, monkeypatch, failures):
+    """The first epoch is the best one; its checkpoint is the second that is written, after that of step 0."""
+    config = small(epochs=3, checkpoint_min_seconds=0.0, early_stopping__monitor='train_loss')
+    config.early_stopping.mode, config.early_stopping.restore_best = 'max', True
+    expected = train(config, tmp_path / 'whole')
+    calls = []
+
+    def reserve(directory, size):
+        calls.append(size)
+        if len(calls) in failures:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, 'reserve', reserve)
+    if 6 in failures:  # Not even the attempt at the end of the run succeeds.
+        with pytest.raises(WriteError, match='the last checkpoint, at step 15, could not be written'):
+            train(config, tmp_path / 'run')
+    result = train(config, tmp_path / 'run')
+    assert result['params_sha256'] == expected['params_sha256'] and result['step'] == 5
+    assert evaluate_workdir(tmp_path / 'run')['params_sha256'] == expected['params_sha256']
 
 
 def test_params_digest_is_the_sha256_of_the_leaves_in_order(small):

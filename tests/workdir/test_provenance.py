@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
+from absl import flags
 from conftest import make_small
 
+from mnist_jax.studies.workers import share_work
 from mnist_jax.train import train
-from mnist_jax.workdir.provenance import FIELDS, MAX_STARTS, read_epochs, read_provenance, record_start
+from mnist_jax.workdir.provenance import FIELDS, MAX_STARTS, program, read_epochs, read_provenance, record_start
 
 
 def test_each_start_is_recorded(data_dir, tmp_path):
@@ -18,6 +22,17 @@ def test_each_start_is_recorded(data_dir, tmp_path):
     assert first['devices'] == '2 (CPU, virtual)' and first['command'].endswith(', from Python')
     assert first['versions']['jax'] == importlib.metadata.version('jax')
     assert first['commit'] == 'unknown' or len(first['commit'].split()[0]) == 40
+
+
+@pytest.mark.parametrize('script', ['/x/main.py', 'own.py'])
+def test_own_scripts_are_started_again_with_their_name(monkeypatch, script):
+    monkeypatch.setattr('sys.argv', [script, '--mode=sweep'])
+    monkeypatch.setattr(flags, 'FLAGS', SimpleNamespace(is_parsed=lambda: True))
+    assert program() == ['python', script]
+    started = []
+    monkeypatch.setattr('mnist_jax.studies.workers.launch_workers', lambda *call: started.append(call) or 0)
+    assert share_work(lambda: None, 2, sys.argv[1:]) == 0
+    assert started == [(['--mode=sweep', '--workers=0'], 2, [sys.executable, script])]
 
 
 @pytest.mark.parametrize('program', ['/x/mnist_jax/main.py', '/x/bin/mnist-jax'])
