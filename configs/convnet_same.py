@@ -3,8 +3,8 @@
     python -m mnist_jax.main --config=configs/convnet_same.py
 
 The published tutorial builds this model but does not train it.
-Here, over 3 seeds on 2 CPU cores: test accuracy 0.9915 ± 0.0009 (0.9905 to 0.9921), loss 0.0299 ± 0.0036; 143 s of
-training.
+Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9911 ± 0.0023 (0.9866 to 0.9927), loss
+0.0320 ± 0.0108; 56 s of training.
 """
 
 from ml_collections import ConfigDict

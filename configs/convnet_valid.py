@@ -3,8 +3,8 @@
     python -m mnist_jax.main --config=configs/convnet_valid.py
 
 Reproduces a published tutorial: RMSprop, batch 64, 5 epochs, test accuracy 0.9922, loss 0.0271 (one run).
-Here, over 3 seeds on 2 CPU cores: test accuracy 0.9904 ± 0.0016 (0.9888 to 0.9919), loss 0.0313 ± 0.0067; 85 s of
-training.
+Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9907 ± 0.0012 (0.9889 to 0.9918), loss
+0.0318 ± 0.0071; 53 s of training.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 Reproduces a published tutorial: Adam, mean squared error on the softmax output, batch 16, 128 epochs, the last 10% of
 the training split as validation; test accuracy 0.9596, loss 0.00754 (one run).
-Here, over 40 seeds on 2 CPU cores: test accuracy 0.9354 ± 0.0133 (0.8822 to 0.9596), loss 0.0098 ± 0.0017; 3 s of
-training. Keras 3.15 with the same recipe: 0.9391 ± 0.0135 over 20 seeds.
+Here, over 40 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9354 ± 0.0133 (0.8822 to 0.9596), loss
+0.0098 ± 0.0017; 2 s of training. Keras 3.15 with the same recipe: 0.9391 ± 0.0135 over 20 seeds.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 Reproduces a published tutorial: Adadelta, batch 128, 12 epochs, the last 20% of the training split as validation;
 test accuracy 0.9909, loss 0.0295 (one run), 1,412 s. The learning rate is 1.0, the default of Keras at that time.
-Here, over 3 seeds on 2 CPU cores: test accuracy 0.9912 ± 0.0008 (0.9903 to 0.9917), loss 0.0276 ± 0.0020; 496 s of
-training.
+Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9913 ± 0.0005 (0.9905 to 0.9918), loss
+0.0279 ± 0.0028; 236 s of training.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 Reproduces a published tutorial: RMSprop, batch 128, 30 epochs on four fifths of the CSV's 42,000 rows, with the last
 20% of these as validation; test accuracy 0.9768, loss 0.1751, hold-out accuracy 0.9743, loss 0.1881 (one run), 110 s.
-Here, over 3 seeds on 2 CPU cores, with a CSV written from MNIST: test accuracy 0.9796 ± 0.0015, loss 0.1393 ± 0.0016,
-hold-out 0.9785 ± 0.0018 and 0.1670 ± 0.0127; 25 s of training.
+Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512), with a CSV written from MNIST: test accuracy
+0.9793 ± 0.0012, loss 0.1368 ± 0.0038; hold-out accuracy 0.9779 ± 0.0015, loss 0.1641 ± 0.0126; 27 s of training.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
     python -m mnist_jax.main --config=configs/mlp.py
 
 Reproduces a published tutorial: RMSprop, batch 128, 10 epochs, test accuracy 0.9787, loss 0.1212 (one run).
-Here, over 3 seeds on 2 CPU cores: test accuracy 0.9830 ± 0.0026, loss 0.0818 ± 0.0114; 25 s of training.
+Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9828 ± 0.0016 (0.9805 to 0.9844), loss
+0.0838 ± 0.0063; 16 s of training.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from test_layout import LEVELS
 
 from mnist_jax import commands
-from mnist_jax.config import config_fields, default_config, load_config
+from mnist_jax.config import config_fields, default_config
 from mnist_jax.data.source import SOURCES
 from mnist_jax.factory import Width, arguments
 from mnist_jax.inference import endpoint
@@ -58,6 +58,7 @@ PROGRAM = re.compile(r'(?<!\S)(mnist-jax|\S*python -m mnist_jax\.main|\./launch\
 # Flags of absl and of other programs that the text mentions.
 OTHER_FLAGS = {'faults', 'flagfile', 'help', *set().union(*BENCHMARK_FLAGS.values())}
 
+RECIPES = (ROOT / 'RESULTS.md').read_text().partition('## Recipes')[2]
 DATASETS = {
     'mnist': 'MNIST',
     'fashion_mnist': 'Fashion-MNIST',
@@ -198,29 +199,34 @@ def test_the_model_and_the_config_in_the_readme_work():
 
 def test_the_results_in_the_readme_are_those_of_results_md():
     published = table((ROOT / 'RESULTS.md').read_text(), 'config')
-    expected = []
-    for row in published:
-        dataset = DATASETS[load_config(f'configs/{row["config"]}.py').dataset.name]
-        expected.append(
-            {
-                'config': f'`{row["config"]}`',
-                'dataset, split': f'{dataset}, {row["test split"]}',
-                'published accuracy': row['published accuracy'].replace('NA', 'none'),
-                'our accuracy': row['our accuracy'],
-                'seeds': row['seeds'],
-            }
-        )
-    assert table(PAGES['README.md'], 'config') == expected
-    command = re.search(r'`(\./launch\.sh reproduce[^`]*)`', (ROOT / 'RESULTS.md').read_text())
-    assert command and f'`{command[1]}`' in PAGES['README.md']
+    assert table(PAGES['README.md'], 'config') == [
+        {
+            'config': f'`{row["config"]}`',
+            'dataset, split': f'{DATASETS[row["dataset"]]}, {row["split"]}',
+            'published accuracy': row['published accuracy'].replace('NA', 'none'),
+            'our accuracy': row['accuracy'],
+            'seeds': row['seeds'],
+        }
+        for row in published
+    ]
 
 
-def test_parameter_counts_are_those_of_the_models():
-    for row in table(PAGES['docs/results.md'], 'config'):
-        config = load_config(f'configs/{row["config"].strip("`")}.py')
-        shape = (8, 8, 1) if config.dataset.name == 'digits' else (28, 28, 1)
-        layers = list_layers(make_model(config.model, 10), shape)
-        assert row['parameters'] == f'{sum(layer.trainable + layer.non_trainable for layer in layers):,}', row
+def test_the_accuracies_of_the_recipes_in_the_readme_are_those_of_results_md():
+    recipes = {row['config']: row for row in table(RECIPES, 'config')}
+    named = re.findall(r'`(\w+)` (0\.\d+)(?:\s\((0\.\d+) as an ensemble\))?', PAGES['README.md'])
+    assert len(named) >= 5
+    for config, accuracy, ensemble in named:
+        assert accuracy == recipes[config]['accuracy'].split(' ')[0], config
+        assert ensemble in recipes[config]['accuracy'].split('; ')[-1], config
+
+
+def test_the_accuracies_in_the_configs_are_those_of_results_md():
+    rows = [*table((ROOT / 'RESULTS.md').read_text(), 'config'), *table(RECIPES, 'config')]
+    for row in rows:
+        text = ' '.join((ROOT / 'configs' / f'{row["config"]}.py').read_text().split())
+        accuracy = row['accuracy'].split('; ')[0]
+        assert accuracy in text, row['config']
+        assert f'over {row["seeds"]} seeds' in text.lower(), row['config']
 
 
 def test_import_order_is_that_of_the_layout_test():

@@ -65,7 +65,8 @@ def reproduce(
     if any(experiment.config == 'kaggle_mlp' for experiment in selected):
         write_kaggle_csv(workdir / 'kaggle.csv')
     path = (workdir if names or overrides else CHECKOUT or workdir) / 'RESULTS.md'
-    known, published = read_results(path), read_results((CHECKOUT or workdir) / 'RESULTS.md')
+    read_results(path)  # Report damage before anything is trained.
+    published = read_results((CHECKOUT or workdir) / 'RESULTS.md')
     runs: list[RunResult] = []
     succeeded = True
     for experiment in selected:
@@ -79,7 +80,8 @@ def reproduce(
         runs += own
     if not overrides:
         _log_comparison(runs, published)
-    text = format_results(merge(known, runs))
+    # It is read only now, because another process may have added runs to it in the meantime.
+    text = format_results(merge(read_results(path), runs))
     files.write_text(path, text)
     print(text, flush=True)
     if not succeeded:

@@ -100,6 +100,15 @@ def test_reproduction_resumes_finished_runs_and_reports_a_missed_accuracy(tmp_pa
     assert [run.result.digest for run in read_results(tmp_path / 'RESULTS.md')] == digests
 
 
+def test_the_published_tables_are_what_the_published_runs_give():
+    text = (ROOT / 'RESULTS.md').read_text()
+    runs = read_results(ROOT / 'RESULTS.md')
+    assert format_results(runs) == text
+    published = {(experiment.config, experiment.split or 'test'): experiment.seeds for experiment in PUBLISHED}
+    for key, seeds in published.items():
+        assert sum((run.config, run.split) == key and run.result is not None for run in runs) == seeds, key
+
+
 def test_results_are_read_as_they_were_written(tmp_path):
     other = Environment('4 cores of another', '0.11.0', 'mnist_jax 0.2.0')
     runs = [
