@@ -1,7 +1,7 @@
 """A model of your own in one file: a residual CNN, trained on a slice of MNIST.
 
-    python examples/own_model.py --workdir=runs/resnet
-    python examples/own_model.py --workdir=runs/resnet-long --examples=54000 --epochs=4
+    python examples/own_model.py --workdir=runs/own_resnet
+    python examples/own_model.py --workdir=runs/own_resnet-long --examples=54000 --epochs=4
 
 The blocks are those of He et al. 2016, "Identity Mappings in Deep Residual Networks", at most 32 features wide. The
 model is built from the layers of mnist_jax, so its results do not depend on the number of devices.
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
         return Dense(self.num_classes)(x_BxC)
 
 
-MODELS['resnet'] = ResNet  # Now a config can select it.
+MODELS['own_resnet'] = ResNet  # Now a config can select it.
 
 
 def get_config(examples: int, epochs: int) -> ConfigDict:
@@ -82,7 +82,7 @@ def get_config(examples: int, epochs: int) -> ConfigDict:
     config.chunks = 1  # compiles fastest; more chunks let more devices share the work
     config.dataset.train = f'train[:{examples}]'
     config.dataset.validation = 'train[54000:]'
-    config.model = ConfigDict({'name': 'resnet', 'stages': (16, 32), 'blocks': 1, 'dropout': 0.1})
+    config.model = ConfigDict({'name': 'own_resnet', 'stages': (16, 32), 'blocks': 1, 'dropout': 0.1})
     config.optimizer = ConfigDict({'name': 'adamw', 'learning_rate': 5e-3, 'weight_decay': 0.01})
     config.schedule = ConfigDict({'name': 'one_cycle'})
     return config
@@ -91,7 +91,7 @@ def get_config(examples: int, epochs: int) -> ConfigDict:
 def main() -> None:
     """Trains the model, or resumes the run in the workdir, and predicts some test images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=Path, default=Path('runs/resnet'))
+    parser.add_argument('--workdir', type=Path, default=Path('runs/own_resnet'))
     parser.add_argument('--examples', type=int, default=4_000, help='number of training examples, from 32 to 54,000')
     parser.add_argument('--epochs', type=int, default=2)
     options = parser.parse_args()

@@ -42,7 +42,9 @@ class Parquet(OpenBuilder):
           image_size, channels, fit: As for `ImageFolder`.
           test_fraction: The fraction of each class to draw for testing if there are no test files.
         """
-        paths = sorted(raw_dir.rglob('*.parquet')) if raw_dir.is_dir() else [raw_dir]
+        paths = [raw_dir]
+        if raw_dir.is_dir():
+            paths = sorted(path for path in raw_dir.rglob('*.parquet') if not path.name.startswith('.'))
         if not paths:
             raise UserError(f'config.dataset.raw_dir must contain .parquet files, got {str(raw_dir)!r} without any')
         prepare = image_files.preparation(image_size, channels, fit)

@@ -55,6 +55,7 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
         drawn['augmentation'] = draw_augmentation(experiment, train)
     for name, figure in drawn.items():
         contents = io.BytesIO()
+        figures.show_dollars(figure)
         figure.savefig(contents, format='png', dpi=100, bbox_inches='tight')
         files.write_bytes(workdir / f'{name}.png', contents.getvalue())
     audit = data_audit.audit(splits, names)

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.typing import RcKeyType
 
 P = ParamSpec('P')
@@ -96,8 +97,19 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def literal_text(text: str) -> str:
-    """Returns `text` such that Matplotlib neither parses it as a formula nor hides it as a private label."""
-    return f'{" " * text.startswith("_")}{text}'.replace('$', r'\$')
+    """Returns `text` such that Matplotlib does not hide it as a private label."""
+    return f'{" " * text.startswith("_")}{text}'
+
+
+def show_dollars(figure: Figure) -> None:
+    """Shows each $ in a figure as it is; Matplotlib would parse what is between two of them as a formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == 'log':  # The powers of ten at its ticks are formulas.
+                for label in axis.get_ticklabels(which='both'):
+                    label.set_parse_math(True)
 
 
 def new_figure(
@@ -118,6 +130,7 @@ def add_grid(axis: Axes) -> None:
 @styled
 def freeze_layout(report_figure: ReportFigure) -> None:
     """Lays the figure out once, so that saving it in several formats does not repeat the layout."""
+    show_dollars(report_figure.figure)
     report_figure.figure.draw_without_rendering()
     report_figure.figure.set_layout_engine('none')
 
@@ -126,6 +139,7 @@ def freeze_layout(report_figure: ReportFigure) -> None:
 def to_png(report_figure: ReportFigure) -> bytes:
     """Returns the figure as a PNG file with a white background and 150 dots per inch."""
     contents = io.BytesIO()
+    show_dollars(report_figure.figure)
     report_figure.figure.savefig(contents, format='png', dpi=150, facecolor='white')
     return contents.getvalue()
 

@@ -134,9 +134,8 @@ def _make_experiment(config: ConfigDict, learning_rate: float | None) -> Experim
 def _unchanged_parameters(before: TrainState, after: TrainState, config: ConfigDict) -> list[str]:
     """Returns the paths of the trained parameters that an update left as they were."""
     old, new = (transfer.leaves_by_path(state.params) for state in (before, after))
-    return [
-        path for path in old if np.array_equal(old[path], new[path]) and not transfer.matches(path, config.init.freeze)
-    ]
+    frozen = [*config.init.freeze, *(pattern for pattern, factor in config.init.rates if not factor)]
+    return [path for path in old if np.array_equal(old[path], new[path]) and not transfer.matches(path, frozen)]
 
 
 def _accuracy_on(experiment: Experiment, state: TrainState, batch: HostBatch) -> float:

@@ -262,6 +262,7 @@ def test_hugging_face_names_the_classes(tmp_path):
     features = {'label': {'names': ['zebra', 'ant', 'cat'], '_type': 'ClassLabel'}}
     metadata = {'huggingface': json.dumps({'info': {'features': features}})}
     write_parquet(tmp_path / 'raw' / 'train.parquet', GRAY, LABELS, column='img', nested=False, metadata=metadata)
+    (tmp_path / 'raw' / '._train.parquet').write_bytes(bytes(20))  # macOS writes such files.
     source = prepare('parquet', tmp_path, tmp_path / 'raw')
     assert source.class_names == ('zebra', 'ant', 'cat')
     assert sorted(np.concatenate([source.split(name).label for name in ('train', 'test')])) == sorted(LABELS)

@@ -73,6 +73,11 @@ def test_the_steepest_point_by_hand():
     np.testing.assert_allclose(smooth(np.array([4.0, 4.0, 2.0])), [4, 4, 4 - 2 * 0.05 / (1 - 0.95**3)])
 
 
+def test_parameters_with_the_rate_0_need_not_change(small, capsys):
+    assert check(small('mlp', devices=1, init__rates=(('Dense_0', 0.0),))) in (0, 1)
+    assert 'does not change' not in capsys.readouterr().out
+
+
 def test_what_is_left_out_is_checked_and_named(small, caplog):
     fields = {'optimizer__accumulate': 2, 'schedule__name': 'cosine', 'augmentation': ({'name': 'shift'},)}
     with caplog.at_level('INFO'):
