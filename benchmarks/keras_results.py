@@ -177,8 +177,8 @@ def main() -> None:
 
     ours: dict[str, list[float]] = {}
     for result in read_results(Path(__file__).parents[1] / 'RESULTS.md'):
-        if result.split == 'test' and not result.is_ensemble:
-            ours.setdefault(result.config, []).append(result.accuracy)
+        if result.split == 'test' and not result.is_ensemble and result.result is not None:
+            ours.setdefault(result.config, []).append(result.result.accuracy)
     print(format_table({name: results[name] for name in names}, ours))
 
 

@@ -203,7 +203,7 @@ for line in sys.stdin:
         os.chdir(directory)
         for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
             os.dup2(os.open(f'{directory}.{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv = ['main.py', *arguments]
+        sys.argv = [main.__file__, *arguments]
         main.main()  # Exits this process.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
