@@ -54,9 +54,9 @@ class FinishedRun(NamedTuple):
         """Why the result is not that of the end of the run; '' if it is, or if metrics.csv does not say."""
         if not self.epochs or not self.complete:
             return ''
-        if len(self.epochs) < self.config.epochs and not self.stopped_early:
-            return f'has {len(self.epochs)} of {self.config.epochs} epochs: the run is not finished'
         callback, state = self.early_stopping
+        if len(self.epochs) < self.config.epochs and not callback.stops(state):
+            return f'has {len(self.epochs)} of {self.config.epochs} epochs: the run is not finished'
         steps = [int(row['step']) for row in self.epochs]
         end = state.best_step if callback.restore_best and state.best_step in steps else steps[-1]
         if self.result['step'] == end:
@@ -78,8 +78,8 @@ class FinishedRun(NamedTuple):
     def caveats(self) -> dict[str, str]:
         """What a reader of the result and the metrics must know, by its short name; see `results.caveats`."""
         own = {}
-        if self.progress:
-            own['result'] = self.progress
+        if progress := self.progress:
+            own['result'] = progress
         if self.epochs and not self.complete:
             own['metrics.csv'] = 'lacks the rows of some epochs, so the training time is unknown'
         return {**caveats(self.result), **own}
