@@ -101,7 +101,7 @@ def read_open(path: Path) -> tuple[np.ndarray, np.ndarray]:
       UserError: the file is anything else; the message names the file and the line or the column.
     """
     with _opened(path, path.name) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='\n') as file:
-        line = file.readline(MAX_OPEN_LINE)
+        line = _read_line(path, file, MAX_OPEN_LINE, 1)
         columns, has_header = _find_open_columns(path, line)
         lines = itertools.chain([] if has_header else [line], _read_lines(path, file, MAX_OPEN_LINE))
         tables = list(_read_tables(path, lines, 1 + has_header, columns))
@@ -244,15 +244,21 @@ def _read_tables(path: Path, lines: Iterator[str], first: int, columns: _Columns
         first += len(block)
 
 
+def _read_line(path: Path, file: TextIO, limit: int, number: int) -> str:
+    """Returns the next line, whose number is `number`; raises a UserError if it has `limit` or more characters."""
+    line = file.readline(limit)
+    if len(line) == limit:
+        raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {limit:,} characters')
+    return line
+
+
 def _read_lines(path: Path, file: TextIO, limit: int) -> Iterator[str]:
     """Yields the lines after the first one, of fewer characters than `limit`, except for blank lines at the end."""
     blank = 0
     for number in itertools.count(2):
-        line = file.readline(limit)
+        line = _read_line(path, file, limit, number)
         if not line:
             return
-        if len(line) == limit:
-            raise UserError(f'raw file {str(path)!r}, line {number} must have fewer than {limit:,} characters')
         if line.strip():
             yield from itertools.repeat('\n', blank)
             yield line

@@ -197,12 +197,15 @@ def test_files_name_the_splits_of_their_arrays(tmp_path):
     assert np.array_equal(source.split('test').image[..., 0], GRAY[:4])
 
 
-def test_a_table_may_have_large_images(tmp_path):
+def test_a_table_may_have_large_images(tmp_path, monkeypatch):
     header = ','.join(['label', *(f'pixel{number}' for number in range(200 * 200))])
     rows = '\n'.join(','.join([str(label), *[str(200 + label)] * 200 * 200]) for label in (0, 1))
     (tmp_path / 'large.csv').write_text(f'{header}\n{rows}\n')
     images, labels = csv_tables.read_open(tmp_path / 'large.csv')
     assert images.shape == (2, 200, 200, 1) and labels.tolist() == [0, 1] and images[1].min() == images[1].max() == 201
+    monkeypatch.setattr(csv_tables, 'MAX_OPEN_LINE', 1000)
+    with pytest.raises(UserError, match=r"large.csv', line 1 must have fewer than 1,000 characters"):
+        csv_tables.read_open(tmp_path / 'large.csv')
 
 
 def test_labels_may_be_one_hot_or_floats():
