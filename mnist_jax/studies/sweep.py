@@ -9,7 +9,7 @@ split.
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -23,14 +23,14 @@ from mnist_jax.config import (
     config_to_json,
     override_fields,
 )
-from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, WriteError, check_integer, did_you_mean
-from mnist_jax.factory import arguments, build, choose
+from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, WriteError, check_integer
 from mnist_jax.files import JsonObject
 from mnist_jax.learning.callbacks import EarlyStopping
 from mnist_jax.studies import workers
-from mnist_jax.studies.search import SEARCHES, Search
-from mnist_jax.studies.space import Choice, Condition, Interval, Point
+from mnist_jax.studies.rounds import Outcomes, Rounds
+from mnist_jax.studies.space import Point
 from mnist_jax.studies.study import DEFINITION, Outcome, Standing, Study, Task, Trial, read_definition, read_outcome
+from mnist_jax.studies.study_checks import check_study
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
 from mnist_jax.training.plan import Plan, make_plan
@@ -39,9 +39,6 @@ from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.directory_lock import InUseError
 from mnist_jax.workdir.metrics_log import read_metrics
 
-MAX_SEEDS = 1000
-# Fields that determine which examples validate a run.
-VALIDATION_FIELDS = ('dataset.name', 'dataset.validation', 'dataset.validation_fraction', 'dataset.split_seed')
 IN_USE_SECONDS = 2.0
 
 
@@ -52,6 +49,7 @@ class Sweep:
       study: What it tries.
       config: The config that it starts from.
       workdir: Its directory. `trials` in it holds the runs, and `outcomes` a file for each finished task.
+      rounds: Its trials in their order.
     """
 
     def __init__(self, study: Study, config: ConfigDict, workdir: str | Path):
@@ -63,91 +61,13 @@ class Sweep:
         self.study, self.config = study, config.copy_and_resolve_references()
         self.workdir = files.user_path(workdir, '--workdir')
         files.check_no_file(self.workdir, '--workdir')
-        self._check_study()
-        self._search = self._build_search()
-        self._values = dict(config_fields(config))
+        check_study(self.study, self.config)
+        self.rounds = Rounds(self.study, self.config)
         self._plans: dict[str, Plan] = {}
         self._outcomes: dict[tuple[str, int], Outcome] = {}
-        for task in self.next_tasks({}):  # Report an invalid point before anything is written.
+        for task in self.rounds.next_tasks({}):  # Report an invalid point before anything is written.
             self.plan(task.trial.point)
         self._check_directory()
-
-    def _build_search(self) -> Search:
-        options = self.study.search
-        constructor = choose('--search', options.get('name'), SEARCHES)
-        if 'trials' in arguments(constructor) and 'trials' not in options:
-            raise UserError(f'--trials, the number of points, must be set for the search {options["name"]!r}')
-        if 'trials' in options and 'trials' not in arguments(constructor):
-            raise UserError(f'--trials must not be set for the search {options["name"]!r}, which has all points')
-        return build('search', SEARCHES, options)
-
-    def _check_study(self) -> None:
-        study = self.study
-        if not study.vary and study.seeds == 1:
-            raise UserError(
-                'a study must vary at least one config field, with --vary or --sweep, or have several seeds'
-            )
-        for field, entry in study.vary.items():
-            if field == 'seed':
-                raise UserError('a study must not vary the seed as a field; set --seeds, the number of seeds')
-            if field in ('early_stopping.monitor', 'early_stopping.mode'):
-                raise UserError(f'a study must not vary config.{field}, by which it compares its points')
-            domain = entry.domain if isinstance(entry, Condition) else entry
-            if not isinstance(domain, Choice | Interval):
-                raise UserError(
-                    f'the values of {field} must be a domain such as choice(0.1, 0.2) or uniform(0.1, 0.2), got '
-                    f'{domain!r}'
-                )
-            if isinstance(entry, Condition):
-                self._check_condition(field, entry)
-        if not study.vary and study.search.get('name') != 'grid':
-            raise UserError(f"--search must be 'grid' if no field is varied, got {study.search.get('name')!r}")
-        check_integer('--seeds', study.seeds, 1, MAX_SEEDS)
-        check_integer('the first_epochs of a study', study.first_epochs, 1, MAX_INT)
-        if study.reduction != 0:
-            check_integer('--reduction', study.reduction, 2, 1000)
-            if 'epochs' in study.vary:
-                raise UserError('a study with --reduction must not vary config.epochs, which it divides into rounds')
-            least = study.first_epochs * study.reduction
-            if self.config.epochs < least:
-                raise UserError(
-                    f'config.epochs must be at least {least} with --reduction={study.reduction}, got '
-                    f'{self.config.epochs}: there would be only one round'
-                )
-        for field in ('folds', 'population'):
-            if self.config[field] or field in study.vary:
-                raise UserError(f'config.{field} must be 0 in a study, got {study.vary.get(field, self.config[field])}')
-        if self.config.epochs < 1 and 'epochs' not in study.vary:
-            raise UserError(f'config.epochs must be at least 1 in a study, got {self.config.epochs}')
-        monitor = self.config.early_stopping.monitor
-        for field in study.vary:
-            if field.startswith('loss.') and monitor.endswith('_loss'):
-                raise UserError(
-                    f'a study that varies config.{field} must compare its points by another metric than '
-                    f'config.early_stopping.monitor={monitor!r}, which has another meaning for each loss'
-                )
-            if field in VALIDATION_FIELDS:
-                raise UserError(
-                    f'a study must not vary config.{field}: its points would be compared on different examples'
-                )
-
-    def _check_condition(self, field: str, condition: Condition) -> None:
-        """Raises a UserError unless the condition of `field` can be met, and is on a field that is set before it."""
-        vary = self.study.vary
-        names = list(vary)
-        before = names[: names.index(field)]
-        known = [*(name for name in dict(config_fields(self.config)) if name not in vary), *before]
-        if condition.field not in known:
-            raise UserError(
-                f'the condition of {field} must be on a field of the config, or one that is varied before it, got '
-                f'{condition.field!r}{did_you_mean(condition.field, known)}'
-            )
-        domain = vary.get(condition.field)
-        if isinstance(domain, Choice) and not set(map(repr, domain.values)) & set(map(repr, condition.values)):
-            raise UserError(
-                f'the condition of {field} must name one of the values of {condition.field}, '
-                f'{", ".join(map(repr, domain.values))}, got {", ".join(map(repr, condition.values))}'
-            )
 
     def _check_directory(self) -> None:
         """Raises a UserError if the directory holds something else, or another study."""
@@ -260,11 +180,11 @@ class Sweep:
         Raises:
           UserError: the config does not fit the data.
         """
-        return make_experiment(self.trial_config(self.next_tasks({})[0].trial)).replicas.on_cpu
+        return make_experiment(self.trial_config(self.rounds.next_tasks({})[0].trial)).replicas.on_cpu
 
     def uses_only_package_parts(self) -> bool:
         """Returns whether other processes can train the trials: whether none has a part of the user's own."""
-        return all(self.plan(task.trial.point).program_key('') is not None for task in self.next_tasks({}))
+        return all(self.plan(task.trial.point).program_key('') is not None for task in self.rounds.next_tasks({}))
 
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
@@ -274,71 +194,8 @@ class Sweep:
         """Returns the name of the metric by which the study chooses."""
         return self.plan(point).callbacks.early_stopping.monitor
 
-    def next_tasks(self, outcomes: Mapping[tuple[str, int], Outcome]) -> list[Task]:
-        """Returns the tasks of the current round, also those that are done; [] when the study is finished.
-
-        A round ends when all of its tasks have an outcome: only then is it known which points are trained further, or
-        what the search proposes next.
-
-        Args:
-          outcomes: The outcomes by the name of the trial and the number of epochs.
-        """
-        for tasks in self._rounds(outcomes):
-            if any((task.trial.name, task.epochs) not in outcomes for task in tasks):
-                return tasks
-        return []
-
-    def _rounds(self, outcomes: Mapping[tuple[str, int], Outcome]) -> Iterator[list[Task]]:
-        """Yields the tasks of each round, as long as all tasks of the rounds before have an outcome."""
-        results: list[tuple[Point, float | None]] = []
-        while points := self._search(self.study.vary, self._values, results):
-            numbered = {len(results) + index: point for index, point in enumerate(points)}
-            scores: dict[int, float | None] = {}
-            remaining = list(numbered)
-            for epochs, share in self._rungs():
-                ranked = sorted(remaining, key=lambda number: _descending(scores.get(number, 0.0)))
-                remaining = sorted(ranked[: max(1, math.ceil(len(numbered) * share))])
-                tasks = [
-                    Task(Trial(number, numbered[number], seed), self._epochs(numbered[number], epochs))
-                    for number in remaining
-                    for seed in range(self.study.seeds)
-                ]
-                self._check_points(tasks, outcomes)
-                yield tasks
-                for number in remaining:
-                    own = [outcomes[task.trial.name, task.epochs] for task in tasks if task.trial.number == number]
-                    scores[number] = Standing(number, numbered[number], epochs, own).score
-            results += [(point, scores[number]) for number, point in numbered.items()]
-
-    def _check_points(self, tasks: Sequence[Task], outcomes: Mapping[tuple[str, int], Outcome]) -> None:
-        """Raises a UserError if an outcome is not that of the point that the search proposes now."""
-        for task in tasks:
-            outcome = outcomes.get((task.trial.name, task.epochs))
-            point = json.loads(json.dumps(task.trial.point))
-            if outcome is not None and outcome.point not in (None, point):
-                raise UserError(
-                    f'trial {task.trial.name} in {str(self.workdir)!r} must have been trained with {point}, which the '
-                    f'search proposes now, got {outcome.point}; a search that learns from results proposes other '
-                    'points if there are other seeds or results, so use another --workdir'
-                )
-
-    def _rungs(self) -> list[tuple[int, float]]:
-        """Returns the epochs of each round of successive halving, and the share of points that it has."""
-        study, last = self.study, self.config.epochs
-        if not study.reduction:
-            return [(last, 1.0)]
-        rungs = []
-        epochs, share = study.first_epochs, 1.0
-        while epochs * study.reduction <= last:
-            rungs.append((epochs, share))
-            epochs, share = epochs * study.reduction, share / study.reduction
-        return [*rungs, (last, share)]
-
-    def _epochs(self, point: Point, epochs: int) -> int:
-        return point.get('epochs', epochs)
-
-    def read_outcomes(self) -> dict[tuple[str, int], Outcome]:
-        """Returns all outcomes so far, by the name of the trial and the number of epochs."""
+    def read_outcomes(self) -> Outcomes:
+        """Returns all outcomes so far."""
         for path in (self.workdir / 'outcomes').glob('*-epochs*.json'):
             name, _, epochs = path.stem.rpartition('-epochs')
             key = name, int(epochs) if epochs.isdecimal() else 0
@@ -349,20 +206,7 @@ class Sweep:
 
     def standings(self) -> list[Standing]:
         """Returns all points that have outcomes of all seeds, those trained longest first, and then the best."""
-        outcomes = self.read_outcomes()
-        points: dict[int, Standing] = {}
-        for tasks in self._rounds(outcomes):
-            by_point: dict[int, list[Task]] = {}
-            for task in tasks:
-                by_point.setdefault(task.trial.number, []).append(task)
-            for number, own in by_point.items():
-                found = [outcomes[key] for task in own if (key := (task.trial.name, task.epochs)) in outcomes]
-                if len(found) == len(own):
-                    points[number] = Standing(number, own[0].trial.point, own[0].epochs, found)
-            if any((task.trial.name, task.epochs) not in outcomes for task in tasks):
-                break
-        rounds = bool(self.study.reduction)
-        return sorted(points.values(), key=lambda s: (-s.epochs if rounds else 0, _descending(s.score), s.number))
+        return self.rounds.standings(self.read_outcomes())
 
     def run(self, task: Task) -> Outcome:
         """Trains a trial up to an epoch, or resumes it, and writes the outcome."""
@@ -399,7 +243,7 @@ class Sweep:
 
     def work(self) -> None:
         """Trains the trials that no other worker is training, until the study is finished."""
-        while tasks := self.next_tasks(self.read_outcomes()):
+        while tasks := self.rounds.next_tasks(self.read_outcomes()):
             missing = [task for task in tasks if (task.trial.name, task.epochs) not in self._outcomes]
             workers.do_one(missing, lambda task: self.workdir / 'claims' / task.trial.name, self._run_unless_done)
 
@@ -452,7 +296,3 @@ def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return value if stopping.worst < 0 else -value
-
-
-def _descending(score: float | None) -> float:
-    return math.inf if score is None else -score

@@ -28,13 +28,13 @@ def outcome(score):
     return Outcome(score, {}, 1.0, '')
 
 
-def simulate(sweep, score):
+def simulate(rounds, score):
     """Returns the tasks of each round, and the outcomes, if the score of a task is `score(task)`."""
-    outcomes, rounds = {}, []
-    while tasks := sweep.next_tasks(outcomes):
-        rounds.append(tasks)
+    outcomes, found = {}, []
+    while tasks := rounds.next_tasks(outcomes):
+        found.append(tasks)
         outcomes |= {(task.trial.name, task.epochs): outcome(score(task)) for task in tasks}
-    return rounds, outcomes
+    return found, outcomes
 
 
 def test_successive_halving_trains_the_best_further(small, tmp_path):
@@ -48,7 +48,7 @@ def test_successive_halving_trains_the_best_further(small, tmp_path):
             None if task.trial.point['batch_size'] == 7 else quality[task.trial.point['batch_size']] + task.trial.seed
         )
 
-    rounds, _ = simulate(sweep, score)
+    rounds, _ = simulate(sweep.rounds, score)
     assert [[task.epochs for task in tasks] for tasks in rounds] == [[1] * 18, [3] * 6, [10] * 2]
     points = [sorted({task.trial.point['batch_size'] for task in tasks}) for tasks in rounds]
     assert points == [list(values), [1, 4, 8], [4]]
@@ -57,13 +57,13 @@ def test_successive_halving_trains_the_best_further(small, tmp_path):
 
 def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):
     sweep = Sweep(Study(RATES, seeds=2, reduction=2), small(epochs=2, **FIELDS), tmp_path)
-    first = sweep.next_tasks({})
+    first = sweep.rounds.next_tasks({})
     outcomes = {(task.trial.name, task.epochs): outcome(0.5) for task in first[1:]}
-    assert sweep.next_tasks(outcomes) == first and {task.epochs for task in first} == {1}
+    assert sweep.rounds.next_tasks(outcomes) == first and {task.epochs for task in first} == {1}
     outcomes[first[0].trial.name, 1] = outcome(0.9)
-    assert {(task.trial.point['optimizer.learning_rate'], task.epochs) for task in sweep.next_tasks(outcomes)} == {
-        (1e-3, 2)
-    }
+    assert {
+        (task.trial.point['optimizer.learning_rate'], task.epochs) for task in sweep.rounds.next_tasks(outcomes)
+    } == {(1e-3, 2)}
 
 
 def test_a_trial_is_an_ordinary_run_that_was_not_evaluated_on_the_test_split(small, tmp_path, capsys):
@@ -82,7 +82,10 @@ def test_a_trial_is_an_ordinary_run_that_was_not_evaluated_on_the_test_split(sma
     assert not (trial / 'eval.json').exists() and (tmp_path / 'alone' / 'eval.json').exists()
     assert 'no trial was evaluated on the test split' in printed and f'{alone["accuracy"]:.4f}' not in printed
     # Continuing the trial as a run only evaluates it.
-    assert train(sweep.trial_config(sweep.next_tasks({})[3].trial), trial)['params_sha256'] == alone['params_sha256']
+    assert (
+        train(sweep.trial_config(sweep.rounds.next_tasks({})[3].trial), trial)['params_sha256']
+        == alone['params_sha256']
+    )
 
 
 def test_a_rung_stops_a_run_in_its_schedule_and_continues_it(small, tmp_path):
