@@ -15,7 +15,7 @@ from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import NonFiniteError, UserError
-from mnist_jax.files import JsonObject, user_path
+from mnist_jax.files import JsonObject, printable, user_path
 from mnist_jax.inference import ensemble
 from mnist_jax.inference.calibration import assess, cross_entropy
 from mnist_jax.inference.ensemble import Ensemble
@@ -172,7 +172,7 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
     if (workdir / ENSEMBLE_FILE).is_file():
         return evaluate_ensemble(Ensemble.load(workdir, step), split)
     checkpoints, config = open_workdir(workdir)
-    experiment = make_experiment(config, checkpoints.read_description())
+    experiment = make_experiment(config, checkpoints.read_description(), fewer_devices=True)
     checkpoints.check_data(experiment.source.data.digests)
     snapshot = restore_snapshot(checkpoints, experiment, step)
     suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
@@ -283,8 +283,8 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
         parts.append(model.predict(np.stack(images), allow_dark=True))
     probabilities_NxK = np.concatenate(parts)
     result = {
-        'dataset': str(directory),
-        'split': directory.name,
+        'dataset': printable(str(directory)),
+        'split': printable(directory.name),
         'split_sha256': digest.hexdigest(),
         'step': int(model.snapshot.state.step),
         **_from_predictions(model, probabilities_NxK, label_N),

@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from absl import flags
@@ -26,6 +27,7 @@ from mnist_jax.errors import (
 )
 
 T = TypeVar('T')
+PACKAGE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,25 @@ def choose(field: str, name: object, table: Mapping[str, T]) -> T:
             f'{field} must be one of {comma_separated(table)}, got {name!r}{did_you_mean(str(name), table)}'
         )
     return table[name]
+
+
+def package_name(part: object) -> str | None:
+    """Returns the qualified name of a function or class of this package; None if it, or what it wraps, is another's.
+
+    What `functools.wraps` has named after a function of this package is not taken for it.
+    """
+    name = f'{getattr(part, "__module__", "")}.{getattr(part, "__qualname__", "")}'
+    while True:
+        if not (getattr(part, '__module__', None) or '').startswith('mnist_jax.'):
+            return None
+        code = getattr(part, '__code__', None)
+        if code is None and not inspect.isclass(part):
+            return None
+        if code is not None and PACKAGE not in Path(code.co_filename).parents:
+            return None
+        if not hasattr(part, '__wrapped__'):
+            return name
+        part = part.__wrapped__
 
 
 def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], **extra: Any) -> Any:

@@ -51,6 +51,15 @@ def test_evaluating_the_workdir_again_gives_the_same_files(small, tmp_path):
     }  # fmt: skip
 
 
+def test_a_run_can_be_evaluated_on_fewer_devices(small, tmp_path, caplog):
+    result = train(small(), tmp_path)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'devices': 64}))
+    with caplog.at_level('INFO'):
+        assert evaluate_workdir(tmp_path) == result
+    assert f'devices   {jax.local_device_count()} instead of config.devices=64' in caplog.text
+
+
 def test_stored_predictions_agree_with_the_result(small, tmp_path):
     result = train(small(dataset__test='test[:333]', eval_batch_size=100), tmp_path)
     with np.load(tmp_path / 'predictions.npz') as arrays:

@@ -58,6 +58,11 @@ def test_colored_images_are_trained_reported_predicted_and_exported(tmp_path, ca
     assert predict(workdir, [str(green)]) == 0
     assert 'green' in capsys.readouterr().out.splitlines()[2].split()[1]
     export(workdir, step=None, onnx=False)
+    # IDX files have gray levels, which are framed like those of other images, also next to these.
+    (tmp_path / 'gray.idx').write_bytes(b'\0\0\x08\x03' + np.array([2, 12, 10], '>i4').tobytes() + bytes(range(240)))
+    capsys.readouterr()
+    assert predict(workdir, [str(green), str(tmp_path / 'gray.idx')]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3
     model = RestoredModel.load(workdir)
     image, description = model.read_image(green)
     assert image.shape == (12, 10, 3) and description == 'from 30 x 40 (resize)'

@@ -17,6 +17,7 @@ from typing import IO, NamedTuple, TextIO, cast
 
 import numpy as np
 
+from mnist_jax.data.builder import MAX_SPLIT_BYTES
 from mnist_jax.errors import MAX_INT, UserError, comma_separated, first_line
 
 SIDE = 28  # pixels per row and per column of an image
@@ -29,9 +30,11 @@ PIXEL_NAMES = (
     [f'{row}x{column}' for row in range(1, SIDE + 1) for column in range(1, SIDE + 1)],
 )
 LABEL_NAMES = ('label', 'labels', 'class', 'target', 'y')
+MIN_COUNTED = 10  # columns; a first line that counts them is hardly an image
 INDEX_NAMES = ('', 'unnamed: 0', 'index')  # row numbers, as pandas writes them; they are ignored
+MAX_DIGITS = 4000  # of a number in the name of a column; Python converts no more than 4,300
 BLOCK_BYTES = 2**20  # bytes that are hashed at once
-BLOCK_ROWS = 4096  # rows that are parsed at once
+BLOCK_ROWS, BLOCK_CELLS = 4096, 2**22  # the most rows and cells that are parsed at once
 MAX_LINE = 2**14  # characters; a line of 784 quoted pixels has 4,700
 MAX_OPEN_LINE = 2**24  # characters in a table of larger images
 MAX_LINES = 1_000_000
@@ -104,11 +107,15 @@ def read_open(path: Path) -> tuple[np.ndarray, np.ndarray]:
         line = _read_line(path, file, MAX_OPEN_LINE, 1)
         columns, has_header = _find_open_columns(path, line)
         lines = itertools.chain([] if has_header else [line], _read_lines(path, file, MAX_OPEN_LINE))
-        tables = list(_read_tables(path, lines, 1 + has_header, columns))
-    if not tables:
+        size, parts = 0, []
+        for table in _read_tables(path, lines, 1 + has_header, columns):
+            parts.append((table[:, 0].astype(np.int64), table[:, 1:].astype(np.uint8)))
+            size += parts[-1][1].nbytes
+            if size > MAX_SPLIT_BYTES:
+                raise UserError(f'raw file {str(path)!r} must have at most {MAX_SPLIT_BYTES:,} pixels, got more')
+    if not parts:
         raise UserError(f'raw file {str(path)!r} must have one line per image after its header, got none')
-    labels = np.concatenate([table[:, 0] for table in tables]).astype(np.int64)
-    pixels = np.concatenate([table[:, 1:].astype(np.uint8) for table in tables])
+    labels, pixels = map(np.concatenate, zip(*parts, strict=True))
     side, channels = _image_size(pixels.shape[1])
     return pixels.reshape(-1, side, side, channels), labels
 
@@ -125,7 +132,9 @@ def _image_size(pixels: int) -> tuple[int, int]:
 def _find_open_columns(path: Path, line: str) -> tuple[_Columns, bool]:
     """Returns the columns that the first line of a table names, and whether this line is a header."""
     cells = [cell.strip() for cell in _split_cells(line)]
-    has_header = not cells or not all(cell.isascii() and cell.isdigit() for cell in cells)
+    # pandas calls the columns of an array 0, 1, 2 and so on.
+    counted = len(cells) > MIN_COUNTED and any(cells == [*map(str, range(i, i + len(cells)))] for i in (0, 1))
+    has_header = counted or not cells or not all(cell.isascii() and cell.isdigit() for cell in cells)
     names = [cell.lower() for cell in cells] if has_header else [f'number {i}' for i in range(1, len(cells) + 1)]
     labels = [i for i, name in enumerate(names) if name in LABEL_NAMES] if has_header else [0]
     if len(labels) != 1:
@@ -144,7 +153,7 @@ def _find_open_columns(path: Path, line: str) -> tuple[_Columns, bool]:
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f'raw file {str(path)!r}, line 1 must name each column once, got {repeated[:20]!r} twice')
     if has_header and all(re.search(r'\d', names[i]) for i in pixels):
-        numbers = {i: [int(number) for number in re.findall(r'\d+', names[i])] for i in pixels}
+        numbers = {i: [int(number[-MAX_DIGITS:]) for number in re.findall(r'\d+', names[i])] for i in pixels}
         pixels.sort(key=lambda i: numbers[i])
         for previous, following in itertools.pairwise(pixels):
             # Names such as 2x3 have several numbers, of which the last one starts again in each row.
@@ -236,8 +245,9 @@ def _find_columns(path: Path, line: str, labeled: bool) -> _Columns:
 
 
 def _read_tables(path: Path, lines: Iterator[str], first: int, columns: _Columns) -> Iterator[np.ndarray]:
-    """Yields the rows in blocks of `BLOCK_ROWS`; `first` is the number of the first of `lines` in the file."""
-    while block := list(itertools.islice(lines, BLOCK_ROWS)):
+    """Yields the rows in blocks; `first` is the number of the first of `lines` in the file."""
+    rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(columns.names)))
+    while block := list(itertools.islice(lines, rows)):
         if first + len(block) > MAX_LINES:
             raise UserError(f'raw file {str(path)!r} must have at most {MAX_LINES:,} lines, got more')
         yield _parse_rows(path, block, first, columns)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,17 @@ CHANNELS = {'auto': 0, 'gray': 1, 'color': 3}  # of `config.dataset.channels`; s
 FITS = ('resize', 'crop', 'pad')
 MAX_PIXELS = 50_000_000
 # What the parsers of Pillow and NumPy raise for damaged files.
-PARSER_ERRORS = (OSError, ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, EOFError, MemoryError)
+PARSER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    struct.error,
+)
 LOW_CONTRAST = 64  # range of gray levels below which a single color channel is used instead
 
 
@@ -135,13 +146,16 @@ def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
     """Opens an image, rotated as its EXIF data says; errors of Pillow become a UserError."""
     label = label or f'image {str(file)!r}'
     source = io.BytesIO(file) if isinstance(file, bytes) else file
+    if isinstance(file, Path) and file.exists() and not file.is_file():  # Reading it could block.
+        raise UserError(f'{label} must be a regular file')
     try:
         # What Pillow warns of is refused below, or is an error.
         with warnings.catch_warnings(action='ignore'), Image.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f'{picture.width} x {picture.height}'
                 raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got {size}')
-            yield ImageOps.exif_transpose(picture)
+            upright = ImageOps.exif_transpose(picture)
+            yield upright.convert('RGB') if upright.mode == 'LAB' else upright  # Pillow does not convert it to gray.
     except UnidentifiedImageError:
         raise UserError(f'{label} must be a {FORMAT_NAMES} file, got {_describe_format(file)}') from None
     except Image.DecompressionBombError:
@@ -164,7 +178,7 @@ def _to_grayscale(picture: Image.Image) -> np.ndarray:
         pixels = np.asarray(picture.convert('F'), np.float32)
         bits = max(8, int(pixels.max(initial=0)).bit_length())  # A camera may use 10 or 12 of 16 bits.
         return np.clip(pixels, 0, None) * (255 / (2**bits - 1))
-    if 'A' not in picture.getbands() and 'transparency' not in picture.info:
+    if not picture.has_transparency_data:
         gray = np.asarray(picture.convert('L'), np.float32)
         if np.ptp(gray) >= LOW_CONTRAST:
             return gray

@@ -184,8 +184,6 @@ def _is_ignored(name: str) -> bool:
 def _read(image: _Image, prepare: image_files.Preparation) -> np.ndarray | UserError:
     """Returns the pixels HxWxC of an image; or what is wrong with it."""
     try:
-        if not image.path.is_file():  # Reading it could block.
-            return UserError(f'image {str(image.path)!r} must be a regular file')
         return prepare(image.path)
     except UserError as error:
         return error

@@ -48,7 +48,7 @@ class PreparedDataset:
         self.name = name
         self._options = options or {}
         self._known_description = description
-        self._make_builder = make_builder
+        self.make_builder = make_builder
         self._data_dir = files.user_path(
             data_dir or tfds.core.constants.DATA_DIR, 'config.dataset.data_dir' if data_dir else 'TFDS_DATA_DIR'
         )
@@ -57,19 +57,19 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
-        return self._make_builder.variant(self._raw_dir, self._split_seed, **self._options)
+        return self.make_builder.variant(self._raw_dir, self._split_seed, **self._options)
 
     @functools.cached_property
     def _path(self) -> Path:
-        return self._data_dir / self._make_builder.name / self._variant / str(self._make_builder.VERSION)
+        return self._data_dir / self.make_builder.name / self._variant / str(self.make_builder.VERSION)
 
     @functools.cached_property
     def _builder(self) -> ArrayBuilder:
         open_fields: dict[str, Any] = {}
-        if issubclass(self._make_builder, OpenBuilder):
+        if issubclass(self.make_builder, OpenBuilder):
             open_fields = {'options': self._options, 'description': self._prepared_description()}
         try:
-            return self._make_builder(
+            return self.make_builder(
                 raw_dir=self._raw_dir,
                 data_dir=str(self._data_dir),
                 split_seed=self._split_seed,
@@ -98,7 +98,7 @@ class PreparedDataset:
     @functools.cached_property
     def description(self) -> Description:
         """What a model has to know of the dataset. That of an `OpenBuilder` is found by preparing it."""
-        make_builder = self._make_builder
+        make_builder = self.make_builder
         if self._known_description is not None:
             return self._known_description
         if not issubclass(make_builder, OpenBuilder):
@@ -119,7 +119,7 @@ class PreparedDataset:
         """
         if self._path.exists():
             return
-        directory = self._data_dir / self._make_builder.name
+        directory = self._data_dir / self.make_builder.name
         files.make_directory(directory, 'config.dataset.data_dir')
         with files.locked(directory / 'prepare.lock'):
             if self._path.exists():

@@ -37,7 +37,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
 def start_backend(
-    devices: int, xla_products: bool = False, own_model: bool = False, deterministic: bool = True
+    devices: int,
+    xla_products: bool = False,
+    own_model: bool = False,
+    deterministic: bool = True,
+    fewer_devices: bool = False,
 ) -> 'Replicas':
     """Starts the JAX backend with the devices that the run should use. Afterwards, only process 0 logs.
 
@@ -46,9 +50,10 @@ def start_backend(
       xla_products: Whether XLA computes matrix products of the model, also on a CPU that has the kernels.
       own_model: Whether the model is not one of this package.
       deterministic: Whether accelerators compute float32 products in full precision, with deterministic kernels.
+      fewer_devices: Whether to use those that there are if fewer than `devices` are available.
 
     Raises:
-      UserError: fewer devices are available.
+      UserError: fewer devices are available, and `fewer_devices` is False.
     """
     cores = processes.available_cores()
     _configure_cpu(min(max(1, devices), max(8, cores)), cores, kernels_available() and not xla_products)
@@ -65,6 +70,9 @@ def start_backend(
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     available = min(map(len, by_process))
+    if devices > available and fewer_devices:
+        logging.info('devices   %d instead of config.devices=%d', available, devices)
+        devices = available
     if devices > available:
         kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
         raise UserError(f'config.devices must be from 1 to {available} ({kind}), or 0 for automatic, got {devices}')

@@ -116,7 +116,7 @@ class Ensemble(RestoredModel):
             valid = type(views.shift) is int and 0 <= views.shift <= MAX_SHIFT and type(views.flip) is bool
             if not runs or not valid or combine not in COMBINATIONS:
                 raise ValueError('its runs, combine, shift or flip are invalid')
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(
                 f'{str(path)!r} is damaged: {error}; delete it, and write it again with --mode=eval and --run'
             ) from None

@@ -94,7 +94,7 @@ def predict(
         files.make_directory(output.parent, 'the parent of --output')
         files.write_text(output, text)
         remark = f' ({predictions[0].preprocessing})' if is_csv and predictions[0].preprocessing else ''
-        print(f'wrote {len(predictions):,} predictions to {output}{remark}', flush=True)
+        print(f'wrote {len(predictions):,} predictions to {files.printable(str(output))}{remark}', flush=True)
     for reason in skipped.reasons:
         print(f'skipped: {reason}', file=sys.stderr)
     return SKIPPED_STATUS if skipped.reasons else 0
@@ -182,8 +182,11 @@ def _choose_format(output: Path | None, inputs: Sequence[Path], is_csv: bool) ->
 
 def _open_file(path: Path, model: RestoredModel) -> InputImages:
     """Opens an IDX file or an image file; its first bytes tell which it is."""
-    with open(path, 'rb') as file:
-        start = file.read(4)
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(4)
+    except OSError:  # Reading it as an image says what is wrong.
+        start = b''
     is_idx = start == idx.MAGIC[3] or start[:2] == idx.GZIPPED
     if not is_idx or path.suffix.lower() in image_files.SUFFIXES:
         return InputImages([files.printable(str(path))], lambda part: [_read_image(path, model)])
@@ -191,8 +194,8 @@ def _open_file(path: Path, model: RestoredModel) -> InputImages:
     if not array_NxHxW.size:
         raise UserError(f'--input must contain images, got the IDX file {str(path)!r} without any')
     names = [f'{files.printable(path.name)}[{index}]' for index in range(len(array_NxHxW))]
-    # Images of another size than the model's are framed; framing takes gray levels up to 255.
-    max_pixel = model.plan.source.max_pixel if array_NxHxW.shape[1:] == model.image_shape[:2] else 255
+    # Images of another shape than the model's are framed; framing takes gray levels up to 255.
+    max_pixel = model.plan.source.max_pixel if (*array_NxHxW.shape[1:], 1) == model.image_shape else 255
     array_NxHxW, remark = _scale_binary(array_NxHxW, max_pixel)
     return InputImages(names, lambda part: _frame_array(array_NxHxW[part], names[part], model, remark))
 
@@ -219,8 +222,8 @@ def _scale_binary(images: np.ndarray, max_pixel: int) -> tuple[np.ndarray, str]:
 def _frame_array(
     array_NxHxW: np.ndarray, names: Sequence[str], model: RestoredModel, remark: str
 ) -> list[FramedImage | UserError]:
-    """Takes images of the model's size as they are, like those of its dataset, and frames all others."""
-    if array_NxHxW.shape[1:] != model.image_shape[:2]:
+    """Takes images of the model's shape as they are, like those of its dataset, and frames all others."""
+    if (*array_NxHxW.shape[1:], 1) != model.image_shape:
         return [
             _frame(image.astype(np.float32), name, model, remark)
             for name, image in zip(names, array_NxHxW, strict=True)
@@ -299,7 +302,10 @@ def _format_table(predictions: Sequence[Prediction]) -> str:
 
 
 def _format_submission(predictions: Sequence[Prediction]) -> str:
-    return '\n'.join(['ImageId,Label', *(f'{prediction.name},{prediction.label}' for prediction in predictions), ''])
+    text = io.StringIO()
+    rows = [(prediction.name, prediction.label) for prediction in predictions]
+    csv.writer(text, lineterminator='\n').writerows([('ImageId', 'Label'), *rows])
+    return text.getvalue()
 
 
 def _format_csv(predictions: Sequence[Prediction]) -> str:

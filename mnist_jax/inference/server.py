@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import logging
 
 from mnist_jax import files
-from mnist_jax.errors import UserError
+from mnist_jax.errors import NonFiniteError, UserError
 from mnist_jax.inference import packaged
 from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
 from mnist_jax.inference.ensemble import load_model
@@ -51,7 +51,10 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
     about = packaged.describe(Path(workdir))
     endpoint = Endpoint(load_model(workdir, step))
     # Compile the model before the first request.
-    endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
+    try:
+        endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
+    except RequestError as error:  # The run has diverged.
+        raise NonFiniteError(str(error)) from None
     try:
         server = Server(endpoint, host, port)
     except (OSError, OverflowError, UnicodeError) as error:

@@ -59,10 +59,12 @@ class Averaging(NamedTuple):
     Attributes:
       rate: Maps the weight of the average and the progress to the rate of this update and the new weight.
       interpolation: The gradient is taken at (1 - interpolation) params + interpolation average.
+      of_epochs: Whether it is an average over epochs, which has a rate also at a step whose update is skipped.
     """
 
     rate: Callable[[jax.Array, Progress], tuple[jax.Array, jax.Array]]
     interpolation: float = 0.0
+    of_epochs: bool = False
 
     def gradient_point(self, params: PyTree, averaged_params: PyTree) -> PyTree:
         """Returns the parameters at which the gradient is taken."""
@@ -117,7 +119,7 @@ def swa(start: Count = 0) -> Averaging:
         weight = weight + counts
         return jnp.where(counts | (weight == 0), 1 / jnp.maximum(weight, 1), 0), weight
 
-    return Averaging(rate)
+    return Averaging(rate, of_epochs=True)
 
 
 def schedule_free(interpolation: Rate = 0.9) -> Averaging:

@@ -98,12 +98,12 @@ def _evaluate_until_sum(closed: ClosedJaxpr, arguments: Sequence[jax.Array]) -> 
     return read(closed.jaxpr.outvars)
 
 
-def depends_on_chunk(closed: ClosedJaxpr, inputs: Sequence[bool]) -> list[bool]:
-    """Returns for each output whether it depends on the chunk other than through a `lockstep_sum`.
+def depends_on(closed: ClosedJaxpr, inputs: Sequence[bool]) -> list[bool]:
+    """Returns for each output whether it depends on some inputs other than through a `lockstep_sum`.
 
     Args:
       closed: The jaxpr of a function.
-      inputs: For each input, whether it belongs to the chunk.
+      inputs: For each input, whether it is one of them.
     """
     dependent = {variable for variable, own in zip(closed.jaxpr.invars, inputs, strict=True) if own}
 
@@ -116,7 +116,7 @@ def depends_on_chunk(closed: ClosedJaxpr, inputs: Sequence[bool]) -> list[bool]:
         if equation.primitive is _sum:
             outputs = [False] * len(own)
         else:
-            outputs = [any(own)] * len(equation.outvars) if inner is None else depends_on_chunk(inner, own)
+            outputs = [any(own)] * len(equation.outvars) if inner is None else depends_on(inner, own)
         dependent.update(variable for variable, own in zip(equation.outvars, outputs, strict=True) if own)
     return read(closed.jaxpr.outvars)
 

@@ -1,4 +1,4 @@
-"""What the train step must know about a model: refuses one that it would train wrongly."""
+"""What the train step must know about a model and an optimizer: refuses those that it would train wrongly."""
 
 import functools
 import inspect
@@ -11,11 +11,14 @@ from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from mnist_jax.errors import UserError, first_line
+from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import lockstep
+from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.learning.state import TrainState
 from mnist_jax.learning.step import apply_to_chunk
 
 PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
+TOLERANCE = 1e-3  # of logits that are equal but for rounding, relative to the largest
 PRODUCTS = ('dot_general', 'conv_general_dilated')  # JAX's primitives of matrix products and convolutions
 
 
@@ -52,7 +55,7 @@ def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...
         raise UserError(f'the model must return logits of shape {shape} for {PROBES} images, got {logits}')
     of_chunk = zip(arguments, (False, True, True, False), strict=True)
     from_chunk = [own for tree, own in of_chunk for _ in jax.tree.leaves(tree)]
-    if any(lockstep.depends_on_chunk(jaxpr, from_chunk)[1:]):
+    if any(lockstep.depends_on(jaxpr, from_chunk)[1:]):
         raise UserError(
             'the batch_stats of the model must be computed from sums over the whole batch, by nn.BatchNorm or '
             'training.batch_sum, got values computed from a chunk of it'
@@ -85,32 +88,60 @@ def _contains_products(jaxpr: Jaxpr) -> bool:
     )
 
 
+def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
+    """Raises a UserError unless the updates of an optimizer depend on the learning rate, which the step passes to it.
+
+    Args:
+      optimizer: The optimizer.
+      state: A state; only the shapes are used.
+    """
+    arguments = (state.params, state.opt_state, state.params, jax.ShapeDtypeStruct((), jnp.float32))
+
+    def update(grads: PyTree, opt_state: PyTree, params: PyTree, learning_rate: jax.Array) -> PyTree:
+        return optimizer.update(grads, opt_state, params, learning_rate=learning_rate)[0]
+
+    jaxpr = jax.make_jaxpr(update)(*arguments)
+    inputs = [False] * (len(jaxpr.in_avals) - 1) + [True]
+    if not any(lockstep.depends_on(jaxpr, inputs)):
+        raise UserError(
+            'the updates of the optimizer must depend on the keyword argument learning_rate of its update, which is '
+            'what config.optimizer.learning_rate and the schedule set; mnist_jax.learning.optimizers.from_optax adds '
+            'it to a transformation of optax without a learning rate, such as optax.scale_by_adam()'
+        )
+
+
 def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> None:
-    """Computes the logits of two batches that share only their first image.
+    """Computes the logits of an image in two orders of a batch, which give it different neighbors in its chunk.
 
     Raises:
-      UserError: the logits of the first image differ, so a chunk of a batch would have other logits than the batch.
+      UserError: the logits of the image differ, so they would depend on how a batch is divided into chunks.
     """
     rng = np.random.default_rng(0)
     # Without this noise, a last layer whose parameters are zero at first would hide the difference.
     params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(leaf.dtype), state.params)
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    chunk = {'mask': jnp.ones(PROBES), 'index': jnp.arange(PROBES)}
+    images = rng.random((2 * PROBES, *image_shape), np.float32)
+
+    def logits_of_chunk(image_BxHxWxC: jax.Array, index_B: jax.Array) -> jax.Array:
+        chunk = {'mask': jnp.ones(PROBES), 'index': index_B}
+        return apply_to_chunk(model, variables, image_BxHxWxC, chunk, jax.random.key(0))[0]
 
     @jax.jit
-    def first_logits(image_BxHxWxC: jax.Array) -> jax.Array:
-        # The sums over the batch are constants here, so that batch normalization does not count.
-        trained, _ = apply_to_chunk(
-            model, variables, image_BxHxWxC, chunk, jax.random.key(0), lambda tree: jax.tree.map(jnp.ones_like, tree)
-        )
-        return jnp.stack([trained[0], model.apply(variables, image_BxHxWxC)[0]])
+    def first_logits(index_2xB: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chunks = [(jnp.asarray(images)[index_B], index_B) for index_B in index_2xB]
+        trained = lockstep.run_in_lockstep(logits_of_chunk, chunks, lambda tree: tree)[0]
+        return trained[0], model.apply(variables, chunks[0][0])[0]
 
-    image_BxHxWxC = rng.random((PROBES, *image_shape), np.float32)
-    others_BxHxWxC = np.concatenate([image_BxHxWxC[:1], rng.random((PROBES - 1, *image_shape), np.float32)])
-    logits, other_logits = np.asarray(first_logits(image_BxHxWxC)), np.asarray(first_logits(others_BxHxWxC))
-    difference = np.abs(logits - other_logits).max()
-    if difference > 1e-3 * np.abs(logits).max():
-        raise UserError(
-            'the model must not mix the examples of a batch, except through nn.BatchNorm or training.batch_sum, but '
-            f'the logits of an image change by {difference:.2g} if the other images of its batch change'
-        )
+    # Each order has the same sums over the batch, so that batch normalization does not count.
+    index_2xB = np.arange(2 * PROBES).reshape(2, PROBES)
+    others_2xB = index_2xB.copy()
+    others_2xB[:, 1:] = index_2xB[::-1, 1:]
+    results = zip(first_logits(index_2xB), first_logits(others_2xB), strict=True)
+    for logits, other_logits in ((np.asarray(logits), np.asarray(other)) for logits, other in results):
+        tolerance = TOLERANCE * np.abs(logits, where=np.isfinite(logits), out=np.zeros_like(logits)).max()
+        if not np.allclose(logits, other_logits, rtol=0, atol=tolerance, equal_nan=True):
+            raise UserError(
+                'the model must not mix the examples of a batch, except through nn.BatchNorm or training.batch_sum, '
+                f'but the logits of an image change by {np.abs(logits - other_logits).max():.2g} if the other images '
+                'of its chunk change'
+            )

@@ -158,15 +158,18 @@ def train_step(
     if averaging is not None and average is not None:
         progress = Progress(new_state.step, parts.steps_per_epoch, learning_rate, *accumulated_updates(opt_state))
         with jax.named_scope('average'):
-            average = averaging.update(average, Variables(params, batch_stats), progress)
+            moved = averaging.update(average, Variables(params, batch_stats), progress)
         if averaging.interpolation:  # The statistics of this update are those of parameters close to the average.
-            average = dataclasses.replace(average, variables=Variables(average.variables.params, batch_stats))
-        new_state = dataclasses.replace(new_state, average=average)
+            moved = dataclasses.replace(moved, variables=Variables(moved.variables.params, batch_stats))
+        new_state = dataclasses.replace(new_state, average=moved)
     # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
     with jax.named_scope('finite'):
         finite = ops.all_finite((sums, params, batch_stats))
     if parts.skip_nonfinite:
         unchanged = dataclasses.replace(state, step=state.step + 1)
+        if averaging is not None and average is not None and averaging.of_epochs:
+            same = averaging.update(average, Variables(state.params, state.batch_stats), progress)
+            unchanged = dataclasses.replace(unchanged, average=same)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, unchanged)
         counted = jnp.isfinite(sums['loss'])
         sums = jax.tree.map(lambda total: jnp.where(counted, total, 0.0), sums)

@@ -114,17 +114,21 @@ def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tupl
         return optimizer
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
-        name = path_name(path)
-        if matches(name, frozen):
-            return jnp.zeros_like(update)
-        factors = [factor for pattern, factor in rates if matches(name, [pattern])]
-        return update * factors[-1] if factors else update
+        factor = rate_factor(path_name(path), frozen, rates)
+        return update if factor == 1 else update * factor if factor else jnp.zeros_like(update)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
         updates, state = optimizer.update(updates, state, params, **extra)
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def rate_factor(name: str, frozen: Sequence[str], rates: Sequence[tuple[str, float]]) -> float:
+    """Returns the factor of the learning rate of the parameter with the path `name`; see `with_rates`."""
+    if matches(name, frozen):
+        return 0.0
+    return next((factor for pattern, factor in reversed(rates) if matches(name, [pattern])), 1.0)
 
 
 def keep_frozen(frozen: Sequence[str], new: PyTree, old: PyTree) -> PyTree:

@@ -33,15 +33,17 @@ class Layer(NamedTuple):
 def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
     """Records the class and the output of each module called in this context, by its path and in call order.
 
-    Of a module inside a transformation such as `nn.vmap`, only the type of the output is recorded.
+    Of several outputs, the first counts; modules without one are left out. Of a module inside a transformation such as
+    `nn.vmap`, only the type of the output is recorded.
     """
     outputs: dict[tuple[str, ...], tuple[str, Any]] = {}
     outside = get_opaque_trace_state()
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
-        if context.method_name == '__call__':
-            recorded = output if get_opaque_trace_state() == outside else jax.typeof(output)
+        arrays = [leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')]
+        if context.method_name == '__call__' and arrays:
+            recorded = arrays[0] if get_opaque_trace_state() == outside else jax.typeof(arrays[0])
             outputs[context.module.path] = (type(context.module).__name__, recorded)
         return output
 

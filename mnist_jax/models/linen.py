@@ -6,6 +6,7 @@ over the chunk, including its padding, and `nn.Dropout` would draw the same mask
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,10 @@ def in_chunks(training: Training) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which a model is applied to a chunk of a training batch."""
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        module = context.module
-        if context.method_name == '__call__' and not module.is_initializing():
-            for layer, replacement in REPLACEMENTS.items():
-                if isinstance(module, layer):
-                    return replacement(module, call, training, *args, **kwargs)
+        # A subclass has a `__call__` of its own, which usually calls that of the layer.
+        method = inspect.unwrap(getattr(context.orig_method, 'func', context.orig_method))
+        if method in METHODS and not context.module.is_initializing():
+            return METHODS[method](context.module, call, training, *args, **kwargs)
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
@@ -146,6 +146,7 @@ REPLACEMENTS: dict[type[nn.Module], Callable] = {
     nn.MultiHeadDotProductAttention: _attention,
     **dict.fromkeys(NORMALIZATIONS, _normalization),
 }
+METHODS = {inspect.unwrap(layer.__call__): replacement for layer, replacement in REPLACEMENTS.items()}
 
 
 def _refusal(module: nn.Module, problem: str) -> UserError:

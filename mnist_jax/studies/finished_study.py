@@ -140,15 +140,16 @@ def run_study(
         reduction=_plain(reduction),
     )
     sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
+    arguments = ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}']
     on_cpu = sweep.check()
-    count = worker_count or workers.default_count(on_cpu)
+    count = worker_count or workers.default_count(on_cpu, arguments)
     # Another process does not know the parts that this one has added to the tables.
     if count > 1 and not sweep.uses_only_package_parts():
         if worker_count is not None:
             raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
         count = 1
     sweep.write()
-    status = workers.share_work(sweep.work, count, ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}'])
+    status = workers.share_work(sweep.work, count, arguments)
     if status > 128:
         raise Interrupted(status - 128, 'in a study')
     if status:

@@ -52,7 +52,7 @@ class Member(NamedTuple):
 
 
 def train_population(
-    config: ConfigDict, workdir: str | Path, worker_count: int | None = None, arguments: Sequence[str] = ()
+    config: ConfigDict, workdir: str | Path, worker_count: int | None = None, arguments: Sequence[str] | None = None
 ) -> int:
     """Trains `config.population` runs with the seeds `config.seed`, `config.seed + 1` and so on, or resumes them.
 
@@ -99,7 +99,7 @@ def train_population(
         while missing := [member for member in members if not member.finished]:
             workers.do_one(missing, lambda member: workdir / 'claims' / member.workdir.name, run)
 
-    count = workers.default_count(experiment.replicas.on_cpu) if worker_count is None else worker_count
+    count = workers.default_count(experiment.replicas.on_cpu, arguments) if worker_count is None else worker_count
     status = workers.share_work(work, count, arguments)
     if worker_count != 0 and status == 0:
         _write_summary(workdir, members)

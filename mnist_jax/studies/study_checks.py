@@ -7,7 +7,14 @@ from mnist_jax.studies.study import Study
 
 MAX_SEEDS = 1000
 # Fields that determine which examples validate a run.
-VALIDATION_FIELDS = ('dataset.name', 'dataset.validation', 'dataset.validation_fraction', 'dataset.split_seed')
+VALIDATION_FIELDS = (
+    'dataset.name',
+    'dataset.raw_dir',
+    'dataset.validation',
+    'dataset.validation_fraction',
+    'dataset.split_seed',
+)
+LOSS_WEIGHTS = ('dataset.balance', 'dataset.class_weights')
 
 
 def check_study(study: Study, config: ConfigDict) -> None:
@@ -36,12 +43,13 @@ def _check_fields(vary: Space, config: ConfigDict) -> None:
         if isinstance(entry, Condition):
             _check_condition(field, entry, vary, config)
         monitor = config.early_stopping.monitor
-        if field.startswith('loss.') and monitor.endswith('_loss'):
+        if (field.startswith('loss.') or field in LOSS_WEIGHTS) and monitor.endswith('_loss'):
             raise UserError(
                 f'a study that varies config.{field} must compare its points by another metric than '
-                f'config.early_stopping.monitor={monitor!r}, which has another meaning for each loss'
+                f'config.early_stopping.monitor={monitor!r}, which has another meaning for each value'
             )
-        if field in VALIDATION_FIELDS:
+        drawn = bool(config.dataset.validation_fraction) and field == 'dataset.train'
+        if field in VALIDATION_FIELDS or drawn:
             raise UserError(f'a study must not vary config.{field}: its points would be compared on different examples')
     for field in ('folds', 'population'):
         if config[field] or field in vary:

@@ -184,7 +184,7 @@ class Sweep:
 
     def uses_only_package_parts(self) -> bool:
         """Returns whether other processes can train the trials: whether none has a part of the user's own."""
-        return all(self.plan(task.trial.point).program_key('') is not None for task in self.rounds.next_tasks({}))
+        return all(self.plan(task.trial.point).of_package for task in self.rounds.next_tasks({}))
 
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
@@ -267,7 +267,7 @@ class Sweep:
         )
 
 
-def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence[str] = ()) -> int:
+def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence[str] | None = None) -> int:
     """Trains all trials of a study, or those that other workers leave, and prints and writes its tables.
 
     Args:
@@ -280,7 +280,7 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
     """
     workers.check_workers(worker_count)
     on_cpu = worker_count == 0 or sweep.check()  # The process that started this one has checked it.
-    count = workers.default_count(on_cpu) if worker_count is None else worker_count
+    count = workers.default_count(on_cpu, arguments) if worker_count is None else worker_count
     sweep.write()
     status = workers.share_work(sweep.work, count, arguments)
     if worker_count != 0 and status == 0:

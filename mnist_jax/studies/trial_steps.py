@@ -24,6 +24,7 @@ from mnist_jax.learning.state import TrainState
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.report import curves, figures
 from mnist_jax.training.experiment import Experiment, HostBatch, make_experiment
+from mnist_jax.training.plan import rates
 
 CHECK_STEPS = 200  # updates with the same batch
 LEARNED = 0.99  # accuracy on that batch
@@ -60,7 +61,7 @@ def check(config: ConfigDict) -> int:
     assert after_one is not None
     guess = math.log(len(experiment.source.class_names))
     is_cross_entropy = config.loss.name == 'cross_entropy'
-    unchanged = _unchanged_parameters(first, after_one, config)
+    unchanged = _unchanged_parameters(first, after_one, experiment)
     # With dropout, the accuracy is better without it; with batch normalization, its moving averages lag behind.
     accuracy = max(float(sums['correct'] / sums['count']), _accuracy_on(experiment, to_host(state), batch))
     step_seconds = statistics.median(seconds[len(seconds) // 2 :])
@@ -131,11 +132,12 @@ def _make_experiment(config: ConfigDict, learning_rate: float | None) -> Experim
     return make_experiment(config.lock())
 
 
-def _unchanged_parameters(before: TrainState, after: TrainState, config: ConfigDict) -> list[str]:
+def _unchanged_parameters(before: TrainState, after: TrainState, experiment: Experiment) -> list[str]:
     """Returns the paths of the trained parameters that an update left as they were."""
     old, new = (transfer.leaves_by_path(state.params) for state in (before, after))
-    frozen = [*config.init.freeze, *(pattern for pattern, factor in config.init.rates if not factor)]
-    return [path for path in old if np.array_equal(old[path], new[path]) and not transfer.matches(path, frozen)]
+    factors = rates(experiment.config, experiment.model, experiment.source)
+    trained = [path for path in old if transfer.rate_factor(path, experiment.config.init.freeze, factors)]
+    return [path for path in trained if np.array_equal(old[path], new[path])]
 
 
 def _accuracy_on(experiment: Experiment, state: TrainState, batch: HostBatch) -> float:

@@ -13,7 +13,7 @@ import jax
 from absl import logging
 
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, cores_for_process, launch_workers
-from mnist_jax.errors import check_integer
+from mnist_jax.errors import UserError, check_integer
 from mnist_jax.workdir.directory_lock import DirectoryLock, InUseError
 from mnist_jax.workdir.provenance import program
 
@@ -22,23 +22,28 @@ MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits
 Task = TypeVar('Task')
 
 
-def default_count(on_cpu: bool) -> int:
-    """Returns the number of processes that share work by default: one per core on a CPU, and one on an accelerator."""
-    return (len(cores_for_process(0, 1)) or os.cpu_count() or 1) if on_cpu else 1
+def default_count(on_cpu: bool, arguments: Sequence[str] | None) -> int:
+    """Returns the number of processes that share work by default: one per core on a CPU, and one on an accelerator.
+
+    Without `arguments`, see `share_work`, it is 1.
+    """
+    return (len(cores_for_process(0, 1)) or os.cpu_count() or 1) if on_cpu and arguments is not None else 1
 
 
-def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str]) -> int:
+def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str] | None) -> int:
     """Does the work in this process, or starts this command again in several worker processes.
 
     Args:
       work: Does all tasks that no other process does.
       workers: The number of processes. 1, and 0 in a process that this function has started, work in this process.
-      arguments: The command line of this process.
+      arguments: The command line of this process; None if it cannot be started again, so that `workers` must be 0 or 1.
 
     Returns:
       The exit status; 128 plus the number of a signal that stopped the workers.
     """
-    if workers > 1:
+    if workers > 1 and arguments is None:
+        raise UserError(f'the number of workers must be 1 without a command line that starts them, got {workers}')
+    if workers > 1 and arguments is not None:
         return launch_workers([*arguments, '--workers=0'], workers, [sys.executable, *program()[1:]])
     work()
     return 0

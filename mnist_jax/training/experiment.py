@@ -18,9 +18,10 @@ from mnist_jax.data.records import Examples, Split
 from mnist_jax.data.source import Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
-from mnist_jax.factory import build, choose
+from mnist_jax.factory import build, choose, package_name
 from mnist_jax.learning import model_checks, step
 from mnist_jax.learning.augmentation import MIXING, make_augmentation
+from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.learning.step import Data, RunNumbers, StepParts, Sums
@@ -164,7 +165,16 @@ class Experiment(Plan):
         return self.source.train_order(self.config.seed, epoch)[step_in_epoch * size :][:size]
 
     def train_batches(self, epoch: int, first: int = 0) -> Iterator[HostBatch]:
-        """Yields the batches of an epoch, starting with its step `first`."""
+        """Yields the batches of an epoch, starting with its step `first`.
+
+        Raises:
+          UserError: the config has teachers, and `teacher` is None.
+        """
+        if self.config.distillation.workdirs and self.teacher is None:
+            raise UserError(
+                'config.distillation.workdirs must be empty, or the experiment must have the probabilities of the '
+                f'teachers as its field teacher, got {self.config.distillation.workdirs!r}; mnist_jax.train adds them'
+            )
         config, size = self.config, self.padded_batch_size
         rows, split = self.replicas.local_rows(size), self.source.split('train')
         order = self.source.train_order(config.seed, epoch)
@@ -190,12 +200,15 @@ class Experiment(Plan):
         return _groups(self.eval_batches(split), self.eval_steps_per_call)
 
 
-def make_experiment(config: ConfigDict, description: Description | None = None) -> Experiment:
+def make_experiment(
+    config: ConfigDict, description: Description | None = None, fewer_devices: bool = False
+) -> Experiment:
     """Checks `config` and builds all parts; starts the JAX backend, and prepares the dataset if necessary.
 
     Args:
       config: The config of the run.
       description: The description of its dataset if its workdir has one already.
+      fewer_devices: See `start_backend`.
     """
     plan = make_plan(config, description)
     source = plan.source
@@ -212,7 +225,9 @@ def make_experiment(config: ConfigDict, description: Description | None = None) 
     in_lockstep = model_checks.check_model(
         plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names)
     )
-    replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic)
+    if package_name(OPTIMIZERS[config.optimizer.name]) is None:
+        model_checks.check_optimizer(plan.optimizer, plan.abstract_snapshot.state)
+    replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic, fewer_devices)
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()

@@ -17,7 +17,7 @@ from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range
-from mnist_jax.factory import build, choose, construct, defaults
+from mnist_jax.factory import build, choose, construct, defaults, package_name
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.augmentation import AUGMENTATIONS
@@ -30,6 +30,7 @@ from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.workdir.config_sections import SECTIONS
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
+from mnist_jax.workdir.trackers import TRACKERS
 
 EVALUATES_AVERAGE = {'average': True, 'last': False}
 # Fields that no compiled program depends on; the first two are arguments of the train step.
@@ -82,11 +83,19 @@ class Plan:
         # A run can be loaded without the steps that it was trained with.
         steps = [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
         parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
-        if not all(part is not None and part.__module__.startswith('mnist_jax.') for part in [*steps, *parts]):
+        names = [package_name(part) for part in [*steps, *parts]]
+        if None in names:
             return None
         fields = {name: value for name, value in config_fields(self.config) if name not in NOT_COMPILED}
         data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
-        return f'{name} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
+        return f'{name} {names} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
+
+    @property
+    def of_package(self) -> bool:
+        """Whether all parts come with this package, so that another process has them, too."""
+        dataset = [type(self.source), self.source.data.make_builder]
+        trackers = [TRACKERS.get(name) for name in self.config.trackers]
+        return self.program_key('') is not None and None not in map(package_name, [*dataset, *trackers])
 
     def first_snapshot(self) -> Snapshot:
         """Returns the snapshot before the first step."""
@@ -171,14 +180,14 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             f'config.average.start must be less than config.epochs={config.epochs}, so that at least one epoch counts, '
             f'got {config.average.start}'
         )
-    layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
-    rates = [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
     plan = Plan(
         config=config,
         source=source,
         model=model,
         loss=_make_loss(config.loss, len(source.class_names)),
-        optimizer=transfer.with_rates(with_accumulation(optimizer, accumulate), config.init.freeze, rates),
+        optimizer=transfer.with_rates(
+            with_accumulation(optimizer, accumulate), config.init.freeze, rates(config, model, source)
+        ),
         base_learning_rate=base_learning_rate,
         callbacks=callbacks,
         dtype=choose('config.dtype', config.dtype, DTYPES),
@@ -191,6 +200,12 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
         transfer.check_patterns('config.init.rates', [pattern for pattern, _ in config.init.rates], variables)
     return plan
+
+
+def rates(config: ConfigDict, model: nn.Module, source: Source) -> list[tuple[str, float]]:
+    """Returns the factors of the learning rates of parameters, those of `config.init.rates` last."""
+    layers = list_layers(model, source.image_shape) if config.init.layer_decay != 1 else []
+    return [*transfer.layer_rates(layers, config.init.layer_decay), *config.init.rates]
 
 
 def _make_loss(config: ConfigDict, num_classes: int) -> Loss:

@@ -48,7 +48,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
     fields = [dict(config_fields(run.config)) for run in runs]
     ignored = {'seed', *_WITHOUT_EFFECT}
     keys = [
-        json.dumps([{name: repr(value) for name, value in own.items() if name not in ignored}, _data(run)])
+        json.dumps([{name: repr(value) for name, value in own.items() if name not in ignored}, _past(run)])
         for run, own in zip(runs, fields, strict=True)
     ]
     grouped: dict[str, dict[int, FinishedRun]] = {}
@@ -62,20 +62,23 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
         shown = values[:MAX_FIELDS] + ['...'] * (len(values) > MAX_FIELDS)
         recipes.append(Recipe(', '.join(shown) or next(iter(by_seed.values())).name, dict(sorted(by_seed.items()))))
     names = [recipe.name for recipe in recipes]
-    # The same config with other data has the name of its first run.
+    # The same config with other data, or another past, has the name of its first run.
     return [
         recipe if names.count(recipe.name) == 1 else recipe._replace(name=next(iter(recipe.runs.values())).name)
         for recipe in recipes
     ]
 
 
-def _data(run: FinishedRun) -> list:
-    """Returns the digests of the data of a run; only that of the test split if its workdir has no others."""
+def _past(run: FinishedRun) -> list:
+    """Returns the digests of the data of a run, only that of the test split if its workdir has no others; and how its
+    schedule was changed while it was trained.
+    """
     try:
         digests = files.read_json(run.workdir / 'digests.json')
     except (OSError, ValueError):
         digests = None
-    return [run.result['split_sha256'], digests.get('data') if isinstance(digests, dict) else None]
+    data = digests.get('data') if isinstance(digests, dict) else None
+    return [run.result['split_sha256'], data, run.result.get('reschedules') or []]
 
 
 def uncounted_runs(runs: Sequence[FinishedRun], recipes: Sequence[Recipe]) -> str:

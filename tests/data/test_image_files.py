@@ -1,5 +1,7 @@
 """Tests that image files are read as gray levels, and that other files are refused."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +38,22 @@ def test_files_in_other_formats_are_refused(tmp_path, contents, problem):
     (tmp_path / 'digit.png').write_bytes(contents)
     with pytest.raises(UserError, match=f"digit.png' must be a PNG, JPEG, BMP, WebP, TIFF or GIF file, got {problem}$"):
         image_files.read(tmp_path / 'digit.png')
+
+
+def test_a_photograph_whose_exif_data_cannot_be_written_again_is_refused(tmp_path):
+    entries = (0x0112, 3, 1, 6), (0x0128, 4, 1, 70000)  # the orientation; and a unit that is no 16-bit number
+    exif = b'Exif\0\0II*\0' + struct.pack('<IH', 8, 2) + b''.join(struct.pack('<HHII', *entry) for entry in entries)
+    Image.new('L', (8, 8)).save(tmp_path / 'photo.jpg', exif=exif + bytes(4))
+    with pytest.raises(UserError, match=r"photo.jpg' cannot be read: .*ushort"):
+        image_files.read(tmp_path / 'photo.jpg')
+
+
+def test_a_tiff_in_lab_colors_is_read(tmp_path):
+    Image.merge('LAB', [Image.new('L', (4, 4), value) for value in (100, 128, 128)]).save(tmp_path / 'lab.tif')
+    expected = 255 * ((100 / 255 * 100 + 16) / 116) ** 3  # the luminance of this lightness, before the curve of sRGB
+    level = 255 * (1.055 * (expected / 255) ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(image_files.read(tmp_path / 'lab.tif'), level, atol=1)
+    assert image_files.read_pixels(tmp_path / 'lab.tif', channels=1).shape == (4, 4, 1)
 
 
 @pytest.mark.parametrize('name', ['digit.webp', 'digit.tif', 'digit.TIFF', 'digit.gif'])

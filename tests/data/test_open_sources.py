@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from raw_data import encode, idx_bytes, make_source, prepare, refusal, write_fol
 
 from mnist_jax import files
 from mnist_jax.data import builder, csv_tables, image_files
-from mnist_jax.data.arrays import make_contents, number_classes, to_images, to_labels
+from mnist_jax.data.arrays import make_contents, natural_order, number_classes, to_images, to_labels
 from mnist_jax.data.builder import Description
 from mnist_jax.data.framing import Framing
 from mnist_jax.errors import UserError
@@ -197,12 +198,22 @@ def test_files_name_the_splits_of_their_arrays(tmp_path):
     assert np.array_equal(source.split('test').image[..., 0], GRAY[:4])
 
 
+def test_names_are_sorted_by_their_numbers_and_no_two_alike():
+    names = ['b', 'a10', '1', 'a9', '01', '9' * 5000, 'a09', '1' + '0' * 5000, '2']
+    expected = ['01', '1', '2', '9' * 5000, '1' + '0' * 5000, 'a09', 'a9', 'a10', 'b']
+    for order in (names, names[::-1]):
+        assert sorted(order, key=natural_order) == expected
+
+
 def test_a_table_may_have_large_images(tmp_path, monkeypatch):
     header = ','.join(['label', *(f'pixel{number}' for number in range(200 * 200))])
     rows = '\n'.join(','.join([str(label), *[str(200 + label)] * 200 * 200]) for label in (0, 1))
     (tmp_path / 'large.csv').write_text(f'{header}\n{rows}\n')
     images, labels = csv_tables.read_open(tmp_path / 'large.csv')
     assert images.shape == (2, 200, 200, 1) and labels.tolist() == [0, 1] and images[1].min() == images[1].max() == 201
+    monkeypatch.setattr(csv_tables, 'MAX_SPLIT_BYTES', 60_000)
+    with pytest.raises(UserError, match=r"large.csv' must have at most 60,000 pixels, got more"):
+        csv_tables.read_open(tmp_path / 'large.csv')
     monkeypatch.setattr(csv_tables, 'MAX_OPEN_LINE', 1000)
     with pytest.raises(UserError, match=r"large.csv', line 1 must have fewer than 1,000 characters"):
         csv_tables.read_open(tmp_path / 'large.csv')
@@ -338,6 +349,8 @@ def npz_errors(raw):
     np.savez(raw / 'bytes.npz', x_train=x, y_train=np.array([b'\xff', b'\xfe'] * 5))
     np.savez(raw / 'huge.npz', x_train=x, y_train=np.array([1, 2**64 - 1] * 5, np.uint64))
     np.savez(raw / 'none.npz', x_train=x[:0], y_train=y[:0])
+    with zipfile.ZipFile(raw / 'members.npz', 'w') as archive:
+        archive.writestr('x_train.txt', 'images')
     (raw / 'damaged.npz').write_bytes((raw / 'twice.npz').read_bytes()[:200])
     np.save(raw / 'header.npy', x)
     header = (raw / 'header.npy').read_bytes()
@@ -366,6 +379,7 @@ def npz_errors(raw):
         'huge.npz': ({}, 'integers up to 1,000,000,000'),
         'none.npz': ({}, 'must have at least one image'),
         'damaged.npz': ({}, 'must be a .npy or .npz file'),
+        'members.npz': ({}, "its member 'x_train.txt' is not an array"),
         'header.npy': ({}, 'must be a .npy or .npz file'),
         'no-pixels.npz': ({}, 'must have at least one image'),
         'parts': ({}, "must have different names, got 'x_train' twice"),
@@ -388,6 +402,7 @@ def csv_errors(raw):
         'short.csv': ('label,p0,p1,p2,p3\n0,1,2,3,4\n1,2\n', 'line 3 must have 5 columns'),
         'header.csv': ('label,p0,p1,p2,p3\n', 'one line per image after its header, got none'),
         'empty.csv': ('', 'one column is called'),
+        'pandas.csv': (','.join(map(str, range(17))) + '\n' + ','.join('1' * 17) + '\n', 'got 0 such columns'),
     }
     raw.mkdir()
     for name, (text, _) in texts.items():

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -181,6 +182,12 @@ def test_programs_with_parts_of_the_user_are_not_stored(small, monkeypatch):
     assert key != make_plan(small(optimizer__epsilon=0.5)).program_key('step')
     monkeypatch.setitem(LOSSES, 'own', lambda label_smoothing: cross_entropy(label_smoothing))
     assert make_plan(small(loss__name='own')).program_key('step') is None
+    monkeypatch.setitem(LOSSES, 'own', functools.wraps(cross_entropy)(lambda label_smoothing: cross_entropy()))
+    assert make_plan(small(loss__name='own')).program_key('step') is None
+    monkeypatch.setitem(LOSSES, 'own', LOSSES['cross_entropy'])
+    own_key = make_plan(small(loss__name='own')).program_key('step')
+    monkeypatch.setitem(LOSSES, 'own', LOSSES['focal'])
+    assert None is not own_key != make_plan(small(loss__name='own')).program_key('step') is not None
     augmented = make_plan(small(augmentation=({'name': 'shift'}, {'name': 'own'})))
     assert augmented.program_key('step') is None  # It is not known here, as in a process that loads the run.
     monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: lambda images, draw: images)

@@ -5,13 +5,14 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from linen_models import ResidualCNN, VisionTransformer
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning.model_checks import check_independence, check_model, has_products
-from mnist_jax.learning.optimizers import sgd
+from mnist_jax.learning.optimizers import OPTIMIZERS, from_optax, sgd
 from mnist_jax.learning.state import create_state
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.training.experiment import make_experiment
@@ -36,7 +37,31 @@ class AttentionOverExamples(nn.Module):
         return nn.Dense(self.num_classes)(nn.MultiHeadDotProductAttention(num_heads=2)(x_BxF))
 
 
-@pytest.mark.parametrize('model', [Standardized, AttentionOverExamples])
+class DeepAndMixing(nn.Module):
+    """Thirty layers with batch normalization, after one that mixes the examples in a part of the calls."""
+
+    num_classes: int
+    in_training: bool
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+        if self.in_training == (training is not None):
+            x_BxF = x_BxF - x_BxF.mean(0, keepdims=True)
+        for _ in range(30):
+            x_BxF = nn.relu(nn.BatchNorm(use_running_average=training is None)(nn.Dense(8)(x_BxF)))
+        return nn.Dense(self.num_classes)(x_BxF)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        Standardized,
+        AttentionOverExamples,
+        functools.partial(DeepAndMixing, in_training=True),
+        functools.partial(DeepAndMixing, in_training=False),
+    ],
+)
 def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, model):
     monkeypatch.setitem(MODELS, 'mixing', model)
     config = small()
@@ -66,6 +91,16 @@ def test_what_is_not_a_model_is_refused(small, monkeypatch, model, message):
     config.model = ConfigDict({'name': 'linen'})
     with pytest.raises(UserError, match=message):
         make_plan(config)
+
+
+def test_an_optimizer_without_the_learning_rate_of_the_step_is_refused(small, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: optax.adam(1e-3))
+    config = small()
+    config.optimizer = ConfigDict({'name': 'own', 'learning_rate': 0.1})
+    with pytest.raises(UserError, match='must depend on the keyword argument learning_rate of its update'):
+        make_experiment(config)
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.scale_by_adam()))
+    make_experiment(config)
 
 
 @pytest.mark.parametrize('layer', [nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])

@@ -15,7 +15,7 @@ from mnist_jax.learning import losses, metrics
 from mnist_jax.learning.averaging import AVERAGES
 from mnist_jax.learning.optimizers import OPTIMIZERS, with_accumulation
 from mnist_jax.learning.state import create_state
-from mnist_jax.learning.step import eval_step, train_step
+from mnist_jax.learning.step import RunNumbers, eval_step, train_step
 from mnist_jax.models.architectures import MLP
 
 
@@ -51,6 +51,25 @@ def make_steps(model, chunk_size, learning_rate=0.1, loss=None):
         lambda state, batch: eval_step(state.variables, batch, parts=parts, all_sum=identity, all_rows=identity)
     )
     return state, train, evaluate
+
+
+def test_a_skipped_update_at_the_end_of_an_epoch_counts_in_the_mean_over_epochs():
+    parts = make_parts(ConstantLogits(), 3, 1.0)
+    parts = dataclasses.replace(parts, averaging=AVERAGES['swa'](), skip_nonfinite=True, steps_per_epoch=2)
+    state = create_state(ConstantLogits(), parts.optimizer, (28, 28, 1), seed=0, average_evaluated=True)
+    step = jax.jit(
+        lambda state, rate: train_step(
+            state, make_batch([0, 1, 2]), RunNumbers(0, rate), parts=parts, all_sum=identity
+        )[0]
+    )
+    states = []
+    for rate in (0.1, np.inf, 0.1, 0.1):  # The second update is not finite, and ends the first epoch.
+        state = step(state, jnp.float32(rate))
+        states.append(state)
+    first, second = states[0].params['bias'], states[3].params['bias']
+    np.testing.assert_array_equal(states[1].params['bias'], first)
+    assert float(state.average.weight) == 2
+    np.testing.assert_allclose(state.average.variables.params['bias'], (first + second) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize('chunk_size', [1, 2, 3, 6])

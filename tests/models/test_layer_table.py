@@ -42,6 +42,21 @@ def test_layer_table_of_a_nested_model():
     ]  # fmt: skip
 
 
+class Recurrent(nn.Module):
+    """A user's model, with a layer that has two outputs, and a cell inside a loop."""
+
+    @nn.compact
+    def __call__(self, image, training=None):
+        (carry, _), _ = nn.RNN(nn.GRUCell(4), return_carry=True)(image.mean(-1)), None
+        return nn.Dense(2)(carry)
+
+
+def test_layer_table_of_a_recurrent_model():
+    layers = {layer.name: layer for layer in list_layers(Recurrent(), (5, 3, 1))}
+    assert layers['Dense_0'].trainable == 10 and layers['Dense_0'].output_shape == (2,)
+    assert sum(layer.trainable for layer in layers.values()) == 10 + 3 * (3 * 4 + 4 * 4) + 4 * 4
+
+
 def test_a_model_that_shrinks_its_image_to_nothing_is_an_error():
     model = make_model({'name': 'cnn', 'stages': ((4,),) * 4, 'pool': (2,) * 4, 'padding': 'valid'}, 10)
     with pytest.raises(UserError, match='does not fit images'):

@@ -124,6 +124,27 @@ def test_models_of_linen_layers_have_the_same_bits_on_1_2_4_and_8_devices(model)
     assert len(set(digests)) == 1
 
 
+@pytest.mark.parametrize('base', [nn.BatchNorm, nn.remat(nn.BatchNorm)])
+def test_a_subclass_of_a_layer_does_what_it_adds(base):
+    class Scaled(base):
+        def __call__(self, x):
+            return 5 * super().__call__(x)
+
+    class Model(nn.Module):
+        layer: type
+        factor: float
+
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            x = nn.Conv(3, (3, 3), strides=9)(image_BxHxWxC)
+            return self.factor * self.layer(use_running_average=training is None, name='norm')(x).mean((1, 2))
+
+    _, expected, sums = take_step(Model(nn.BatchNorm, 5.0), 8)
+    _, new_state, own_sums = take_step(Model(Scaled, 1.0), 8)
+    np.testing.assert_allclose(own_sums['loss'], sums['loss'], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), new_state.variables, expected.variables)
+
+
 def test_dropout_draws_a_different_mask_for_each_example_of_a_batch():
     class Mask(nn.Module):
         @nn.compact

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import mnist_jax
 from mnist_jax.config import load_config
+from mnist_jax.data.source import BUILDERS, SOURCES, source_of
 from mnist_jax.errors import UserError
 from mnist_jax.models.architectures import MLP, MODELS
 from mnist_jax.studies.space import choice, log_uniform, parse_domain, uniform, when
@@ -100,8 +101,10 @@ def test_an_own_part_is_trained_in_this_process(small, tmp_path, monkeypatch):
     config = small(**FIELDS, model__name='own')
     study = mnist_jax.study(config, {'optimizer.learning_rate': [1e-3]}, tmp_path / 'study')
     assert len(study.points) == 1
-    with pytest.raises(UserError, match='workers must be 1 for a config with parts of your own, got 2'):
-        mnist_jax.study(config, {'optimizer.learning_rate': [1e-3]}, tmp_path / 'other', workers=2)
+    monkeypatch.setitem(SOURCES, 'own', source_of('own', type('Own', (BUILDERS['mnist'],), {'__module__': 'notebook'})))
+    for own in (config, small(**FIELDS, dataset__name='own')):
+        with pytest.raises(UserError, match='workers must be 1 for a config with parts of your own, got 2'):
+            mnist_jax.study(own, {'optimizer.learning_rate': [1e-3]}, tmp_path / 'other', workers=2)
 
 
 @pytest.mark.parametrize(

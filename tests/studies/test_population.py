@@ -37,7 +37,9 @@ def test_a_member_that_was_evaluated_before_its_end_is_trained_further(small, tm
     train_population(config, tmp_path / 'whole', 1)
     train(small(seed=1, devices=1, dataset__train='train[:64]'), tmp_path / 'member' / 'member-1', until=1)
     evaluate_workdir(tmp_path / 'member' / 'member-1')
-    train_population(config, tmp_path / 'member', 1)
+    train_population(config, tmp_path / 'member')  # in this process: there is no command line to start again
+    with pytest.raises(UserError, match=r'the number of workers must be 1 without a command line .*, got 2'):
+        train_population(config, tmp_path / 'member', 2)
     whole, other = (
         json.loads((tmp_path / name / 'population.json').read_text())['members'] for name in ('whole', 'member')
     )

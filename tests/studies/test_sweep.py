@@ -244,6 +244,16 @@ def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
             "another metric than config.early_stopping.monitor='validation_loss', which has another meaning for each",
         ),
         (
+            Study({'dataset.class_weights': choice((), (0.1,) * 10)}),
+            {'early_stopping__monitor': 'validation_loss'},
+            "another metric than config.early_stopping.monitor='validation_loss', which has another meaning for each",
+        ),
+        (
+            Study({'dataset.train': choice('train[:50%]', 'train')}),
+            {'dataset__validation': '', 'dataset__validation_fraction': 0.1},
+            'must not vary config.dataset.train: its points would be compared on different examples',
+        ),
+        (
             Study({'dataset.validation_fraction': choice(0.1, 0.2)}),
             {},
             'must not vary config.dataset.validation_fraction: its points would be compared on different examples',

@@ -74,8 +74,9 @@ def test_the_steepest_point_by_hand():
 
 
 def test_parameters_with_the_rate_0_need_not_change(small, capsys):
-    assert check(small('mlp', devices=1, init__rates=(('Dense_0', 0.0),))) in (0, 1)
-    assert 'does not change' not in capsys.readouterr().out
+    for fields in ({'init__rates': (('Dense_0', 0.0),)}, {'init__layer_decay': 0.0}):
+        assert check(small('mlp', devices=1, **fields)) in (0, 1)
+        assert 'does not change' not in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_checked_and_named(small, caplog):

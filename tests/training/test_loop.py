@@ -129,6 +129,12 @@ def test_train_indices_are_those_of_the_batches(small):
         np.testing.assert_array_equal(experiment.train_indices(1, step), expected)
 
 
+def test_batches_without_the_teachers_of_the_config_are_refused(small):
+    experiment = make_experiment(small(distillation__workdirs=('teacher',)))
+    with pytest.raises(UserError, match=r"must have the probabilities of the teachers .*, got \('teacher',\)"):
+        next(experiment.train_batches(0))
+
+
 def test_nonfinite_updates_are_skipped_and_counted(small, tmp_path, caplog):
     with pytest.raises(FloatingPointError, match=r'the update of step 1 is not finite \(learning rate inf,'):
         train(small(optimizer__learning_rate=1e39), tmp_path / 'stops')

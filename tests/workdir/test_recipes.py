@@ -92,6 +92,12 @@ def test_runs_with_other_data_are_another_recipe(runs, tmp_path):
     assert [len(recipe.runs) for recipe in group_runs([first[0], other])] == [1, 1]
 
 
+def test_a_run_with_a_changed_schedule_is_another_recipe(runs):
+    first, second = runs(FIRST), runs((0.5,))
+    second[0].result['reschedules'] = [{'step': 10, 'epochs': 1}]
+    assert [list(recipe.runs) for recipe in group_runs(first + second)] == [[0, 1, 2, 3, 4, 5], [0]]
+
+
 def test_the_summary_is_sorted_by_validation_not_by_the_test_split(runs):
     better_in_validation = runs(SECOND, validation=0.95, batch_size=32)
     rows = summary_rows(group_runs(runs(FIRST) + better_in_validation))
