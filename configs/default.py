@@ -110,7 +110,7 @@ def _dataset() -> ConfigDict:
     dataset.in_memory = True  # False: the examples stay on disk and are prefetched
     # Keep the examples in device memory: 'on', 'off', or 'auto': on accelerators, if they fit.
     dataset.on_device = 'auto'
-    dataset.split_seed = 0  # seed of the random splits: this fraction, the folds, drawn test splits
+    dataset.split_seed = 0  # seed of the random splits: validation_fraction, the folds, drawn test splits
     return dataset
 
 
