@@ -4,7 +4,7 @@
 
 The directory holds one directory per class, or `train` and `test` with one directory per class each. PNG, JPEG, BMP,
 WebP, TIFF and GIF files are read; docs/data.md describes how images of several sizes are fitted. Without a directory
-`test`, 20 % of each class are drawn for testing.
+`test`, 20% of each class are drawn for testing.
 """
 
 from ml_collections import ConfigDict
