@@ -105,18 +105,21 @@ def load_config(path: str | Path) -> ConfigDict:
     file = find_config(path)
     try:
         module = load_module(file, 'experiment_config')
-    except Exception as error:  # The file is the user's: whatever it raises is for them to fix.
+    except (Exception, SystemExit) as error:  # The file is the user's: whatever it raises is for them to fix.
         raise UserError(f'config file {str(path)!r} cannot be loaded: {_describe(error)}') from None
     if not callable(getattr(module, 'get_config', None)):
         raise UserError(f'config file {str(path)!r} must define a function get_config() that returns a ConfigDict')
     try:
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f'get_config() in {str(path)!r} failed: {_describe(error)}') from None
     if not isinstance(config, ConfigDict):
         raise UserError(f'get_config() in {str(path)!r} must return a ConfigDict, got {type(config).__name__}')
-    config.unlock()  # A dict put into a locked config is not locked; locking the config again locks it too.
-    return config.lock()
+    try:
+        config.unlock()  # A dict put into a locked config is not locked; locking the config again locks it too.
+        return config.lock()
+    except AttributeError:
+        raise UserError(f'get_config() in {str(path)!r} must return a ConfigDict without frozen sections') from None
 
 
 def default_config() -> ConfigDict:
@@ -124,7 +127,7 @@ def default_config() -> ConfigDict:
     return load_config(str(CONFIGS / 'default.py'))
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describes an exception raised by a config file in one line, with the line number in that file."""
     if isinstance(error, SyntaxError):
         return f'SyntaxError: {error.msg} (line {error.lineno})'

@@ -29,6 +29,8 @@ JsonObject = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
 
 TEMPORARY_PREFIX = '.mnist_jax-'  # prefix of the names of temporary files
+UMASK = os.umask(0)  # It can only be read by changing it, which other threads would notice later.
+os.umask(UMASK)
 MAX_BYTES = 16 * 2**20  # size limit of a text file that this program writes; a larger file is not ours
 
 
@@ -79,7 +81,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException as error:
         if temporary:
@@ -87,12 +89,6 @@ def write_bytes(path: Path, contents: bytes) -> None:
         if isinstance(error, OSError):
             raise WriteError(error.errno, error.strerror, str(path)) from None
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_bytes(path: Path) -> bytes:

@@ -55,7 +55,10 @@ def main() -> None:
 def _report(error: BaseException) -> int:
     """Prints what went wrong, and returns the exit status."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            return 1
+        return error.code or 0
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr)
         return error.status

@@ -18,7 +18,7 @@ from mnist_jax.config import ConfigDict, config_sha256
 from mnist_jax.distributed import processes
 from mnist_jax.distributed.devices import preserves_bits
 from mnist_jax.distributed.signals import stop_on_signals
-from mnist_jax.errors import UserError
+from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
@@ -154,6 +154,9 @@ def train(
                 with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
                     snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot, until)
             request.unsaved = False
+            # A signal that arrived after the last step has been answered, but nothing has stopped.
+            if signal_number := processes.agree_on_stop(request, at_once=True)[0]:
+                raise Interrupted(signal_number, f'after step {int(snapshot.state.step):,}')
             try:
                 snapshot = _end_with(experiment, checkpoints, snapshot)
                 if not evaluate:

@@ -72,6 +72,11 @@ def test_configs_that_import_the_default_from_the_directory_still_load(tmp_path,
     [
         (None, 'does not exist; configs/cnn.py is an example'),
         ('x = (', "cannot be loaded: SyntaxError: '(' was never closed"),
+        ('import sys\nsys.exit("no data")', 'cannot be loaded: SystemExit: no data'),
+        (
+            'from ml_collections import FrozenConfigDict\ndef get_config():\n    return FrozenConfigDict({"epochs": 3})',
+            'must return a ConfigDict without frozen sections',
+        ),
         (
             'import nothing_like_that',
             "cannot be loaded: ModuleNotFoundError: No module named 'nothing_like_that' (line 1)",

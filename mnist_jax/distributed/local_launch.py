@@ -49,7 +49,7 @@ def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequ
             command = [*common, f'--num_processes={num_processes}', f'--process_id={number}']
             output = None if number == 0 else outputs[number]
             cores = cores_for_process(number, num_processes)
-            children.append(_start(command, environment, cores, stdout=output, stderr=output))
+            _start(children, received, command, environment, cores, stdout=output, stderr=output)
         return _wait(children, outputs, received)
 
 
@@ -66,7 +66,8 @@ def launch_workers(arguments: Sequence[str], count: int, program: Sequence[str])
         stack.callback(_terminate, children)
         received = stack.enter_context(_forward_signals(children))
         for number in range(count):
-            children.append(_start([*program, *arguments], os.environ, cores_for_process(number, count)))
+            cores = cores_for_process(number, count)
+            _start(children, received, [*program, *arguments], os.environ, cores)
         return _wait(children, [], received)
 
 
@@ -83,12 +84,10 @@ def run_child(arguments: Sequence[str], environment: Mapping[str, str], output: 
     """
     children: list[subprocess.Popen] = []
     with _forward_signals(children) as received:
-        child = _start([*PROGRAM, *arguments], environment, cores_for_process(0, 1), stdout=output)
-        children.append(child)
-        if received:  # The signal arrived before there was a child to forward it to.
-            child.terminate()
-        status = child.wait()
-    return 128 + received[0] if received else status
+        cores = cores_for_process(0, 1)
+        _start(children, received, [*PROGRAM, *arguments], environment, cores, stdout=output)
+        statuses = [child.wait() for child in children]
+    return 128 + received[0] if received else statuses[0]
 
 
 def cores_for_process(number: int, num_processes: int) -> list[int]:
@@ -119,16 +118,23 @@ def prepare_child() -> None:
 
 
 def _start(
+    children: list[subprocess.Popen],
+    received: Sequence[int],
     command: Sequence[str],
     environment: Mapping[str, str],
     cores: Sequence[int],
     stdout: IO[bytes] | int | None = None,
     stderr: IO[bytes] | int | None = None,
-) -> subprocess.Popen:
-    """Starts a child process, which must call `prepare_child`."""
+) -> None:
+    """Starts a child process, which must call `prepare_child`; starts none if a signal was received."""
+    if received:
+        return
     variables = {**environment, CHILD_VARIABLE: f'{os.getpid()}:{",".join(map(str, cores))}'}
     # In a session of its own, the child gets each signal of the terminal once: forwarded by this process.
-    return subprocess.Popen(command, env=variables, stdout=stdout, stderr=stderr, start_new_session=True)
+    child = subprocess.Popen(command, env=variables, stdout=stdout, stderr=stderr, start_new_session=True)
+    children.append(child)
+    if received:  # It arrived before the child was in the list of those to which it is forwarded.
+        child.terminate()
 
 
 @contextlib.contextmanager

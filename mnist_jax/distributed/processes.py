@@ -214,16 +214,17 @@ def check_shared_directory(directory: Path) -> None:
         raise UserError(f'--workdir must be a directory that all processes of the run share, got {str(directory)!r}')
 
 
-def agree_on_stop(request: StopRequest, due: bool = False) -> tuple[int, bool]:
+def agree_on_stop(request: StopRequest, due: bool = False, at_once: bool = False) -> tuple[int, bool]:
     """Returns the signal that asks any process to stop (0 if none does), and whether `due` holds in any process.
 
-    The result is the same in all processes, which must call this the same number of times. Several processes exchange
-    their flags only on every `STEPS_PER_EXCHANGE`-th call; on the other calls the result is (0, False).
+    The result is the same in all processes, which must call this the same number of times. Unless `at_once` is true,
+    several processes exchange their flags only on every `STEPS_PER_EXCHANGE`-th call; on the other calls the result is
+    (0, False).
     """
     if not is_distributed():
         return request.signal, due
     request.polls += 1
-    if request.polls % STEPS_PER_EXCHANGE:
+    if request.polls % STEPS_PER_EXCHANGE and not at_once:
         return 0, False
     signal_number, any_due = _gather(np.array([request.signal, due], np.int32)).max(axis=0).tolist()
     return signal_number, bool(any_due)

@@ -120,4 +120,4 @@ def _is_intact(library: Path, digest: Path) -> bool:
     # Loading a truncated library, as after a power failure, would crash the process silently.
     if not library.exists() or not digest.exists():
         return False
-    return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()
+    return hashlib.sha256(library.read_bytes()).hexdigest().encode() == digest.read_bytes()

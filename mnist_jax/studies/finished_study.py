@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mnist_jax import text_tables
 from mnist_jax.config import ConfigDict, load_config
-from mnist_jax.distributed.local_launch import MAX_PROCESSES
+from mnist_jax.distributed.local_launch import MAX_PROCESSES, PROGRAM
 from mnist_jax.errors import Interrupted, UserError, check_integer
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.files import JsonObject
@@ -55,7 +55,7 @@ class FinishedStudy:
                 **standing.point,
                 'seed': self._sweep.config.seed + trial.seed,
                 'epochs': standing.epochs,
-                self.metric: None if outcome.score is None else abs(outcome.score),
+                self.metric: None if outcome.score is None else self._sweep.value(standing.point, outcome.score),
                 'seconds': outcome.seconds,
             }
             for standing in self._standings
@@ -101,7 +101,7 @@ class FinishedStudy:
             **standing.point,
             'epochs': standing.epochs,
             'seeds': len(standing.outcomes),
-            'mean': None if standing.score is None else abs(standing.score),
+            'mean': None if standing.score is None else self._sweep.value(standing.point, standing.score),
             'deviation': standing.deviation,
             'seconds': standing.seconds,
             'workdirs': [self._sweep.trial_workdir(trial) for trial in standing.trials],
@@ -149,7 +149,7 @@ def run_study(
             raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
         count = 1
     sweep.write()
-    status = workers.share_work(sweep.work, count, arguments)
+    status = workers.share_work(sweep.work, count, arguments, PROGRAM)
     if status > 128:
         raise Interrupted(status - 128, 'in a study')
     if status:

@@ -1,5 +1,6 @@
 """Populations: one config with several seeds, trained at the same time, and their statistics."""
 
+import copy
 import json
 import statistics
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from absl import logging
 from mnist_jax import files, text_tables
 from mnist_jax.config import ConfigDict
 from mnist_jax.config_checks import check_config
-from mnist_jax.errors import NonFiniteError, UserError
+from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, check_integer
 from mnist_jax.files import JsonObject
 from mnist_jax.studies import workers
 from mnist_jax.train import train
@@ -77,6 +78,7 @@ def train_population(
     check_holds_only(workdir, 'a population')
     if config.folds:
         raise UserError(f'config.folds must be 0 in a population, got {config.folds}')
+    check_integer('config.seed + config.population - 1', config.seed + config.population - 1, 0, MAX_INT)
     members = [_member(config, workdir, seed) for seed in range(config.seed, config.seed + config.population)]
     for member in members:
         member.check()
@@ -86,7 +88,10 @@ def train_population(
         Checkpoints(member.workdir).check_data(experiment.source.data.digests)
     files.make_directory(workdir, '--workdir')
 
+    done: set[Path] = set()  # Damaged metrics may say that a member is not finished, however often it is trained.
+
     def run(member: Member) -> None:
+        done.add(member.workdir)
         if not member.finished:
             try:
                 with workers.quiet():
@@ -96,7 +101,7 @@ def train_population(
             logging.info('seed %d: accuracy %.4f', member.config.seed, result['accuracy'])
 
     def work() -> None:
-        while missing := [member for member in members if not member.finished]:
+        while missing := [member for member in members if member.workdir not in done and not member.finished]:
             workers.do_one(missing, lambda member: workdir / 'claims' / member.workdir.name, run)
 
     count = workers.default_count(experiment.replicas.on_cpu, arguments) if worker_count is None else worker_count
@@ -107,9 +112,10 @@ def train_population(
 
 
 def _member(config: ConfigDict, workdir: Path, seed: int) -> Member:
-    own = config.copy_and_resolve_references()
+    own = copy.deepcopy(config)
     own.seed, own.population = seed, 0
-    return Member(workdir / f'member-{seed}', own)
+    # Only now: a field may refer to the seed.
+    return Member(workdir / f'member-{seed}', own.copy_and_resolve_references())
 
 
 def _write_summary(workdir: Path, members: Sequence[Member]) -> None:

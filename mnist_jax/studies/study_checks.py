@@ -6,13 +6,10 @@ from mnist_jax.studies.space import Choice, Condition, Interval, Space
 from mnist_jax.studies.study import Study
 
 MAX_SEEDS = 1000
-# Fields that determine which examples validate a run.
-VALIDATION_FIELDS = (
-    'dataset.name',
-    'dataset.raw_dir',
-    'dataset.validation',
-    'dataset.validation_fraction',
-    'dataset.split_seed',
+# The fields of a dataset that do not affect which examples validate a run; `train` only if they are not drawn from it.
+COMPARABLE = (
+    *('train', 'test', 'normalize', 'balance', 'class_weights'),
+    *('image_size', 'fit', 'channels', 'data_dir', 'in_memory', 'on_device'),
 )
 LOSS_WEIGHTS = ('dataset.balance', 'dataset.class_weights')
 
@@ -23,7 +20,7 @@ def check_study(study: Study, config: ConfigDict) -> None:
         raise UserError('a study must vary at least one config field, with --vary or --sweep, or have several seeds')
     if not study.vary and study.search.get('name') != 'grid':
         raise UserError(f"--search must be 'grid' if no field is varied, got {study.search.get('name')!r}")
-    check_integer('--seeds', study.seeds, 1, MAX_SEEDS)
+    check_integer('--seeds', study.seeds, 1, min(MAX_SEEDS, MAX_INT - config.seed + 1))
     _check_fields(study.vary, config)
     _check_epochs(study, config)
 
@@ -31,6 +28,8 @@ def check_study(study: Study, config: ConfigDict) -> None:
 def _check_fields(vary: Space, config: ConfigDict) -> None:
     """Checks which fields are varied: points must be comparable, on the same examples by the same metric."""
     for field, entry in vary.items():
+        if not isinstance(field, str):
+            raise UserError(f'the fields that a study varies must be strings, got {field!r}')
         if field == 'seed':
             raise UserError('a study must not vary the seed as a field; set --seeds, the number of seeds')
         if field in ('early_stopping.monitor', 'early_stopping.mode'):
@@ -48,8 +47,9 @@ def _check_fields(vary: Space, config: ConfigDict) -> None:
                 f'a study that varies config.{field} must compare its points by another metric than '
                 f'config.early_stopping.monitor={monitor!r}, which has another meaning for each value'
             )
-        drawn = bool(config.dataset.validation_fraction) and field == 'dataset.train'
-        if field in VALIDATION_FIELDS or drawn:
+        section, _, name = field.partition('.')
+        drawn = bool(config.dataset.validation_fraction) and name == 'train'
+        if section == 'dataset' and (name not in COMPARABLE or drawn):
             raise UserError(f'a study must not vary config.{field}: its points would be compared on different examples')
     for field in ('folds', 'population'):
         if config[field] or field in vary:

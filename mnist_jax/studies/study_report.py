@@ -36,7 +36,7 @@ def write_report(sweep: Sweep) -> str:
     rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
     for standing in sorted(standings, key=lambda standing: standing.number):
         for trial, outcome in zip(standing.trials, standing.outcomes, strict=True):
-            score = 'diverged' if outcome.score is None else repr(abs(outcome.score))
+            score = 'diverged' if outcome.score is None else repr(sweep.value(standing.point, outcome.score))
             values = [_cell(standing.point, field) for field in fields]
             numbers = [str(sweep.config.seed + trial.seed), str(standing.epochs), score, outcome.params_sha256]
             rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
@@ -67,7 +67,7 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
                 *(_cell(standing.point, field) for field in fields),
                 str(standing.epochs),
                 str(len(standing.outcomes)),
-                'diverged' if standing.score is None else f'{abs(standing.score):.4f}',
+                'diverged' if standing.score is None else f'{sweep.value(standing.point, standing.score):.4f}',
                 text_tables.number(standing.deviation),
                 f'{standing.seconds:.1f}',
             ]
@@ -153,7 +153,7 @@ def _study_point(sweep: Sweep, standing: Standing) -> StudyPoint:
     return StudyPoint(
         name=f'{standing.number:04d}',
         values=standing.point,
-        scores=[abs(score) for score in standing.scores],
+        scores=[sweep.value(standing.point, score) for score in standing.scores],
         seconds=statistics.fmean(outcome.seconds for outcome in standing.outcomes),
         parameters=sum(layer.trainable + layer.non_trainable for layer in layers),
         multiply_adds=sum(layer.multiply_adds for layer in layers),

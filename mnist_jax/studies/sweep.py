@@ -6,6 +6,7 @@ result does not depend on the number of workers, nor on which of them were kille
 split.
 """
 
+import copy
 import json
 import math
 import time
@@ -58,7 +59,7 @@ class Sweep:
         Raises:
           UserError: a field or a value of the study, or the config, is invalid, or `workdir` holds another study.
         """
-        self.study, self.config = study, config.copy_and_resolve_references()
+        self.study, self.config = study, copy.deepcopy(config)
         self.workdir = files.user_path(workdir, '--workdir')
         files.check_no_file(self.workdir, '--workdir')
         check_study(self.study, self.config)
@@ -127,7 +128,7 @@ class Sweep:
         files.write_text(self.workdir / DEFINITION, json.dumps(definition, indent=2) + '\n')
 
     def _check_data(self) -> None:
-        """Raises a UserError if a trial that will not be trained again was trained with other data."""
+        """Raises a UserError if a trial that will not be trained again has another config or other data."""
         checked = set()
         for standing in self.standings():
             selected = repr({name: value for name, value in standing.point.items() if name.startswith('dataset.')})
@@ -136,6 +137,10 @@ class Sweep:
                 data = self.plan(standing.point).source.data
                 data.prepare()
                 Checkpoints(self.trial_workdir(standing.trials[0])).check_data(data.digests)
+            for trial in standing.trials:  # Without a study.json, nothing else says of which config they are.
+                checkpoints = Checkpoints(self.trial_workdir(trial))
+                if checkpoints.steps():
+                    checkpoints.check_config(self.trial_config(trial))
 
     def trial_workdir(self, trial: Trial) -> Path:
         """Returns the workdir of a trial."""
@@ -143,11 +148,11 @@ class Sweep:
 
     def trial_config(self, trial: Trial) -> ConfigDict:
         """Returns the config of a trial, an ordinary run."""
-        config = self.config.copy_and_resolve_references()
+        config = copy.deepcopy(self.config)
         texts = {field: value if isinstance(value, str) else repr(value) for field, value in trial.point.items()}
         override_fields(config, texts, lambda: SECTIONS)
         config.seed = self.config.seed + trial.seed
-        return config
+        return config.copy_and_resolve_references()  # Only now: a field may refer to one that varies.
 
     def plan(self, point: Point) -> Plan:
         """Returns the plan of the runs of a point.
@@ -189,6 +194,10 @@ class Sweep:
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
         return self.plan(point).callbacks.early_stopping.worst < 0
+
+    def value(self, point: Point, score: float) -> float:
+        """Returns the value of that metric that has this score."""
+        return score if self.maximizes(point) else -score
 
     def monitor(self, point: Point) -> str:
         """Returns the name of the metric by which the study chooses."""
@@ -260,7 +269,7 @@ class Sweep:
     def _describe(self, task: Task, outcome: Outcome) -> str:
         values = ''.join(f'{field}={value!r}, ' for field, value in task.trial.point.items())
         monitor = self.monitor(task.trial.point)
-        value = 'diverged' if outcome.score is None else f'{monitor} {abs(outcome.score):.4f}'
+        value = 'diverged' if outcome.score is None else f'{monitor} {self.value(task.trial.point, outcome.score):.4f}'
         return (
             f'trial {task.trial.name} ({values}seed={self.config.seed + task.trial.seed}), {task.epochs} epochs: '
             f'{value}, {outcome.seconds:.1f} s'

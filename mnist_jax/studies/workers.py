@@ -30,13 +30,16 @@ def default_count(on_cpu: bool, arguments: Sequence[str] | None) -> int:
     return (len(cores_for_process(0, 1)) or os.cpu_count() or 1) if on_cpu and arguments is not None else 1
 
 
-def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str] | None) -> int:
+def share_work(
+    work: Callable[[], None], workers: int, arguments: Sequence[str] | None, own_program: Sequence[str] | None = None
+) -> int:
     """Does the work in this process, or starts this command again in several worker processes.
 
     Args:
       work: Does all tasks that no other process does.
       workers: The number of processes. 1, and 0 in a process that this function has started, work in this process.
       arguments: The command line of this process; None if it cannot be started again, so that `workers` must be 0 or 1.
+      own_program: What comes before the arguments; None for what this process was started with.
 
     Returns:
       The exit status; 128 plus the number of a signal that stopped the workers.
@@ -44,7 +47,7 @@ def share_work(work: Callable[[], None], workers: int, arguments: Sequence[str] 
     if workers > 1 and arguments is None:
         raise UserError(f'the number of workers must be 1 without a command line that starts them, got {workers}')
     if workers > 1 and arguments is not None:
-        return launch_workers([*arguments, '--workers=0'], workers, [sys.executable, *program()[1:]])
+        return launch_workers([*arguments, '--workers=0'], workers, own_program or [sys.executable, *program()[1:]])
     work()
     return 0
 

@@ -130,7 +130,9 @@ class Loop:
         """Returns the signal that asks to stop (or 0), and whether a checkpoint is due; the same in all processes."""
         every, minutes = self._config.checkpoint_every_steps, self._config.checkpoint_every_minutes
         overdue = bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
-        signal_number, overdue = processes.agree_on_stop(self._request, overdue)
+        # A call of several updates takes long enough for an exchange between the processes.
+        long_calls = self._experiment.steps_per_call > 1
+        signal_number, overdue = processes.agree_on_stop(self._request, overdue, at_once=long_calls)
         return signal_number, overdue or bool(every and step - self._saved_step >= every)
 
     def _finish_epoch(self, snapshot: Snapshot) -> Snapshot:

@@ -137,6 +137,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
       description: The description of its dataset, from its workdir. Without it, a dataset whose image shape and classes
         depend on its raw files is prepared now.
     """
+    config = config.copy_and_resolve_references().lock()  # The caller may change it later.
     source, model = _source_and_model(config, description)
     options = config.optimizer.to_dict()
     base_learning_rate = options.pop('learning_rate', None)

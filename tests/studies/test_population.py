@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from mnist_jax.errors import UserError
+from mnist_jax.errors import MAX_INT, UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.population import train_population
 from mnist_jax.train import train
@@ -44,6 +44,30 @@ def test_a_member_that_was_evaluated_before_its_end_is_trained_further(small, tm
         json.loads((tmp_path / name / 'population.json').read_text())['members'] for name in ('whole', 'member')
     )
     assert [member['params_sha256'] for member in other] == [member['params_sha256'] for member in whole]
+
+
+def test_a_population_ends_if_the_metrics_of_a_member_are_damaged(small, tmp_path, capsys):
+    # With a learning rate of 0, the first epoch is the best one, with which the run ends.
+    fields = {'optimizer__learning_rate': 0.0, 'early_stopping__restore_best': True}
+    config = small(population=1, devices=1, dataset__validation='train[300:400]', **fields)
+    train_population(config, tmp_path)
+    capsys.readouterr()
+    path = tmp_path / 'member-0' / 'metrics.csv'
+    path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
+    train_population(config, tmp_path)
+    assert capsys.readouterr().out.count('mean  ') == 1
+
+
+def test_the_fields_of_a_member_may_refer_to_its_seed(small, tmp_path):
+    config = small(population=2, devices=1, epochs=0)
+    with config.unlocked():
+        config.dataset.split_seed = config.get_oneway_ref('seed')
+    train_population(config, tmp_path)
+    seeds = [json.loads((tmp_path / f'member-{seed}' / 'config.json').read_text())['dataset'] for seed in (0, 1)]
+    assert [fields['split_seed'] for fields in seeds] == [0, 1]
+    config.seed = MAX_INT
+    with pytest.raises(UserError, match=r'config.seed \+ config.population - 1 must be an integer from 0 to'):
+        train_population(config, tmp_path / 'large')
 
 
 def test_two_workers_train_a_population(program, tmp_path):

@@ -206,6 +206,29 @@ def test_directories_hold_one_thing(small, tmp_path):
         Sweep(Study(RATES), config, tmp_path / 'population')
 
 
+def test_fields_of_a_trial_may_refer_to_one_that_varies(small, tmp_path):
+    config = small(**FIELDS)
+    with config.unlocked():
+        config.reduce_lr.patience = config.get_oneway_ref('epochs') * 2
+    sweep = Sweep(Study({'epochs': choice(1, 3)}), config, tmp_path)
+    assert [sweep.trial_config(task.trial).reduce_lr.patience for task in sweep.rounds.next_tasks({})] == [2, 6]
+
+
+def test_a_score_stands_for_a_value_of_any_sign(small, tmp_path):
+    fields = {**FIELDS, 'early_stopping__monitor': 'validation_loss'}
+    for config, values in ((small(**FIELDS), [0.5, -0.5]), (small(**fields), [-0.5, 0.5])):
+        sweep = Sweep(Study(RATES), config, tmp_path)
+        assert [sweep.value({'optimizer.learning_rate': 1e-3}, score) for score in (0.5, -0.5)] == values
+
+
+def test_trials_of_another_config_are_not_taken_for_those_of_a_study(small, tmp_path):
+    study = Study({'optimizer.learning_rate': choice(1e-3)})
+    run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), 1)
+    (tmp_path / 'study.json').unlink()
+    with pytest.raises(UserError, match='batch_size'):
+        run_sweep(Sweep(study, small(epochs=1, batch_size=32, **FIELDS), tmp_path), 1)
+
+
 def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
     study = Study({'optimizer.learning_rate': choice(1e38, 2e38)})
     assert run_sweep(Sweep(study, small(epochs=1, **FIELDS), tmp_path), 1) == 0
@@ -253,6 +276,12 @@ def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
             {'dataset__validation': '', 'dataset__validation_fraction': 0.1},
             'must not vary config.dataset.train: its points would be compared on different examples',
         ),
+        (
+            Study({'dataset.test_fraction': choice(0.1, 0.2)}),
+            {},
+            'must not vary config.dataset.test_fraction: its points would be compared on different examples',
+        ),
+        (Study({1: choice(0.1, 0.2)}), {}, 'the fields that a study varies must be strings, got 1'),
         (
             Study({'dataset.validation_fraction': choice(0.1, 0.2)}),
             {},

@@ -122,6 +122,15 @@ def test_infinite_batch_statistics_stop_the_run(small):
     assert float(sums['nonfinite']) == 1
 
 
+def test_an_experiment_keeps_its_config(small):
+    config = small()
+    experiments = []
+    for config.seed in (1, 2):
+        experiments.append(make_experiment(config))
+    assert [experiment.config.seed for experiment in experiments] == [1, 2]
+    assert not np.array_equal(*(experiment.train_indices(0, 0) for experiment in experiments))
+
+
 def test_train_indices_are_those_of_the_batches(small):
     experiment = make_experiment(small(batch_size=50))
     for step, batch in enumerate(experiment.train_batches(1)):
@@ -185,6 +194,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     caplog.clear()
     RestoredModel.load(tmp_path / 'run')
     assert not caplog.messages
+
+
+def test_a_stop_after_the_last_step_of_a_run_is_not_lost(small, tmp_path):
+    with pytest.raises(Interrupted, match='stopped by SIGTERM after step 10; run the same command again'):
+        train(small(), tmp_path / 'stopped', on_step=interrupt_after(10))
+    assert not (tmp_path / 'stopped' / 'eval.json').exists()
+    train(small(), tmp_path / 'stopped')
+    train(small(), tmp_path / 'whole')
+    assert results(tmp_path / 'stopped') == results(tmp_path / 'whole')
 
 
 def test_a_stop_is_deferred_to_the_end_of_the_epoch_even_if_no_step_is_left(small, tmp_path, monkeypatch):
