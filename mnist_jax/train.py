@@ -143,6 +143,7 @@ def train(
                 experiment.replicas.deterministic,
                 origin,
             )
+            checkpoints.keep(workdir / 'provenance.json', *([workdir / TEACHER_FILE] if teacher is not None else []))
         _log_start(experiment, workdir)
         first_step = snapshot.epoch.number * experiment.steps_per_epoch
         trackers = stack.enter_context(Trackers(config, workdir, first_step, processes.is_main()))
@@ -154,6 +155,7 @@ def train(
                 with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
                     snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot, until)
             request.unsaved = False
+            metrics_log.complete()
             # A signal that arrived after the last step has been answered, but nothing has stopped.
             if signal_number := processes.agree_on_stop(request, at_once=True)[0]:
                 raise Interrupted(signal_number, f'after step {int(snapshot.state.step):,}')

@@ -74,7 +74,7 @@ def test_configs_that_import_the_default_from_the_directory_still_load(tmp_path,
         ('x = (', "cannot be loaded: SyntaxError: '(' was never closed"),
         ('import sys\nsys.exit("no data")', 'cannot be loaded: SystemExit: no data'),
         (
-            'from ml_collections import FrozenConfigDict\ndef get_config():\n    return FrozenConfigDict({"epochs": 3})',
+            'import ml_collections\ndef get_config():\n    return ml_collections.FrozenConfigDict({"epochs": 3})',
             'must return a ConfigDict without frozen sections',
         ),
         (

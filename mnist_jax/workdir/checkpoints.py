@@ -64,7 +64,7 @@ class Checkpoints:
         self._digests_path = workdir / 'digests.json'
         self._description_path = workdir / 'dataset.json'
         self._directory = (workdir / 'checkpoints').absolute()
-        self._written: dict[Path, str] = {}
+        self._written: dict[Path, bytes] = {}
 
     def read_config(self) -> ConfigDict | None:
         """Returns the config of the run in this workdir, or None if there is none.
@@ -155,20 +155,25 @@ class Checkpoints:
             'data': dict(data),
             'description': _description_sha256(json.loads(described)),
         }
-        self._written = {
+        texts = {
             self._digests_path: json.dumps(digests, indent=2) + '\n',
             self._description_path: described,
             self._config_path: config_to_json(config),
         }
-        for path, text in self._written.items():
+        for path, text in texts.items():
             files.write_text(path, text)
+        self.keep(*texts)
+
+    def keep(self, *paths: Path) -> None:
+        """Remembers the contents of these files: with each checkpoint, those that are missing are written again."""
+        self._written.update((path, path.read_bytes()) for path in paths)
 
     def _rewrite_missing(self) -> None:
-        """Rewrites the files of `write_config` that are missing."""
-        for path, text in self._written.items():
+        """Rewrites the files of `keep` that are missing."""
+        for path, contents in self._written.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                files.write_text(path, text)
+                files.write_bytes(path, contents)
                 logging.warning('%s was missing and has been rewritten', path)
 
     def _saved_digest(self, name: Literal['config', 'data', 'description'], default: object = None) -> object:

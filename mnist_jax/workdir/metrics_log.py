@@ -1,6 +1,5 @@
 """The progress of a run, for people and programs: log lines, the progress bar and `metrics.csv`."""
 
-import contextlib
 import csv
 import io
 import logging as python_logging
@@ -135,6 +134,7 @@ class MetricsLog:
         self._csv_path = workdir / 'metrics.csv'
         rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
+        self._complete = True  # whether the file has all rows
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         if damaged:
             kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
@@ -145,8 +145,8 @@ class MetricsLog:
             )
             # Now, not after the next epoch, which may never come: the run may be finished, or be killed.
             if self._rows:
-                with contextlib.suppress(OSError):  # The next epoch writes all rows again.
-                    self._write_rows()
+                self._complete = False
+                self.complete()
 
     @staticmethod
     def create_directory(workdir: Path) -> None:
@@ -166,12 +166,19 @@ class MetricsLog:
         if not self._writes:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
-        try:
-            self._write_rows()
-        except OSError as error:  # The next epoch writes all rows again.
-            logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
+        self._complete = False
+        self.complete()
         self._on_epoch(row)
         logging.info('%s', _format_epoch(row, self._epochs))
+
+    def complete(self) -> None:
+        """Writes the rows that could not be written so far, if there are any; logs why if they still cannot be."""
+        if not self._writes or self._complete:
+            return
+        try:
+            self._write_rows()
+        except OSError as error:  # The next epoch, or the end of the run, tries again.
+            logging.error('%s cannot be written: %s', self._csv_path, error.strerror)
 
     def _write_rows(self) -> None:
         text = io.StringIO()
@@ -179,6 +186,7 @@ class MetricsLog:
         writer.writeheader()
         writer.writerows(self._rows)
         files.write_text(self._csv_path, text.getvalue())
+        self._complete = True
 
 
 def _format_epoch(row: Mapping[str, float | None], epochs: int) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from mnist_jax import files
 from mnist_jax.config import CHECKOUT
@@ -75,8 +75,12 @@ def record_start(
             **{name: version for name in PACKAGES if (version := _version(name))},
         },
     }
-    text = json.dumps([*read_provenance(workdir)[1 - MAX_STARTS :], start], indent=2)
-    files.write_text(workdir / 'provenance.json', f'{text}\n')
+    path, starts = workdir / 'provenance.json', read_provenance(workdir)
+    if path.exists() and not starts:
+        damaged = path.with_suffix('.damaged.json')
+        path.replace(damaged)
+        logging.warning('%s was damaged, and has been moved to %s', path, damaged)
+    files.write_text(path, json.dumps([*starts[1 - MAX_STARTS :], start], indent=2) + '\n')
 
 
 def _version(package: str) -> str:

@@ -138,6 +138,7 @@ def test_run_survives_the_deletion_of_its_workdir(data_dir, disk, program):
         resume(process)
         assert process.wait(TIMEOUT_SECONDS) == 0, program.output
     assert 'config.json was missing and has been rewritten' in program.output
+    assert (disk.root / 'run' / 'provenance.json').exists()
     check_results(disk, data_dir)
     (disk.root / 'run' / 'eval.json').unlink()
     assert program.run('--mode=eval') == 0, program.output
