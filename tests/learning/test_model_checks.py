@@ -38,17 +38,18 @@ class AttentionOverExamples(nn.Module):
 
 
 class DeepAndMixing(nn.Module):
-    """Thirty layers with batch normalization, after one that mixes the examples in a part of the calls."""
+    """Many layers with batch normalization, after one that mixes the examples in a part of the calls."""
 
-    num_classes: int
-    in_training: bool
+    num_classes: int = 3
+    in_training: bool | None = None
+    depth: int = 30
 
     @nn.compact
     def __call__(self, image_BxHxWxC, training=None):
         x_BxF = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
         if self.in_training == (training is not None):
             x_BxF = x_BxF - x_BxF.mean(0, keepdims=True)
-        for _ in range(30):
+        for _ in range(self.depth):
             x_BxF = nn.relu(nn.BatchNorm(use_running_average=training is None)(nn.Dense(8)(x_BxF)))
         return nn.Dense(self.num_classes)(x_BxF)
 
@@ -59,7 +60,7 @@ class DeepAndMixing(nn.Module):
         Standardized,
         AttentionOverExamples,
         functools.partial(DeepAndMixing, in_training=True),
-        functools.partial(DeepAndMixing, in_training=False),
+        functools.partial(DeepAndMixing, in_training=False, depth=10),
     ],
 )
 def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, model):
@@ -70,7 +71,7 @@ def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatc
         make_experiment(config)
 
 
-@pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer])
+@pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer, functools.partial(DeepAndMixing, depth=60)])
 def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
     check_independence(model(), create_state(model(), sgd(), (28, 28, 1), seed=0), (28, 28, 1))
 
