@@ -137,9 +137,8 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
     # Each order has the same sums over the batch except for rounding, so that batch normalization does not count.
     index_2xB = np.arange(2 * PROBES).reshape(2, PROBES)
     exchanged_2xB = np.concatenate([index_2xB[:, :1], index_2xB[::-1, 1:]], axis=1)
-    reordered_2xB = np.stack(
-        [index_2xB[0], index_2xB[1, ::-1]]
-    )  # changes the rounding only, which a deep model amplifies
+    reordered_2xB = index_2xB.copy()  # This order changes only the rounding, which a deep model amplifies.
+    reordered_2xB[1, 1:] = index_2xB[1, :0:-1]
     results = map(logits_of_first_chunk, (index_2xB, exchanged_2xB, reordered_2xB))
     for logits in zip(*results, strict=True):
         own_BxK, exchanged_BxK, reordered_BxK = map(np.asarray, logits)
