@@ -2,7 +2,7 @@
 
     python -m mnist_jax.main --config=configs/mnist_best.py
 
-Muon with a one-cycle learning rate over 40 epochs of digits that are turned, scaled, sheared, moved and distorted.
+Muon with a one-cycle learning rate over 40 epochs of digits that are turned, scaled, sheared and moved, with dropout.
 Chosen by its accuracy on the last 20% of the training split.
 """
 
@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.model.stages = ((32, 32), (64, 64), (128, 128))
     config.model.pool = (2, 2, 2)
     config.model.batch_norm = True
+    config.model.stage_dropout = (0.1, 0.1, 0.2)
     config.model.hidden = ()
     config.loss.label_smoothing = 0.05
     config.schedule.name = 'one_cycle'
@@ -27,8 +28,5 @@ def get_config() -> ConfigDict:
     optimizer.learning_rate = 0.02
     optimizer.weight_decay = 0.05
     config.optimizer = optimizer
-    config.augmentation = (
-        {'name': 'affine', 'rotation': 12.0, 'scale': 0.12, 'shear': 8.0, 'shift': 2.0},
-        {'name': 'elastic', 'distance': 24.0, 'probability': 0.5},
-    )
+    config.augmentation = ({'name': 'affine', 'rotation': 16.0, 'scale': 0.16, 'shear': 10.0, 'shift': 2.0},)
     return config

@@ -36,7 +36,7 @@ DIGESTS = {
     'fast_gpu': '9f14dbed9ec9',
     'digits_best': '9d54524dfc98',
     'handwriting': 'a47f049dd2df',
-    'mnist_best': '2cef3aa9e07b',
+    'mnist_best': '86304235d24e',
     'mnist_1k': '5849474e7967',
     'mnist_5k': '3d08a7a3f751',
     'mnist_10k': '9e6a22fd0e69',
