@@ -15,6 +15,7 @@ from conftest import ROOT, environment
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.studies.population import train_population
+from mnist_jax.studies.rounds import Rounds
 from mnist_jax.studies.space import choice, log_uniform, when
 from mnist_jax.studies.study import Outcome, Study, load_study
 from mnist_jax.studies.sweep import Sweep, run_sweep
@@ -53,6 +54,12 @@ def test_successive_halving_trains_the_best_further(small, tmp_path):
     points = [sorted({task.trial.point['batch_size'] for task in tasks}) for tasks in rounds]
     assert points == [list(values), [1, 4, 8], [4]]
     assert {task.trial.seed for task in rounds[2]} == {0, 1}
+
+
+def test_each_round_has_exactly_its_share_of_the_points(small):
+    study = Study({'batch_size': choice(*range(1, 170))}, reduction=13)
+    rounds, _ = simulate(Rounds(study, small(epochs=169)), lambda task: -task.trial.number)
+    assert [len(tasks) for tasks in rounds] == [169, 13, 1]  # In floating point, 169 (1 / 13 / 13) is more than 1.
 
 
 def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):
