@@ -23,7 +23,8 @@ from mnist_jax.learning import transfer
 from mnist_jax.learning.state import TrainState
 from mnist_jax.models.layer_table import format_table
 from mnist_jax.report import curves, figures
-from mnist_jax.training.experiment import Experiment, HostBatch, make_experiment
+from mnist_jax.training.calls import HostBatch
+from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.plan import rates
 
 CHECK_STEPS = 200  # updates with the same batch

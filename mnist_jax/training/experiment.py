@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -15,7 +13,6 @@ from mnist_jax.config import ConfigDict
 from mnist_jax.data import batches
 from mnist_jax.data.builder import Description
 from mnist_jax.data.records import Examples, Split
-from mnist_jax.data.source import Source
 from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose, package_name
@@ -26,19 +23,11 @@ from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.learning.step import Data, RunNumbers, StepParts, Sums
 from mnist_jax.models.layer_table import list_layers
+from mnist_jax.training import calls
+from mnist_jax.training.calls import HostBatch
 from mnist_jax.training.plan import Plan, make_plan
 
 ON_NONFINITE = {'stop': False, 'skip': True}
-# With config.steps_per_call=0, a call makes STEPS_PER_CALL updates on an accelerator, and on a CPU if a step has fewer
-# than SHORT_STEP multiply-adds, because such steps are too short to dispatch one by one. If the examples are on the
-# devices, a call makes all updates of an epoch, up to LONG_CALL multiply-adds: a few seconds.
-STEPS_PER_CALL, SHORT_STEP, LONG_CALL = 32, 100e6, 1e13
-# Batches per call when evaluating on an accelerator: dispatching a batch takes longer than computing it.
-EVAL_STEPS_PER_CALL = 16
-DEVICE_MEMORY_FRACTION = 0.25  # of a device's memory, for examples that are kept on it automatically
-
-HostBatch = dict[str, np.ndarray]
-"""A batch in host memory, with a leading axis of the devices of this process."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +55,7 @@ class Experiment(Plan):
         """Makes one update per batch of `group` in one call; with several, the sums have a leading axis of steps."""
         if len(group) == 1:
             return self._compiled_train_step(state, group[0], self._numbers, self._train_data)
-        return self._compiled_train_steps(state, _stack(group), self._numbers, self._train_data)
+        return self._compiled_train_steps(state, calls.stack(group), self._numbers, self._train_data)
 
     def eval_steps(
         self, variables: Variables, group: Sequence[HostBatch], data: Data | None = None
@@ -86,7 +75,7 @@ class Experiment(Plan):
             return self._compiled_eval_step(variables, group[0], data)
         empty = {name: np.zeros_like(column) for name, column in group[0].items()}
         padding = [empty] * (self.eval_steps_per_call - len(group))  # so that there is one program for all splits
-        return self._compiled_eval_steps(variables, _stack([*group, *padding]), data)
+        return self._compiled_eval_steps(variables, calls.stack([*group, *padding]), data)
 
     def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
         """Returns training images, float32 NxHxWxC, with the indices `index`, as the step changes them in an epoch."""
@@ -187,7 +176,7 @@ class Experiment(Plan):
 
     def train_calls(self, epoch: int, first: int = 0) -> Iterator[list[HostBatch]]:
         """Yields the batches of an epoch in groups of `steps_per_call`, each for one call of `train_steps`."""
-        return _groups(self.train_batches(epoch, first), self.steps_per_call)
+        return calls.groups(self.train_batches(epoch, first), self.steps_per_call)
 
     def eval_batches(self, split: Examples) -> Iterator[HostBatch]:
         """Yields the batches of a split, in order."""
@@ -197,7 +186,7 @@ class Experiment(Plan):
 
     def eval_calls(self, split: Examples) -> Iterator[list[HostBatch]]:
         """Yields the batches of a split, in order, in groups of `eval_steps_per_call`, each for one `eval_steps`."""
-        return _groups(self.eval_batches(split), self.eval_steps_per_call)
+        return calls.groups(self.eval_batches(split), self.eval_steps_per_call)
 
 
 def make_experiment(
@@ -245,8 +234,8 @@ def make_experiment(
             f'config.optimizer.accumulate must be at most the number of batches of the run, '
             f'{config.epochs * steps_per_epoch:,}, got {accumulate}'
         )
-    on_device = _fits_on_device(source, replicas)
-    steps_per_call = config.steps_per_call or _automatic_steps_per_call(
+    on_device = calls.keeps_on_devices(source, replicas)
+    steps_per_call = config.steps_per_call or calls.automatic_steps_per_call(
         config, replicas.on_cpu, on_device, config.batch_size * multiply_adds
     )
     eval_batch_size = min(config.eval_batch_size, test_size)
@@ -292,32 +281,5 @@ def make_experiment(
         padded_batch_size=padded_batch_size,
         eval_batch_size=eval_batch_size,
         padded_eval_batch_size=padded_eval_batch_size,
-        eval_steps_per_call=1 if replicas.on_cpu else EVAL_STEPS_PER_CALL,
+        eval_steps_per_call=1 if replicas.on_cpu else calls.EVAL_STEPS_PER_CALL,
     )
-
-
-def _groups(remaining: Iterator[HostBatch], size: int) -> Iterator[list[HostBatch]]:
-    while group := list(itertools.islice(remaining, size)):
-        yield group
-
-
-def _stack(group: Sequence[HostBatch]) -> HostBatch:
-    """Returns the batches with a second axis of steps, after that of the devices."""
-    return {name: np.stack([batch[name] for batch in group], axis=1) for name in group[0]}
-
-
-def _fits_on_device(source: Source, replicas: Replicas) -> bool:
-    """Returns whether the examples are to be kept in the memory of the devices; see `config.dataset.on_device`."""
-    if source.on_device != 'auto':
-        return source.on_device == 'on'
-    examples = sum(source.count(name) for name in source.split_names)
-    return examples * math.prod(source.image_shape) < DEVICE_MEMORY_FRACTION * replicas.memory
-
-
-def _automatic_steps_per_call(config: ConfigDict, on_cpu: bool, on_device: bool, multiply_adds: int) -> int:
-    """Returns the number of updates per call, given the multiply-adds of one update; see `STEPS_PER_CALL`."""
-    if on_cpu:
-        steps = STEPS_PER_CALL if multiply_adds < SHORT_STEP else 1
-    else:
-        steps = max(1, int(LONG_CALL / max(1, multiply_adds))) if on_device else STEPS_PER_CALL
-    return min(steps, config.checkpoint_every_steps or steps)

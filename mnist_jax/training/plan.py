@@ -80,22 +80,26 @@ class Plan:
 
         A program with a part that is the user's own must not, because its code is not that of this package.
         """
-        # A run can be loaded without the steps that it was trained with.
-        steps = [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
-        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
-        names = [package_name(part) for part in [*steps, *parts]]
-        if None in names:
+        if None in self._part_names:
             return None
         fields = {name: value for name, value in config_fields(self.config) if name not in NOT_COMPILED}
         data = (self.source.image_shape, len(self.source.class_names), self.source.normalization)
-        return f'{name} {names} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
+        return f'{name} {self._part_names} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
+
+    @property
+    def _part_names(self) -> list[str | None]:
+        """The names of the parts of compiled programs; None for each that is not of this package."""
+        # A run can be loaded without the steps that it was trained with.
+        steps = [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
+        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
+        return [package_name(part) for part in [*steps, *parts]]
 
     @property
     def of_package(self) -> bool:
         """Whether all parts come with this package, so that another process has them, too."""
         dataset = [type(self.source), self.source.data.make_builder]
         trackers = [TRACKERS.get(name) for name in self.config.trackers]
-        return self.program_key('') is not None and None not in map(package_name, [*dataset, *trackers])
+        return None not in [*self._part_names, *map(package_name, [*dataset, *trackers])]
 
     def first_snapshot(self) -> Snapshot:
         """Returns the snapshot before the first step."""
