@@ -55,10 +55,10 @@ def main() -> None:
 def _report(error: BaseException) -> int:
     """Prints what went wrong, and returns the exit status."""
     if isinstance(error, SystemExit):
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-            return 1
-        return error.code or 0
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)  # as Python does
+        return 1
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr)
         return error.status

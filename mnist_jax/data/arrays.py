@@ -240,7 +240,10 @@ def draw_test_split(arrays: dict[str, Arrays], test_fraction: float, seed: int) 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """A key that sorts 'class 10' after 'class 9', and no two names alike."""
-    parts = [part for part in re.split(r'(\d+)', name) if part]
-    # The number with fewer digits is the smaller one; Python refuses to convert those with thousands of digits.
-    keys = [(0, len(part.lstrip('0')), part.lstrip('0')) if part.isdecimal() else (1, 0, part) for part in parts]
-    return keys, name
+
+    def key(part: str) -> tuple[int, int, str]:
+        # The number with fewer digits is the smaller one; Python refuses to convert those with thousands of digits.
+        digits = part.lstrip('0')
+        return (0, len(digits), digits) if part.isdecimal() else (1, 0, part)
+
+    return [key(part) for part in re.split(r'(\d+)', name) if part], name

@@ -77,9 +77,10 @@ def read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             return
         with contents:
             for name in contents.files:
-                if not isinstance(contents[name], np.ndarray):
+                array = contents[name]
+                if not isinstance(array, np.ndarray):
                     raise ValueError(f'its member {name!r} is not an array')
-                yield (path.stem if name == ONLY_ARRAY else name), contents[name]
+                yield (path.stem if name == ONLY_ARRAY else name), array
     except (*PARSER_ERRORS, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         raise UserError(
             f'raw file {str(path)!r} must be a .npy or .npz file of numbers or texts, not of Python objects'

@@ -70,12 +70,12 @@ def start_backend(
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     available = min(map(len, by_process))
-    if devices > available and fewer_devices:
+    if devices > available:
+        if not fewer_devices:
+            kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
+            raise UserError(f'config.devices must be from 1 to {available} ({kind}), or 0 for automatic, got {devices}')
         logging.info('devices   %d instead of config.devices=%d', available, devices)
         devices = available
-    if devices > available:
-        kind = 'virtual devices on the CPU' if jax.default_backend() == 'cpu' else jax.default_backend()
-        raise UserError(f'config.devices must be from 1 to {available} ({kind}), or 0 for automatic, got {devices}')
     if jax.default_backend() == 'cpu':
         processes.check_host_name()
         processes.check_connections()

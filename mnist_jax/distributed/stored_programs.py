@@ -24,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mnist_jax import files
 from mnist_jax.errors import WriteError
+from mnist_jax.factory import PACKAGE
 from mnist_jax.kernels.build import kernels_available
 
 
@@ -36,7 +37,6 @@ enabled = _is_command()
 """Whether to store and to load programs. Only this package's own command does: in a script, a notebook or a test,
 functions of the package may have been replaced, which nothing here would notice."""
 
-PACKAGE = Path(__file__).parents[1]
 # The packages whose code programs are made of. Everything else that a program depends on is a value in its key.
 CODE = ('kernels', 'models', 'learning', 'distributed', 'training', 'inference')
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ziglang')

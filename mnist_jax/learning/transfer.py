@@ -115,7 +115,7 @@ def with_rates(optimizer: Optimizer, frozen: Sequence[str], rates: Sequence[tupl
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
         factor = rate_factor(path_name(path), frozen, rates)
-        return update if factor == 1 else update * factor if factor else jnp.zeros_like(update)
+        return update * factor if factor else jnp.zeros_like(update)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
         updates, state = optimizer.update(updates, state, params, **extra)

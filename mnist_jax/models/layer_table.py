@@ -41,10 +41,11 @@ def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
-        arrays = [leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')]
-        if context.method_name == '__call__' and arrays:
-            recorded = arrays[0] if get_opaque_trace_state() == outside else jax.typeof(arrays[0])
-            outputs[context.module.path] = (type(context.module).__name__, recorded)
+        if context.method_name == '__call__':
+            array = next((leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')), None)
+            if array is not None:
+                recorded = array if get_opaque_trace_state() == outside else jax.typeof(array)
+                outputs[context.module.path] = (type(context.module).__name__, recorded)
         return output
 
     with nn.intercept_methods(record):

@@ -30,8 +30,8 @@ def in_chunks(training: Training) -> contextlib.AbstractContextManager[None]:
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         # A subclass has a `__call__` of its own, which usually calls that of the layer.
         method = inspect.unwrap(getattr(context.orig_method, 'func', context.orig_method))
-        if method in METHODS and not context.module.is_initializing():
-            return METHODS[method](context.module, call, training, *args, **kwargs)
+        if method in REPLACEMENTS and not context.module.is_initializing():
+            return REPLACEMENTS[method](context.module, call, training, *args, **kwargs)
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
@@ -140,13 +140,13 @@ def _normalization(module: nn.Module, call: Callable, training: Training, x: jax
     return call(x, **kwargs)
 
 
-REPLACEMENTS: dict[type[nn.Module], Callable] = {
+LAYERS: dict[type[nn.Module], Callable] = {
     nn.BatchNorm: _batch_norm,
     nn.Dropout: _dropout,
     nn.MultiHeadDotProductAttention: _attention,
     **dict.fromkeys(NORMALIZATIONS, _normalization),
 }
-METHODS = {inspect.unwrap(layer.__call__): replacement for layer, replacement in REPLACEMENTS.items()}
+REPLACEMENTS = {inspect.unwrap(layer.__call__): replacement for layer, replacement in LAYERS.items()}
 
 
 def _refusal(module: nn.Module, problem: str) -> UserError:

@@ -142,7 +142,7 @@ def run_study(
     sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
     arguments = ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}']
     on_cpu = sweep.check()
-    count = worker_count or workers.default_count(on_cpu, arguments)
+    count = workers.choose_count(worker_count, on_cpu, arguments)
     # Another process does not know the parts that this one has added to the tables.
     if count > 1 and not sweep.uses_only_package_parts():
         if worker_count is not None:

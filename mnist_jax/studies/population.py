@@ -63,7 +63,7 @@ def train_population(
     Args:
       config: The config of all members.
       workdir: The directory of the population.
-      worker_count: See `workers.share_work`; 0 writes no table, and None is `workers.default_count`.
+      worker_count: See `workers.share_work`; 0 writes no table, and None is the default of `workers.choose_count`.
       arguments: See `workers.share_work`.
 
     Returns:
@@ -88,10 +88,10 @@ def train_population(
         Checkpoints(member.workdir).check_data(experiment.source.data.digests)
     files.make_directory(workdir, '--workdir')
 
-    done: set[Path] = set()  # Damaged metrics may say that a member is not finished, however often it is trained.
+    tried: set[Path] = set()  # Damaged metrics may say that a member is not finished, however often it is trained.
 
     def run(member: Member) -> None:
-        done.add(member.workdir)
+        tried.add(member.workdir)
         if not member.finished:
             try:
                 with workers.quiet():
@@ -101,10 +101,10 @@ def train_population(
             logging.info('seed %d: accuracy %.4f', member.config.seed, result['accuracy'])
 
     def work() -> None:
-        while missing := [member for member in members if member.workdir not in done and not member.finished]:
+        while missing := [member for member in members if member.workdir not in tried and not member.finished]:
             workers.do_one(missing, lambda member: workdir / 'claims' / member.workdir.name, run)
 
-    count = workers.default_count(experiment.replicas.on_cpu, arguments) if worker_count is None else worker_count
+    count = workers.choose_count(worker_count, experiment.replicas.on_cpu, arguments)
     status = workers.share_work(work, count, arguments)
     if worker_count != 0 and status == 0:
         _write_summary(workdir, members)

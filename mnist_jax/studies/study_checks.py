@@ -8,8 +8,17 @@ from mnist_jax.studies.study import Study
 MAX_SEEDS = 1000
 # The fields of a dataset that do not affect which examples validate a run; `train` only if they are not drawn from it.
 COMPARABLE = (
-    *('train', 'test', 'normalize', 'balance', 'class_weights'),
-    *('image_size', 'fit', 'channels', 'data_dir', 'in_memory', 'on_device'),
+    'train',
+    'test',
+    'normalize',
+    'balance',
+    'class_weights',
+    'image_size',
+    'fit',
+    'channels',
+    'data_dir',
+    'in_memory',
+    'on_device',
 )
 LOSS_WEIGHTS = ('dataset.balance', 'dataset.class_weights')
 

@@ -130,6 +130,8 @@ class Sweep:
     def _check_data(self) -> None:
         """Raises a UserError if a trial that will not be trained again has another config or other data."""
         checked = set()
+        # Without a study.json, only the trials themselves say of which config they are.
+        defined = (self.workdir / DEFINITION).exists()
         for standing in self.standings():
             selected = repr({name: value for name, value in standing.point.items() if name.startswith('dataset.')})
             if selected not in checked:
@@ -137,7 +139,7 @@ class Sweep:
                 data = self.plan(standing.point).source.data
                 data.prepare()
                 Checkpoints(self.trial_workdir(standing.trials[0])).check_data(data.digests)
-            for trial in standing.trials:  # Without a study.json, nothing else says of which config they are.
+            for trial in [] if defined else standing.trials:
                 checkpoints = Checkpoints(self.trial_workdir(trial))
                 if checkpoints.steps():
                     checkpoints.check_config(self.trial_config(trial))
@@ -281,7 +283,7 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
 
     Args:
       sweep: The study.
-      worker_count: See `workers.share_work`; 0 writes no table, and None is `workers.default_count`.
+      worker_count: See `workers.share_work`; 0 writes no table, and None is the default of `workers.choose_count`.
       arguments: See `workers.share_work`.
 
     Returns:
@@ -289,7 +291,7 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
     """
     workers.check_workers(worker_count)
     on_cpu = worker_count == 0 or sweep.check()  # The process that started this one has checked it.
-    count = workers.default_count(on_cpu, arguments) if worker_count is None else worker_count
+    count = workers.choose_count(worker_count, on_cpu, arguments)
     sweep.write()
     status = workers.share_work(sweep.work, count, arguments)
     if worker_count != 0 and status == 0:

@@ -22,11 +22,16 @@ MAX_MAPPINGS = 30_000  # memory mappings of this process, of which Linux permits
 Task = TypeVar('Task')
 
 
-def default_count(on_cpu: bool, arguments: Sequence[str] | None) -> int:
-    """Returns the number of processes that share work by default: one per core on a CPU, and one on an accelerator.
+def choose_count(workers: int | None, on_cpu: bool, arguments: Sequence[str] | None) -> int:
+    """Returns the number of processes that share work.
 
-    Without `arguments`, see `share_work`, it is 1.
+    Args:
+      workers: The number that the user asks for; None for one per core on a CPU, and one on an accelerator.
+      on_cpu: Whether the work runs on a CPU.
+      arguments: See `share_work`; if None, the default is one process.
     """
+    if workers is not None:
+        return workers
     return (len(cores_for_process(0, 1)) or os.cpu_count() or 1) if on_cpu and arguments is not None else 1
 
 
@@ -44,9 +49,9 @@ def share_work(
     Returns:
       The exit status; 128 plus the number of a signal that stopped the workers.
     """
-    if workers > 1 and arguments is None:
-        raise UserError(f'the number of workers must be 1 without a command line that starts them, got {workers}')
-    if workers > 1 and arguments is not None:
+    if workers > 1:
+        if arguments is None:
+            raise UserError(f'the number of workers must be 1 without a command line that starts them, got {workers}')
         return launch_workers([*arguments, '--workers=0'], workers, own_program or [sys.executable, *program()[1:]])
     work()
     return 0

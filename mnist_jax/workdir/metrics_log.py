@@ -134,7 +134,7 @@ class MetricsLog:
         self._csv_path = workdir / 'metrics.csv'
         rows, damaged = _read_rows(self._csv_path)
         self._rows = [row for row in rows if int(row['step']) <= step]
-        self._complete = True  # whether the file has all rows
+        self._has_unwritten = False
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         if damaged:
             kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
@@ -145,7 +145,7 @@ class MetricsLog:
             )
             # Now, not after the next epoch, which may never come: the run may be finished, or be killed.
             if self._rows:
-                self._complete = False
+                self._has_unwritten = True
                 self.complete()
 
     @staticmethod
@@ -166,14 +166,14 @@ class MetricsLog:
         if not self._writes:
             return
         self._rows.append({name: '' if row[name] is None else str(row[name]) for name in COLUMNS})
-        self._complete = False
+        self._has_unwritten = True
         self.complete()
         self._on_epoch(row)
         logging.info('%s', _format_epoch(row, self._epochs))
 
     def complete(self) -> None:
         """Writes the rows that could not be written so far, if there are any; logs why if they still cannot be."""
-        if not self._writes or self._complete:
+        if not self._writes or not self._has_unwritten:
             return
         try:
             self._write_rows()
@@ -186,7 +186,7 @@ class MetricsLog:
         writer.writeheader()
         writer.writerows(self._rows)
         files.write_text(self._csv_path, text.getvalue())
-        self._complete = True
+        self._has_unwritten = False
 
 
 def _format_epoch(row: Mapping[str, float | None], epochs: int) -> str:
