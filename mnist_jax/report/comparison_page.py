@@ -8,7 +8,7 @@ from mnist_jax.files import user_path
 from mnist_jax.report import curves, html_page
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.workdir.checkpoints import check_holds_only
-from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, notes, pair_rows, table_row
+from mnist_jax.workdir.comparison import HEADER, PAIR_HEADER, PAIR_TEST, notes, pair_rows, table_row
 from mnist_jax.workdir.finished_runs import read_runs
 from mnist_jax.workdir.recipes import (
     CLAIM_HEADER,
@@ -54,8 +54,7 @@ def compare_runs(patterns: Sequence[str], directory: str | Path) -> Path:
         about = f'The config fields in which the runs differ. {omitted}'.strip()
         sections['fields'] = Table('Fields', about, fields[0], fields[1:], text_columns=len(fields[0]))
     if pairs:
-        about = "McNemar's exact test of the difference in accuracy of each pair of runs."
-        about += f' {untested}' if untested else ''
+        about = f'{PAIR_TEST}. {untested}'.strip()
         sections['pairs'] = Table('Pairwise differences', about, PAIR_HEADER, pairs, text_columns=2)
     recipes = group_runs(runs)
     if any(len(recipe.runs) > 1 for recipe in recipes):

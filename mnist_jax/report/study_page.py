@@ -23,7 +23,7 @@ class StudyPoint(NamedTuple):
     Attributes:
       name: Its number.
       values: The values of the varied fields by name; a field that the point does not have is missing.
-      scores: The monitored metric of each trial that did not diverge.
+      scores: The monitored metric of each trial; empty if one of them diverged.
       seconds: The mean training time of a trial.
       parameters: The number of parameters of the model.
       multiply_adds: Its multiplications and additions for an image.
@@ -40,7 +40,7 @@ class StudyPoint(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean score; NaN if all trials diverged."""
+        """The mean score; NaN if a trial diverged."""
         return float(np.mean(self.scores)) if self.scores else math.nan
 
 
@@ -182,18 +182,28 @@ def learning_curves(points: Sequence[StudyPoint], metric: str, maximizes: bool) 
 
 
 @figures.styled
-def costs(points: Sequence[StudyPoint], metric: str, maximizes: bool) -> ReportFigure:
-    """Draws the score against the training time and the number of parameters, with the Pareto fronts."""
-    ranked = _ranked(points, maximizes)
+def costs(
+    points: Sequence[StudyPoint], compared: Sequence[StudyPoint], monitor: str, metric: str, maximizes: bool
+) -> ReportFigure:
+    """Draws the score against the training time and the size of the model, with the Pareto fronts.
+
+    Args:
+      points: The points with the scores of their last epochs, which took the time.
+      compared: The points with their scores after the same number of epochs, which the sizes are drawn against.
+      monitor, metric: The names of the two scores.
+      maximizes: Whether a larger score is better.
+    """
     figure, axes = figures.new_figure(11, 3.4, 1, 3)
     tooltips: dict[str, str] = {}
     kinds = {'training time in seconds': 'seconds', 'parameters': 'parameters', 'multiply-adds': 'multiply_adds'}
     for index, (axis, (label, name)) in enumerate(zip(axes.flat, kinds.items(), strict=True)):
+        own_points, score = (points, monitor) if name == 'seconds' else (compared, metric)
+        ranked = _ranked(own_points, maximizes)
         cost = [float(getattr(point, name)) for point in ranked]
         for number, (point, own) in enumerate(zip(ranked, cost, strict=True)):
             gid = f'cost-{index}-{number}'
             axis.plot(own, point.mean, 'o', color=BLUE, markersize=5, alpha=0.7, gid=gid, zorder=3)
-            tooltips[gid] = _describe(point, metric)
+            tooltips[gid] = _describe(point, score)
         front = pareto_front(cost, [point.mean if maximizes else -point.mean for point in ranked])
         axis.step(
             [cost[place] for place in front],
@@ -204,7 +214,9 @@ def costs(points: Sequence[StudyPoint], metric: str, maximizes: bool) -> ReportF
         )
         if cost and min(cost) > 0 and max(cost) / min(cost) >= LOG_RATIO:
             axis.set_xscale('log')
-        axis.set(xlabel=label, ylabel=metric.replace('_', ' ') if index == 0 else '')
+        axis.set(
+            xlabel=label, ylabel=score.replace('_', ' ') if index == 0 or (index == 1 and metric != monitor) else ''
+        )
         figures.add_grid(axis)
     about = 'A dot per point. The orange line joins those that no other point beats at the same cost or a lower one.'
     return ReportFigure('What it costs', about, figure, tooltips)
@@ -221,7 +233,7 @@ def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
 
 @figures.styled
 def importance(fields: Sequence[str], points: Sequence[StudyPoint], metric: str) -> ReportFigure | None:
-    """Draws how much the score depends on each field; None for fewer than eight points.
+    """Draws how much the score depends on each field; None for fewer than eight points, or if it depends on none.
 
     It is the permutation importance (Breiman 2001) in a random forest that predicts the mean score of a point: the mean
     loss of explained variance if the values of the field are shuffled.
@@ -237,7 +249,10 @@ def importance(fields: Sequence[str], points: Sequence[StudyPoint], metric: str)
         scale = _Scale([point.values[field] for point in finite if field in point.values])
         columns.append([scale.position(point.values[field]) if field in point.values else -1.0 for point in finite])
     inputs, targets = np.array(columns).T, np.array([point.mean for point in finite])
-    forest = RandomForestRegressor(200, random_state=0).fit(inputs, targets)
+    forest = RandomForestRegressor(200, oob_score=True, random_state=0).fit(inputs, targets)
+    # The score on the points of the fit would be high even if no field mattered.
+    if forest.oob_score_ <= 0:
+        return None
     result = permutation_importance(forest, inputs, targets, n_repeats=30, random_state=0)
     order = np.argsort(result.importances_mean)
     figure, axes = figures.new_figure(11, 0.45 * len(fields) + 1)
@@ -252,7 +267,7 @@ def importance(fields: Sequence[str], points: Sequence[StudyPoint], metric: str)
     figures.add_grid(axis)
     about = (
         f'Permutation importance in a random forest that predicts the {metric.replace("_", " ")} of {len(finite)} '
-        f'points, of whose variance it explains {forest.score(inputs, targets):.0%}. It says nothing about values that '
-        'were not tried.'
+        f'points. It predicts {forest.oob_score_:.0%} of their variance when they are left out (out of bag). It says '
+        'nothing about values that were not tried.'
     )
     return ReportFigure('Importance of the fields', about, figure, tooltips)

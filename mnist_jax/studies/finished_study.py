@@ -76,7 +76,7 @@ class FinishedStudy:
         """Returns the differences of the other points from the best one, and whether they are significant, as text.
 
         Differences are positive if the other point is better. The p-values are those of the sign-flip permutation test,
-        alone and corrected for the number of points (Holm).
+        alone and corrected for all pairs of points (Holm).
         """
         return '\n'.join(text_tables.titled([[*study_report.CLAIM_HEADER], *study_report.claim_rows(self._standings)]))
 
@@ -92,7 +92,7 @@ class FinishedStudy:
         validation alone.
         """
         if self._standings[0].score is None:
-            raise UserError('the best point of the study must have runs that did not diverge, but all of them did')
+            raise UserError('the study must have a point of which no run diverged, but one of each did')
         with workers.quiet():
             return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
 

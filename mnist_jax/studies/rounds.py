@@ -57,6 +57,7 @@ class Rounds:
         while points := self._search(self._study.vary, self._values, results):
             numbered = {len(results) + index: point for index, point in enumerate(points)}
             scores: dict[int, float | None] = {}
+            first_scores: dict[int, float | None] = {}
             remaining = list(numbered)
             for epochs, divisor in self._rungs():
                 ranked = sorted(remaining, key=lambda number: _descending(scores.get(number, 0.0)))
@@ -71,7 +72,11 @@ class Rounds:
                 for number in remaining:
                     own = [outcomes[task.trial.name, task.epochs] for task in tasks if task.trial.number == number]
                     scores[number] = Standing(number, numbered[number], epochs, own).score
-            results += [(point, scores[number]) for number, point in numbered.items()]
+                first_scores = first_scores or dict(scores)
+            # A search that learns from the results compares all points after the same number of epochs.
+            results += [
+                (point, None if scores[number] is None else first_scores[number]) for number, point in numbered.items()
+            ]
 
     def _rungs(self) -> list[tuple[int, int]]:
         """Returns the epochs of each round of successive halving, and the divisor of the number of points in it."""

@@ -127,12 +127,16 @@ def load_study(path: str | Path) -> Study:
     """
     file = files.user_path(path, '--sweep')
     try:
-        study = load_module(file, 'study').get_study()
+        get_study = load_module(file, 'study').get_study
     except (Exception, SystemExit) as error:  # The file is the user's: whatever it raises is for them to fix.
         raise UserError(
             f'--sweep must be a Python file that defines get_study(), got {str(path)!r}: '
             f'{type(error).__name__}: {first_line(error)}'
         ) from None
+    try:
+        study = get_study()
+    except (Exception, SystemExit) as error:
+        raise UserError(f'get_study() in {str(path)!r} failed: {type(error).__name__}: {first_line(error)}') from None
     if not isinstance(study, Study):
         raise UserError(f'get_study() in {str(path)!r} must return a mnist_jax.studies.study.Study, got {study!r}')
     return study

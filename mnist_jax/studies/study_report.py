@@ -2,12 +2,14 @@
 
 import csv
 import io
+import itertools
 import math
 import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from mnist_jax import files, text_tables
@@ -78,16 +80,16 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
 def claim_rows(standings: Sequence[Standing]) -> list[list[str]]:
     """Compares each other point that was trained as long with the best one over the seeds; rows of `CLAIM_HEADER`.
 
-    Differences are positive if the other point is better, whatever the metric is. The p-values are corrected for the
-    number of points (Holm).
+    Differences are positive if the other point is better, whatever the metric is. The p-values are corrected for all
+    pairs of points (Holm), not only for those shown, because the best point was chosen by the same scores.
     """
-    best, *others = standings
-    compared = [point for point in others if point.score is not None and point.epochs == best.epochs]
-    found = [claims.compare(point.scores, best.scores) for point in compared if best.score is not None]
-    corrected = claims.holm([claim.p_value for claim in found])
+    compared = [point for point in standings if point.score is not None and point.epochs == standings[0].epochs]
+    pairs = list(itertools.combinations(compared, 2))
+    corrected = claims.holm([claims.sign_flip_p_value(np.subtract(a.scores, b.scores)) for a, b in pairs])
     return [
-        [f'{point.number:04d}', *claims.cells(claim, p_value)]
-        for point, claim, p_value in zip(compared, found, corrected, strict=False)
+        [f'{other.number:04d}', *claims.cells(claims.compare(other.scores, best.scores), p_value, len(pairs))]
+        for (best, other), p_value in zip(pairs, corrected, strict=True)
+        if best is compared[0]
     ]
 
 
@@ -108,7 +110,8 @@ def make_sections(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, Sect
     if differences := claim_rows(standings) if sweep.study.seeds > 1 else []:
         about = (
             'Each point against the best one, over the same seeds: mean difference, its BCa bootstrap interval, the '
-            'p-value of the sign-flip permutation test, alone and corrected for the number of points (Holm).'
+            'p-value of the sign-flip permutation test, alone and corrected for all pairs of points (Holm), because '
+            'the best one was chosen by the same scores.'
         )
         sections['claims'] = Table('Differences from the best point', about, CLAIM_HEADER, differences)
     if (figure := study_page.importance(fields, compared, metric)) is not None:
@@ -116,7 +119,7 @@ def make_sections(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, Sect
     if fields:
         sections['slices'] = study_page.slices(fields, compared, metric, maximizes)
     sections['curves'] = study_page.learning_curves(points, monitor, maximizes)
-    sections['costs'] = study_page.costs(points, monitor, maximizes)
+    sections['costs'] = study_page.costs(points, compared, monitor, metric, maximizes)
     return sections
 
 
@@ -141,8 +144,8 @@ def _write_page(sweep: Sweep, standings: Sequence[Standing]) -> Path:
 
 def _after(point: StudyPoint, epochs: int) -> StudyPoint:
     """Returns a point with the scores that its trials had after fewer epochs."""
-    scores = [curve[epochs - 1] for curve in point.curves if len(curve) >= epochs and math.isfinite(curve[epochs - 1])]
-    return point._replace(scores=scores)
+    scores = [curve[epochs - 1] if len(curve) >= epochs else math.nan for curve in point.curves]
+    return point._replace(scores=scores if all(map(math.isfinite, scores)) else [])
 
 
 def _study_point(sweep: Sweep, standing: Standing) -> StudyPoint:
@@ -153,7 +156,7 @@ def _study_point(sweep: Sweep, standing: Standing) -> StudyPoint:
     return StudyPoint(
         name=f'{standing.number:04d}',
         values=standing.point,
-        scores=[sweep.value(standing.point, score) for score in standing.scores],
+        scores=[] if standing.score is None else [sweep.value(standing.point, score) for score in standing.scores],
         seconds=statistics.fmean(outcome.seconds for outcome in standing.outcomes),
         parameters=sum(layer.trainable + layer.non_trainable for layer in layers),
         multiply_adds=sum(layer.multiply_adds for layer in layers),

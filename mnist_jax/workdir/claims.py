@@ -4,6 +4,7 @@ The unit is a seed, not a test example: the result of a recipe varies from seed 
 can resolve. Differences are paired by seed, since runs with the same seed share the order of the examples.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -42,14 +43,15 @@ class Claim(NamedTuple):
     superiority: float
     needed: int | None
 
-    def verdict(self, p_value: float | None = None) -> str:
+    def verdict(self, p_value: float | None = None, comparisons: int = 1) -> str:
         """Returns what the comparison shows at a level of 5%, in words.
 
         Args:
           p_value: The p-value after a correction for several comparisons; by default, that of this one alone.
+          comparisons: Their number.
         """
-        if self.smallest_p_value >= 1 - CONFIDENCE:
-            return f'too few seeds to tell: at least {seeds_for_significance()} are needed'
+        if comparisons * self.smallest_p_value >= 1 - CONFIDENCE:
+            return f'too few seeds to tell: at least {seeds_for_significance(comparisons)} are needed'
         if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
             return 'better' if self.difference > 0 else 'worse'
         # The estimate is that of an uncorrected t-test, so it may be a number that has just turned out to be too small.
@@ -73,8 +75,14 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Claim:
     )
 
 
-def cells(claim: Claim, p_value: float) -> list[str]:
-    """Returns a claim as strings: seeds, difference, interval, p-value, corrected p-value, superiority, verdict."""
+def cells(claim: Claim, p_value: float, comparisons: int) -> list[str]:
+    """Returns a claim as strings: seeds, difference, interval, p-value, corrected p-value, superiority, verdict.
+
+    Args:
+      claim: One of several comparisons.
+      p_value: Its p-value after the correction.
+      comparisons: The number of comparisons.
+    """
     interval = 'NA' if claim.interval is None else f'{claim.interval[0]:+.4f} to {claim.interval[1]:+.4f}'
     return [
         str(claim.seeds),
@@ -83,7 +91,7 @@ def cells(claim: Claim, p_value: float) -> list[str]:
         f'{claim.p_value:.3g}',
         f'{p_value:.3g}',
         f'{claim.superiority:.0%}',
-        claim.verdict(p_value),
+        claim.verdict(p_value, comparisons),
     ]
 
 
@@ -114,19 +122,23 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float:
     and of 10,000 random ones and the one that was observed for more.
     """
     sample = np.asarray(differences, float)
-    if len(sample) <= EXACT_SEEDS:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(sample))))
-    else:
-        random = np.random.default_rng(0).choice((1, -1), (RESAMPLES, len(sample)))
-        signs = np.concatenate([np.ones((1, len(sample)), int), random])
-    sums = np.abs(signs @ sample)
+    sums = np.abs(_signs(len(sample)) @ sample)
     # Equal sums may differ by rounding.
     return float((sums >= sums[0] - 1e-12 * np.abs(sample).sum()).mean())
 
 
-def seeds_for_significance() -> int:
-    """Returns the smallest number of seeds for which the sign-flip test can give a p-value below 5%."""
-    return next(count for count in itertools.count(1) if 2.0 ** (1 - count) < 1 - CONFIDENCE)
+@functools.lru_cache(maxsize=1)  # A study has the same number of seeds for all pairs of its points.
+def _signs(count: int) -> np.ndarray:
+    """Returns flips of the signs of `count` numbers, the first of which flips none."""
+    if count <= EXACT_SEEDS:
+        return np.array(list(itertools.product((1, -1), repeat=count)))
+    random = np.random.default_rng(0).choice((1, -1), (RESAMPLES, count))
+    return np.concatenate([np.ones((1, count), int), random])
+
+
+def seeds_for_significance(comparisons: int = 1) -> int:
+    """Returns the smallest number of seeds for which the sign-flip test can give a corrected p-value below 5%."""
+    return next(count for count in itertools.count(1) if comparisons * 2.0 ** (1 - count) < 1 - CONFIDENCE)
 
 
 def seeds_needed(difference: float, deviation: float, power: float = 0.8) -> int | None:

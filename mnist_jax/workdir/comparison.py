@@ -8,6 +8,7 @@ import numpy as np
 from mnist_jax import text_tables
 from mnist_jax.errors import UserError
 from mnist_jax.learning import metrics
+from mnist_jax.workdir import claims
 from mnist_jax.workdir.finished_runs import FinishedRun, read_runs
 from mnist_jax.workdir.recipes import field_rows, recipe_lines
 from mnist_jax.workdir.results import read_predictions
@@ -16,7 +17,13 @@ HEADER = (
     'run', 'dataset', 'model', 'parameters', 'epochs', 'step', 'accuracy', '95% interval', 'cross-entropy',
     'training time', 'images/s',
 )  # fmt: skip
-PAIR_HEADER = ('first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', '')
+PAIR_HEADER = (
+    'first run', 'second run', 'difference', 'only first correct', 'only second correct', 'p-value', 'corrected', '',
+)  # fmt: skip
+PAIR_TEST = (
+    "McNemar's exact test of the difference in accuracy of each pair of runs: its p-value, alone and corrected for the "
+    'number of pairs (Holm)'
+)
 
 
 def comparison_table(patterns: Sequence[str]) -> str:
@@ -31,7 +38,7 @@ def comparison_table(patterns: Sequence[str]) -> str:
         lines += [omitted] if omitted else []
     rows, note = pair_rows(runs)
     if rows:
-        lines += ['', "McNemar's exact test of the difference in accuracy for each pair of runs", '']
+        lines += ['', PAIR_TEST, '']
         lines += text_tables.titled([PAIR_HEADER, *rows], left=2)
     lines += ['', note] if note else []
     if recipes := recipe_lines(runs):
@@ -69,42 +76,44 @@ def notes(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def pair_rows(runs: Sequence[FinishedRun]) -> tuple[list[list[str]], str]:
-    """Compares all pairs of runs.
+    """Compares all pairs of runs; the p-values are corrected for the number of pairs (Holm).
 
     Returns:
       A row of `PAIR_HEADER` for each pair that was evaluated on the same examples, and a sentence about the other
       pairs, or ''.
     """
-    rows, untested = [], []
+    tested, untested = [], []
     for first, second in itertools.combinations(runs, 2):
-        row = _pair_row(first, second)
-        if row is None:
-            untested.append(f'{first.name} and {second.name}')
+        if first.result['split_sha256'] == second.result['split_sha256']:
+            tested.append((first, second, *_disagreements(first, second)))
         else:
-            rows.append(row)
+            untested.append(f'{first.name} and {second.name}')
+    p_values = [metrics.mcnemar_exact(only_first, only_second) for *_, only_first, only_second in tested]
+    rows = [
+        [
+            first.name,
+            second.name,
+            f'{first.result["accuracy"] - second.result["accuracy"]:+.4f}',
+            str(only_first),
+            str(only_second),
+            f'{p_value:.3g}',
+            f'{corrected:.3g}',
+            'significant at 5%' if corrected < 0.05 else 'may be chance',
+        ]
+        for (first, second, only_first, only_second), p_value, corrected in zip(
+            tested, p_values, claims.holm(p_values), strict=True
+        )
+    ]
     if not untested:
         return rows, ''
     return rows, f'Not tested, because they were evaluated on different examples: {"; ".join(untested)}'
 
 
-def _pair_row(first: FinishedRun, second: FinishedRun) -> list[str] | None:
-    """Returns a row of `PAIR_HEADER`, or None if the runs were evaluated on different examples."""
-    if first.result['split_sha256'] != second.result['split_sha256']:
-        return None
+def _disagreements(first: FinishedRun, second: FinishedRun) -> tuple[int, int]:
+    """Returns how many examples only the first run classifies correctly, and how many only the second one."""
     label, first_prediction = read_predictions(first.workdir, first.result)
     second_label, second_prediction = read_predictions(second.workdir, second.result)
     if not np.array_equal(label, second_label):
         raise UserError(f'the predictions of {first.name!r} and {second.name!r} must be for the same examples')
     first_correct, second_correct = first_prediction == label, second_prediction == label
-    only_first = int((first_correct & ~second_correct).sum())
-    only_second = int((~first_correct & second_correct).sum())
-    p_value = metrics.mcnemar_exact(only_first, only_second)
-    return [
-        first.name,
-        second.name,
-        f'{first.result["accuracy"] - second.result["accuracy"]:+.4f}',
-        str(only_first),
-        str(only_second),
-        f'{p_value:.3g}',
-        'significant at 5%' if p_value < 0.05 else 'may be chance',
-    ]
+    return int((first_correct & ~second_correct).sum()), int((~first_correct & second_correct).sum())

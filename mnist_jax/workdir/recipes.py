@@ -163,7 +163,7 @@ def claim_rows(recipes: Sequence[Recipe]) -> list[list[str]]:
             found.append(claims.compare(*accuracies))
     corrected = claims.holm([claim.p_value for claim in found])
     return [
-        [first.name, second.name, *claims.cells(claim, p_value)]
+        [first.name, second.name, *claims.cells(claim, p_value, len(found))]
         for (first, second), claim, p_value in zip(pairs, found, corrected, strict=True)
     ]
 

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from conftest import make_small, open_page
 
-from mnist_jax.report.study_page import StudyPoint, importance, parallel_coordinates, pareto_front
+from mnist_jax.report.study_page import StudyPoint, costs, importance, parallel_coordinates, pareto_front
 from mnist_jax.studies.space import choice, when
 from mnist_jax.studies.study import Study
 from mnist_jax.studies.sweep import Sweep, run_sweep
@@ -57,6 +58,20 @@ def test_importance_finds_the_field_that_matters():
     by_field = {text.split(':')[0]: float(text.split(':')[1]) for text in figure.tooltips.values()}
     assert by_field['x'] > 0.5 > 0.1 > by_field['y']
     assert importance(['x'], points[:7], 'validation_accuracy') is None
+    noise = np.random.default_rng(0).normal(size=24)
+    random = [point(number, noise[number], x=number % 5, y=(number * 7) % 11) for number in range(24)]
+    assert importance(['x', 'y'], random, 'validation_accuracy') is None
+
+
+def test_sizes_are_compared_with_the_scores_after_the_same_number_of_epochs():
+    points, compared = [point(0, 0.95), point(1, 0.80)], [point(0, 0.70), point(1, 0.80)]
+    figure = costs(points, compared, 'validation_accuracy', 'validation_accuracy after epoch 1', True)
+    for place, number in enumerate((1, 0)):  # The best one is drawn last.
+        assert (
+            f'point {number:04d}: : validation_accuracy {points[number].mean:.4f},'
+            in figure.tooltips[f'cost-0-{place}']
+        )
+    assert 'point 0001: : validation_accuracy after epoch 1 0.8000,' in figure.tooltips['cost-1-1']
 
 
 def test_values_of_every_kind_and_points_without_a_score_are_drawn():

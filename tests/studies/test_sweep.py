@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, environment
 
@@ -16,8 +17,10 @@ from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
 from mnist_jax.studies.population import train_population
 from mnist_jax.studies.rounds import Rounds
+from mnist_jax.studies.search import SEARCHES
 from mnist_jax.studies.space import choice, log_uniform, when
-from mnist_jax.studies.study import Outcome, Study, load_study
+from mnist_jax.studies.study import Outcome, Standing, Study, load_study
+from mnist_jax.studies.study_report import claim_rows
 from mnist_jax.studies.sweep import Sweep, run_sweep
 from mnist_jax.train import train
 
@@ -60,6 +63,41 @@ def test_each_round_has_exactly_its_share_of_the_points(small):
     study = Study({'batch_size': choice(*range(1, 170))}, reduction=13)
     rounds, _ = simulate(Rounds(study, small(epochs=169)), lambda task: -task.trial.number)
     assert [len(tasks) for tasks in rounds] == [169, 13, 1]  # In floating point, 169 (1 / 13 / 13) is more than 1.
+
+
+def test_a_search_learns_from_scores_after_the_same_number_of_epochs(small, monkeypatch):
+    told = []
+
+    def two_batches():
+        def propose(space, values, results):
+            told[:] = results
+            return [{'batch_size': len(results) + number} for number in (1, 2, 3)] if len(results) < 6 else []
+
+        return propose
+
+    monkeypatch.setitem(SEARCHES, 'two_batches', two_batches)
+    study = Study({'batch_size': choice(*range(1, 7))}, {'name': 'two_batches'}, reduction=3)
+    # A score rises by 1 with each epoch. The best point of each batch is trained further, and the last one diverges.
+    diverging = {'batch_size': 6}
+    simulate(
+        Rounds(study, small(epochs=9)),
+        lambda task: (
+            None if task.trial.point == diverging and task.epochs == 9 else task.trial.point['batch_size'] + task.epochs
+        ),
+    )
+    assert [score for _, score in told] == [2, 3, 4, 5, 6, None]
+
+
+def test_differences_are_corrected_for_all_pairs_of_points():
+    def standing(number, scores):
+        return Standing(number, {}, 1, [outcome(score) for score in scores])
+
+    best = np.linspace(0.90, 0.97, 8)
+    points = [standing(0, best), standing(1, best - 0.01), standing(2, best[::-1] - 0.02)]
+    (first, second) = claim_rows(points)
+    # All 8 seeds agree, so that p = 2 / 256; there are 3 pairs of points.
+    assert first[:3] == ['0001', '8', '-0.0100'] and first[4:6] == ['0.00781', f'{3 * 2 / 256:.3g}']
+    assert first[-1] == 'worse' and second[-1].startswith('may be chance')
 
 
 def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):
@@ -336,7 +374,7 @@ def test_studies_in_files(tmp_path):
         ('', 'AttributeError'),
         ('def get_study(): return 1', 'must return a'),
         ('def', 'SyntaxError'),
-        ('import sys\ndef get_study(): sys.exit(7)', 'SystemExit: 7'),
+        ('import sys\ndef get_study(): sys.exit(7)', r'get_study\(\) in .*study.py.* failed: SystemExit: 7'),
         ('import mnist_jax.studies.study as s\ndef get_study(): return s.Study([1])', 'must be a dict of domains'),
     ):
         path.write_text(text)

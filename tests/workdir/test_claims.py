@@ -72,6 +72,8 @@ def test_a_claim_in_words():
     assert better.difference == pytest.approx(0.035) and better.p_value == 2 / 64 and better.superiority == 1
     assert better.verdict() == 'better' and better.verdict(p_value=0.2).startswith('may be chance')
     assert better.interval[0] > 0.01 and better.interval[1] < 0.06
+    # One of five such comparisons: 7 seeds have a smallest corrected p-value of 5 / 64 = 0.078; 8 have 5 / 128 = 0.039.
+    assert better.verdict(p_value=5 * 2 / 64, comparisons=5) == 'too few seeds to tell: at least 8 are needed'
     worse = claims.compare([0.90] * 6, [0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
     assert worse.verdict() == 'worse' and worse.superiority == 0
     unsure = claims.compare([0.90, 0.92, 0.91, 0.90, 0.93, 0.91, 0.92], [0.91, 0.91, 0.90, 0.91, 0.91, 0.92, 0.91])

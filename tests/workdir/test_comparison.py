@@ -55,7 +55,8 @@ def test_table_lists_runs_and_tests_each_comparable_pair(runs):
     assert row[1:7] == ['mnist', 'mlp', f'{result["parameters"]:,}', '2', '10', f'{result["accuracy"]:.4f}']
     (pair,) = [line.split() for line in lines if line.split()[:2] == ['one', 'two']]
     # Two-sided binomial test of 5 out of 25: 2 * 68406 / 2**25.
-    assert pair[3:6] == ['20', '5', f'{2 * 68406 / 2**25:.3g}'] and pair[6] == 'significant'
+    p_value = f'{2 * 68406 / 2**25:.3g}'
+    assert pair[3:7] == ['20', '5', p_value, p_value] and pair[7] == 'significant'
     assert 'Not tested, because they were evaluated on different examples: one and three; three and two' in text
 
 
@@ -65,7 +66,19 @@ def test_a_few_differences_may_be_due_to_chance(runs):
     text = comparison_table([str(runs / 'one'), str(runs / 'two'), str(runs / 'one')])
     (pair,) = [line.split() for line in text.splitlines() if line.split()[:2] == ['one', 'two']]
     # 1 out of 3: P(X <= 1) = 4 / 8, times two.
-    assert pair[3:] == ['2', '1', '1', 'may', 'be', 'chance']
+    assert pair[3:] == ['2', '1', '1', '1', 'may', 'be', 'chance']
+
+
+def test_several_pairs_are_corrected_for_their_number(runs):
+    shutil.copytree(runs / 'two', runs / 'four')
+    set_correct(runs / 'one', range(0, 109))
+    for name in ('two', 'four'):
+        set_correct(runs / name, range(8, 110))
+    text = comparison_table([str(runs / name) for name in ('one', 'two', 'four')])
+    pairs = {tuple(line.split()[:2]): line.split()[5:] for line in text.splitlines() if '+0.0' in line}
+    # 1 out of 9: 2 * (1 + 9) / 2**9 = 0.0391, and three pairs.
+    assert pairs['one', 'two'] == pairs['one', 'four'] == ['0.0391', '0.117', 'may', 'be', 'chance']
+    assert pairs['two', 'four'] == ['1', '1', 'may', 'be', 'chance']
 
 
 def test_damaged_metrics_are_an_error_and_missing_metrics_are_na(runs):

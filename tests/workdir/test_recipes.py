@@ -112,7 +112,8 @@ def test_differences_are_paired_by_seed_and_corrected(runs):
     row = rows['batch_size=64', 'batch_size=32']
     # The mean of 0.010, 0.009, 0.012, 0.011, 0.009, 0.009; all have the same sign: p = 2 / 64; three pairs.
     assert row[:2] == ['6', '+0.0100'] and row[3:6] == ['0.0312', '0.0938', '100%']
-    assert rows['batch_size=64', 'batch_size=16'][-1] == 'too few seeds to tell: at least 6 are needed'
+    # There are three pairs, and 3 / 64 is the first smallest p-value below 5%.
+    assert rows['batch_size=64', 'batch_size=16'][-1] == 'too few seeds to tell: at least 7 are needed'
     alone = claim_rows(group_runs(runs(FIRST) + runs(SECOND, batch_size=32)))
     assert alone[0][-1] == 'better'
     assert claim_rows(group_runs(runs(FIRST) + runs(SECOND, split='b', batch_size=32))) == []
