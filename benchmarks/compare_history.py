@@ -42,8 +42,8 @@ def change(before: Run, after: Run, phase: str) -> float | None:
     return statistics.median(common) if common else None
 
 
-def compare(runs: list[Run], since: str) -> list[tuple[str, str, str, str, float]]:
-    """Returns model, phase, both commits and the change, for each model and processor with two commits.
+def compare(runs: list[Run], since: str) -> list[tuple[str, str, str, str, str, float]]:
+    """Returns model, phase, processor, both commits and the change, for each model and processor with two commits.
 
     Args:
       runs: The lines of the history, oldest first.
@@ -54,13 +54,13 @@ def compare(runs: list[Run], since: str) -> list[tuple[str, str, str, str, float
         if 'ours' in run['programs']:
             by_model.setdefault((run['processor'], run['model']), []).append(run)
     rows = []
-    for (_, model), history in by_model.items():
+    for (processor, model), history in by_model.items():
         after = history[-1]
         earlier = [run for run in history if run['commit'] == since or (not since and run['commit'] != after['commit'])]
         for phase in PHASES if earlier else ():
             value = change(earlier[-1], after, phase)
             if value is not None:
-                rows.append((model, PHASES[phase], earlier[-1]['commit'], after['commit'], value))
+                rows.append((model, PHASES[phase], processor, earlier[-1]['commit'], after['commit'], value))
     return rows
 
 
@@ -79,10 +79,10 @@ def main() -> None:
     if not rows:
         commits = ', '.join(dict.fromkeys(run['commit'] for run in runs)) or 'none'
         parser.error(f'--history must have runs of two commits on one processor, got the commits {commits}')
-    print('| model | phase | before | after | change of the ratio |', '|---' * 5 + '|', sep='\n')
-    for model, phase, before, after, value in rows:
+    print('| model | phase | processor | before | after | change of the ratio |', '|---' * 6 + '|', sep='\n')
+    for model, phase, processor, before, after, value in rows:
         remark = ' slower' if value < 1 - options.tolerance else ''
-        print(f'| `{model}` | {phase} | {before} | {after} | {value:.2f}{remark} |')
+        print(f'| `{model}` | {phase} | {processor} | {before} | {after} | {value:.2f}{remark} |')
     sys.exit(any(value < 1 - options.tolerance for *_, value in rows))
 
 

@@ -208,7 +208,12 @@ def main() -> None:
     parser.add_argument('--dataset', default='mnist', choices=('mnist', 'fashion_mnist'))
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--jobs', type=int, default=2)
-    parser.add_argument('--directory', type=Path, default=Path('/tmp/ingredients'))
+    parser.add_argument(
+        '--directory',
+        type=Path,
+        default=Path('/tmp/ingredients'),
+        help='where results are kept; those that are there are not measured again, even if the code has changed',
+    )
     parser.add_argument('--config', default='configs/cnn.py')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--seconds', type=float, default=1.0, help='per program in each round')
@@ -217,6 +222,8 @@ def main() -> None:
     if unknown := [name for name in names if name not in INGREDIENTS]:
         parser.error(f'--names must be some of {", ".join(INGREDIENTS)}, got {", ".join(unknown)}')
     if options.what == 'accuracy':
+        if options.seeds < 2:
+            parser.error(f'--seeds must be at least 2, got {options.seeds}')
         measure_accuracy(options.dataset, names, options.seeds, options.jobs, options.directory)
     else:
         measure_time(load_config(options.config), names, options.rounds, options.seconds)

@@ -50,6 +50,8 @@ def trace(config_path: str, steps: int, directory: Path) -> float:
     config = load_config(config_path)
     config.steps_per_call = 1
     experiment = make_experiment(config)
+    if 3 * steps > experiment.steps_per_epoch:
+        sys.exit(f'--steps must be at most a third of the {experiment.steps_per_epoch} of an epoch, got {steps}')
     state, batches = experiment.replicas.replicate(experiment.create_state()), experiment.train_batches(0)
 
     def train() -> None:

@@ -249,12 +249,14 @@ def train() -> int:
     check_config(config)  # Report invalid fields before the processes connect.
     workdir = _workdir(Path(FLAGS.config).stem)
     if config.population:
-        for name in ('reschedule', *PROCESS_FLAGS):
+        for name in ('reschedule', *(['report'] if FLAGS.report else []), *PROCESS_FLAGS):
             if FLAGS[name].present:
                 raise UserError(f'--{name} must not be combined with --config.population')
         return train_population(config, workdir, FLAGS.workers, sys.argv[1:])
     if FLAGS['workers'].present:
         raise UserError('--workers needs --config.population, the number of runs, or --mode=sweep')
+    if FLAGS.report and FLAGS['report'].present and config.folds and not config.fold:
+        raise UserError('--report must not be combined with --config.folds; --mode=report writes that of one fold')
     with _connected():
         if config.folds and not config.fold:
             cross_validate(config, workdir, FLAGS.reschedule)
@@ -266,6 +268,7 @@ def train() -> int:
 def evaluate() -> None:
     """Evaluates a checkpoint of --workdir."""
     from mnist_jax.evaluate import evaluate_folder, evaluate_workdir
+    from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
 
     if FLAGS.run:
         _evaluate_ensemble()
@@ -282,6 +285,10 @@ def evaluate() -> None:
                 raise UserError(f'--{name} must not be combined with --input')
         evaluate_folder(workdir, FLAGS.input[0], FLAGS.step)
         return
+    if (workdir / ENSEMBLE_FILE).is_file():
+        for name in PROCESS_FLAGS:
+            if FLAGS[name].present:
+                raise UserError(f'--{name} must not be combined with the --workdir of an ensemble')
     with _connected():
         evaluate_workdir(workdir, FLAGS.step, FLAGS.split)
 

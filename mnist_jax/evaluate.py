@@ -19,12 +19,13 @@ from mnist_jax.files import JsonObject, printable, user_path
 from mnist_jax.inference import ensemble
 from mnist_jax.inference.calibration import assess, cross_entropy
 from mnist_jax.inference.ensemble import Ensemble
-from mnist_jax.inference.restored import ENSEMBLE_FILE, MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
+from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.inference.teacher import read_teacher
 from mnist_jax.learning import metrics
 from mnist_jax.learning.state import Variables
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
+from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
 from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
@@ -153,7 +154,9 @@ def _examples(source: Source, split: str) -> Examples:
     if split != 'validation':
         return source.read_slice(split)
     if not source.validated:
-        raise UserError("--split must be 'train' or 'test' for a run without validation examples, got 'validation'")
+        raise UserError(
+            "--split must be a split of the dataset for a run without validation examples, got 'validation'"
+        )
     return source.split('validation')
 
 

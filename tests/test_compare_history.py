@@ -35,7 +35,7 @@ def compare(tmp_path):
 def test_a_slower_machine_is_not_a_slower_program(compare):
     before, after = line('a', [200.0, 220.0], [100.0, 110.0]), line('b', [100.0, 90.0], [50.0, 45.0])
     status, output, _ = compare([before, after])
-    assert status == 0 and '| `cnn` | training | a | b | 1.00 |' in output
+    assert status == 0 and '| `cnn` | training | x | a | b | 1.00 |' in output
 
 
 def test_a_fall_of_the_median_ratio_is_reported(compare):
@@ -43,8 +43,8 @@ def test_a_fall_of_the_median_ratio_is_reported(compare):
     before, after = line('a', [200.0], [100.0], [50.0]), line('b', [150.0], [100.0], [75.0])
     other = line('b', [1.0], [100.0], processor='y')
     status, output, _ = compare([before, other, after])
-    assert status == 1 and '| `cnn` | training | a | b | 0.62 slower |' in output
-    assert '| `cnn` | evaluation | a | b | 1.00 |' in output and output.count('\n') == 4
+    assert status == 1 and '| `cnn` | training | x | a | b | 0.62 slower |' in output
+    assert '| `cnn` | evaluation | x | a | b | 1.00 |' in output and output.count('\n') == 4
     assert compare([before, after], '--tolerance=0.5')[0] == 0
 
 

@@ -5,6 +5,14 @@ import math
 import numpy as np
 
 
+def sample(size: int, count: int) -> np.ndarray:
+    """Returns the indices of `count` of `size` examples, or of all, in order: random ones, but always the same.
+
+    The first examples would not do: those of a split may all belong to one class.
+    """
+    return np.sort(np.random.default_rng(0).permutation(size)[:count])
+
+
 def random_split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `fraction` of `count` examples, rounded to the nearest example.
 

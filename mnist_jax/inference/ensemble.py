@@ -20,9 +20,10 @@ from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
 from mnist_jax.inference.packaged import holds_weights
-from mnist_jax.inference.restored import ENSEMBLE_FILE, RestoredModel
+from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.kernels.sums import PyTree, tree_sum
 from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
 
 COMBINATIONS = ('probabilities', 'logits')
 MAX_SHIFT = 8  # pixels; (2 x 8 + 1)^2 views

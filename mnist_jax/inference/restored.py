@@ -27,11 +27,11 @@ from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
 MAX_BATCH = 256  # images per call of the compiled model
 EXAMPLES_AT_ONCE = 4096  # of a split, which may be on disk
-ENSEMBLE_FILE = 'ensemble.json'  # See `ensemble.py`.
 
 
 def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, ConfigDict]:

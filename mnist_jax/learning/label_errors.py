@@ -18,10 +18,10 @@ class LabelSuspects(NamedTuple):
 
 
 def find_label_suspects(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> LabelSuspects:
-    """Returns the examples that are predicted as a class other than their label.
+    """Returns the examples for which a class other than their label is suggested.
 
     A class counts as confident for an example if its probability is at least the mean of this probability over the
-    examples with this label. The prediction is the most probable confident class, or the most probable class if none
+    examples with this label. The suggestion is the most probable confident class, or the most probable class if none
     is confident.
 
     Args:
@@ -36,8 +36,8 @@ def find_label_suspects(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> L
     thresholds = np.where(sizes, np.bincount(label_N, own, classes) / np.maximum(sizes, 1), np.inf)
     confident_NxK = probabilities >= thresholds
     confident: np.ndarray = np.max(confident_NxK, axis=1)
-    prediction = np.where(confident_NxK | ~confident[:, None], probabilities, -1.0).argmax(1)
-    margin = own - np.take_along_axis(probabilities, prediction[:, None], axis=1)[:, 0]
-    suspicious = np.flatnonzero(prediction != label_N)
+    suggestion = np.where(confident_NxK | ~confident[:, None], probabilities, -1.0).argmax(1)
+    margin = own - np.take_along_axis(probabilities, suggestion[:, None], axis=1)[:, 0]
+    suspicious = np.flatnonzero(suggestion != label_N)
     example = suspicious[np.argsort(margin[suspicious], kind='stable')]
-    return LabelSuspects(example, prediction[example], margin[example], confident[example])
+    return LabelSuspects(example, suggestion[example], margin[example], confident[example])

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from mnist_jax.config import config_fields
 from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.workdir.finished_runs import FinishedRun
@@ -120,6 +121,12 @@ def _describe(run: FinishedRun) -> str:
     return ' '.join(sentences)
 
 
+def _loss_fields(run: FinishedRun) -> tuple[str, ...]:
+    """Returns the config fields that define the training loss, and their values."""
+    sections = ('loss.', 'distillation.', 'dataset.balance', 'dataset.class_weights')
+    return tuple(f'{name}={value!r}' for name, value in config_fields(run.config) if name.startswith(sections))
+
+
 @figures.styled
 def curves_of_runs(runs: Sequence[FinishedRun]) -> ReportFigure:
     """Draws the training loss of several runs, and their validation accuracy if any run has one.
@@ -127,7 +134,7 @@ def curves_of_runs(runs: Sequence[FinishedRun]) -> ReportFigure:
     Losses of different functions cannot be compared: if the runs differ in theirs, draws the training accuracy instead.
     """
     validated = any('validation_accuracy' in row for run in runs for row in run.epochs)
-    same_loss = len({str(sorted(run.config.loss.items())) for run in runs}) == 1
+    same_loss = len({_loss_fields(run) for run in runs}) == 1
     names = ('train_loss' if same_loss else 'train_accuracy', 'validation_accuracy' if validated else 'train_accuracy')
     metrics = list(dict.fromkeys(names))
     figure, (axes,) = figures.new_figure(11, 3.6, ncols=len(metrics))
@@ -193,4 +200,7 @@ def learning_rate_search(rates: np.ndarray, losses: np.ndarray, smoothed: np.nda
     axis.set_title('Learning-rate search')
     axis.legend(fontsize=9)
     figures.add_grid(axis)
-    return ReportFigure('Learning-rate search', 'The loss falls fastest at the suggested learning rate.', figure, {})
+    about = (
+        'The loss falls fastest at the suggested learning rate, or the latter is a third of that of the smallest loss.'
+    )
+    return ReportFigure('Learning-rate search', about, figure, {})

@@ -12,7 +12,6 @@ from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 
 MAX_EXAMPLES, EXAMPLE_COLUMNS = 18, 6
-TRAINING = 'training example'
 MAX_FILTERS, FILTER_COLUMNS = 64, 16
 MAX_CHANNELS = 16  # maximum number of feature maps to draw per layer
 
@@ -71,10 +70,10 @@ def doubts(examples: PredictedExamples) -> ReportFigure | None:
 def label_suspects(examples: PredictedExamples, suspects: LabelSuspects) -> ReportFigure | None:
     """Draws the examples whose labels are most suspicious; returns None if there are none."""
     about = (
-        'Examples that models which were not trained on them predict as another class. Above each image: its index, '
-        'the label, the predicted class and its probability.'
+        'Examples for which models that were not trained on them suggest another class. Above each image: its index, '
+        'the label, the suggested class and its probability.'
     )
-    return _draw_examples(examples, suspects.example[:MAX_EXAMPLES], 'Label suspects', about, TRAINING)
+    return _draw_examples(examples, suspects.example[:MAX_EXAMPLES], 'Label suspects', about, suspects.suggestion)
 
 
 def suspect_rows(
@@ -91,8 +90,9 @@ def suspect_rows(
 
 @figures.styled
 def _draw_examples(
-    examples: PredictedExamples, indices: np.ndarray, title: str, about: str, kind: str = 'test example'
+    examples: PredictedExamples, indices: np.ndarray, title: str, about: str, suggestion_M: np.ndarray | None = None
 ) -> ReportFigure | None:
+    """Draws test examples, or training examples for which `suggestion_M` has other classes than their labels."""
     if not len(indices):
         return None
     names = examples.class_names
@@ -101,21 +101,24 @@ def _draw_examples(
     tooltips: dict[str, str] = {}
     for axis in axes.ravel():
         axis.set_axis_off()
-    for axis, index in zip(axes.ravel(), indices, strict=False):
+    for place, (axis, index) in enumerate(zip(axes.ravel(), indices, strict=False)):
         probabilities = examples.probabilities[index]
         ranking = np.argsort(-probabilities, kind='stable')
         first, second = ranking[:2]
         truth = names[examples.label[index]]
         gid = f'example-{index}'
         _draw_image(axis, examples.image(index), gid)
-        if first == examples.label[index]:
+        if suggestion_M is not None:
+            suggested = suggestion_M[place]
+            caption = f'{index:,}: {truth}\n\u2192 {names[suggested]} {probabilities[suggested]:.1%}'
+        elif first == examples.label[index]:
             caption = f'{truth} {probabilities[first]:.0%}\nnext {names[second]} {probabilities[second]:.0%}'
         else:
-            index_of_training = f'{index:,}: ' if kind == TRAINING else ''
-            caption = f'{index_of_training}{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
+            caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
         axis.set_title(caption, fontsize=9, loc='center')
         likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
-        tooltips[gid] = f'{kind} {index:,}, true class {truth}, predicted: {likely}'
+        kind, what = ('test example', 'true class') if suggestion_M is None else ('training example', 'label')
+        tooltips[gid] = f'{kind} {index:,}, {what} {truth}, predicted: {likely}'
     return ReportFigure(title, about, figure, tooltips)
 
 

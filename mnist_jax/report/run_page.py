@@ -7,6 +7,7 @@ import numpy as np
 from mnist_jax import text_tables
 from mnist_jax.config import config_fields, default_config
 from mnist_jax.data.known_label_errors import known_label_errors
+from mnist_jax.data.partition import sample
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
@@ -92,13 +93,13 @@ def _explain(model: RestoredModel, examples: PredictedExamples) -> ReportFigure 
 
 
 def _map_features(model: RestoredModel, examples: PredictedExamples) -> ReportFigure | None:
-    """Draws the first test examples by their features."""
-    count = min(MAX_MAPPED, examples.size)
-    features_NxF = model.last_features(np.stack([examples.image(index) for index in range(count)]))
+    """Draws random test examples by their features."""
+    indices = sample(examples.size, MAX_MAPPED)
+    features_NxF = model.last_features(np.stack([examples.image(index) for index in indices]))
     if features_NxF is None:
         return None
     return feature_space.feature_map(
-        features_NxF, examples.label[:count], examples.prediction[:count], model.class_names
+        features_NxF, examples.label[indices], examples.prediction[indices], model.class_names
     )
 
 
@@ -208,8 +209,8 @@ def _make_suspects_table(examples: PredictedExamples) -> dict[str, Table]:
     if not len(suspects.example):
         return {}
     about = (
-        f'{len(suspects.example):,} test examples are predicted as another class, {suspects.confident.sum():,} of them '
-        'with at least the mean confidence of that class: their labels may be wrong (confident learning; '
+        f'For {len(suspects.example):,} test examples, another class is suggested, for {suspects.confident.sum():,} of '
+        'them with at least the mean confidence of that class: their labels may be wrong (confident learning; '
         f'Northcutt et al. 2021). At most {MAX_SUSPECTS} are listed. --mode=explore with --config.folds=5 finds such '
         'training examples.'
     )

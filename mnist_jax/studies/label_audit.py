@@ -48,7 +48,7 @@ def audit_labels(config: ConfigDict, workdir: str | Path) -> LabelSuspects:
     if figure is not None:
         files.write_bytes(workdir / 'label_suspects.png', figures.to_png(figure))
     title = (
-        f'{len(rows):,} of {examples.size:,} training examples are predicted as another class, '
+        f'another class is suggested for {len(rows):,} of {examples.size:,} training examples, for '
         f'{suspects.confident.sum():,} of them confidently; the most suspicious first'
     )
     table = text_tables.titled([header, *rows[:SHOWN_ROWS]])

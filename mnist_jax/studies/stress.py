@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from mnist_jax import files, text_tables
+from mnist_jax.data.partition import sample
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 from mnist_jax.files import user_path
@@ -21,7 +22,7 @@ from mnist_jax.report.html_page import Section, Table
 from mnist_jax.studies.corruptions import CORRUPTIONS
 from mnist_jax.workdir.finished_runs import find_runs, short_names
 
-EXAMPLES = 2000  # of the test split, the first ones
+EXAMPLES = 2000  # of the test split, drawn at random
 EXAMPLES_PER_STEP = 256  # of an attack
 PGD_STEPS = 10
 EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.3)  # largest change of a pixel by an attack, as a fraction of white
@@ -63,7 +64,7 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
     """
     directory = user_path(directory, '--workdir')
     files.check_no_file(directory, '--workdir')
-    workdirs = find_runs(runs)
+    workdirs = find_runs(runs, ensembles=True)
     names = short_names(workdirs)
     models = {name: load_model(workdir) for name, workdir in zip(names, workdirs, strict=True)}
     examples = _examples(models)
@@ -98,14 +99,14 @@ def stress(runs: Sequence[str], directory: str | Path) -> Stress:
 
 
 def _examples(models: dict[str, RestoredModel]) -> Split:
-    """Returns the first test examples, which must be the same for all models."""
+    """Returns random test examples; the test split must be the same for all models."""
     members = [member for model in models.values() for member in model.members]
     check_data(members)
     digests = {member.plan.source.split('test').sha256 for member in members}
     if len(digests) > 1:
         raise UserError(f'--run: all runs must have the same test split, got {len(digests)} different ones')
     test = next(iter(models.values())).plan.source.split('test')
-    return test.take(np.arange(min(EXAMPLES, test.size)))
+    return test.take(sample(test.size, EXAMPLES))
 
 
 def _accuracy(model: RestoredModel, images_NxHxWxC: np.ndarray, label_N: np.ndarray) -> float:

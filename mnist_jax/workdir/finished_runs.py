@@ -15,6 +15,8 @@ from mnist_jax.workdir.metrics_log import read_metrics
 from mnist_jax.workdir.results import caveats, read_result
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 
+ENSEMBLE_FILE = 'ensemble.json'  # It describes an ensemble; see `inference/ensemble.py`.
+
 
 class FinishedRun(NamedTuple):
     """What the workdir of a finished run holds."""
@@ -108,15 +110,16 @@ def read_runs(patterns: Sequence[str]) -> list[FinishedRun]:
     return [read_run(workdir, name) for workdir, name in zip(workdirs, short_names(workdirs), strict=True)]
 
 
-def find_runs(patterns: Sequence[str]) -> list[Path]:
-    """Returns the workdirs that match the patterns, each once, in order."""
+def find_runs(patterns: Sequence[str], ensembles: bool = False) -> list[Path]:
+    """Returns the workdirs that match the patterns, each once, in order; also those of ensembles with `ensembles`."""
+    names = ('config.json', ENSEMBLE_FILE) if ensembles else ('config.json',)
     workdirs: dict[Path, None] = {}
     for pattern in (str(files.user_path(text, '--run')) for text in patterns):
         if Path(pattern).is_dir():
             workdirs[Path(pattern).resolve()] = None
             continue
         paths = [Path(match).resolve() for match in sorted(glob.glob(pattern))]
-        matches = [path for path in paths if (path / 'config.json').is_file()]
+        matches = [path for path in paths if any((path / name).is_file() for name in names)]
         if not matches:
             raise UserError(f"--run must be a workdir, or a pattern of workdirs such as 'runs/cnn-*', got {pattern!r}")
         workdirs.update(dict.fromkeys(matches))

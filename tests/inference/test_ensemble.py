@@ -216,6 +216,12 @@ def test_own_images_are_evaluated_by_one_process(runs, forked):
     assert failed.returncode == 2 and failed.stderr == 'error: --processes must not be combined with --input\n'
 
 
+def test_a_saved_ensemble_is_evaluated_by_one_process(runs, forked, tmp_path):
+    make(runs, tmp_path).save()
+    failed = forked('--mode=eval', f'--workdir={tmp_path}', '--processes=2')
+    assert failed.returncode == 2 and failed.stderr.endswith('must not be combined with the --workdir of an ensemble\n')
+
+
 @pytest.mark.parametrize('flag', ['--flip', '--shift=1', '--combine=logits'])
 def test_flags_of_ensembles_without_runs(runs, forked, flag):
     failed = forked('--mode=eval', f'--workdir={runs[0]}', flag)

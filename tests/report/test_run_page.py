@@ -14,8 +14,9 @@ from matplotlib.image import imread
 from mnist_jax import train
 from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
+from mnist_jax.learning.label_errors import find_label_suspects
 from mnist_jax.report.figures import SVG_NAMESPACE
-from mnist_jax.report.image_grids import PredictedExamples
+from mnist_jax.report.image_grids import PredictedExamples, label_suspects
 from mnist_jax.report.run_page import make_figures, make_known_errors_table, write_report
 from mnist_jax.workdir.finished_runs import read_run
 
@@ -163,6 +164,18 @@ def test_results_of_another_step_or_other_predictions_are_refused(workdir, tmp_p
     np.savez(damaged / 'predictions.npz', label=np.zeros(3), prediction=np.zeros(3))
     with pytest.raises(UserError, match=r'predictions.npz.* does not match eval.json'):
         report(damaged)
+
+
+def test_label_suspects_are_drawn_with_the_class_that_is_suggested():
+    # The mean probability of the label is 0.9 for class 0 and 0.4 for class 1, so the first example is confidently 1.
+    probabilities = np.array([[0.6, 0.4], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.6, 0.4]])
+    examples = PredictedExamples(
+        lambda index: np.zeros((4, 4, 1)), np.array([0, 0, 0, 0, 1]), probabilities, ('a', 'b')
+    )
+    suspects = find_label_suspects(probabilities, examples.label)
+    figure = label_suspects(examples, suspects)
+    titles = [axis.get_title() for axis in figure.figure.axes if axis.get_title()]
+    assert titles == ['0: a\n\u2192 b 40.0%'] and 'training example 0, label a' in figure.tooltips['example-0']
 
 
 def test_the_errors_of_a_run_are_compared_with_the_known_label_errors():

@@ -43,7 +43,7 @@ def test_flipped_labels_are_among_the_first_suspects(flipped, small, tmp_path, c
     assert [row['suggestion'] for row in rows] == [str(label) for label in suspects.suggestion]
     assert imread(tmp_path / 'audit' / 'label_suspects.png').shape[0] > 200
     printed = capsys.readouterr().out
-    assert f'{len(rows):,} of 6,000 training examples are predicted as another class, ' in printed
+    assert f'another class is suggested for {len(rows):,} of 6,000 training examples, ' in printed
     # Nothing is trained again.
     again = audit_labels(small(**fields), tmp_path / 'audit')
     np.testing.assert_equal(again, suspects)

@@ -98,4 +98,7 @@ def test_wrong_populations_are_refused(small, forked, tmp_path):
     assert not (tmp_path / 'other' / 'member-1').exists()
     failed = forked('--config=configs/mlp.py', '--workers=2', f'--workdir={tmp_path / "new"}')
     assert failed.returncode == 2 and '--workers needs --config.population' in failed.stderr
+    for field in ('population', 'folds'):
+        failed = forked('--config=configs/mlp.py', f'--config.{field}=2', '--report', f'--workdir={tmp_path / "new"}')
+        assert failed.returncode == 2 and f'--report must not be combined with --config.{field}' in failed.stderr
     assert not (tmp_path / 'new').exists()

@@ -1,6 +1,7 @@
 """Robustness: each corruption on images for which the result is known, attacks, and the page."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from mnist_jax.data.partition import sample
 from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
+from mnist_jax.inference.ensemble import Ensemble, Views
 from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.studies import stress as stress_module
 from mnist_jax.studies.corruptions import CORRUPTIONS
@@ -103,6 +106,23 @@ def test_runs_are_measured_on_the_same_images(runs, tmp_path, monkeypatch, capsy
     assert alone.accuracies['run-1'] == outcome.accuracies['run-1']
     page = (runs / 'run-1' / 'stress' / 'index.html').read_text()
     assert page.count('<svg') >= 2 and 'Accuracy under corruption' in page
+
+
+def test_a_pattern_finds_ensembles_too(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(stress_module, 'PGD_STEPS', 1)
+    monkeypatch.setattr(stress_module, 'CORRUPTIONS', {'blur': CORRUPTIONS['blur']})
+    members = [runs / 'run-0', runs / 'run-1']
+    Ensemble.load_runs(tmp_path / 'both', members, None, 'probabilities', Views()).save()
+    shutil.copytree(runs / 'run-0', tmp_path / 'alone')
+    outcome = stress([f'{tmp_path}/*'], tmp_path / 'stressed')
+    assert list(outcome.accuracies) == ['alone', 'both']
+
+
+def test_the_images_are_from_the_whole_split():
+    indices = sample(5000, 2000)
+    assert len(np.unique(indices)) == 2000 and (np.diff(indices) > 0).all()
+    assert 900 < (indices < 2500).sum() < 1100
+    np.testing.assert_array_equal(sample(200, 2000), np.arange(200))
 
 
 def test_runs_with_other_test_images_are_refused(runs, small, tmp_path):
