@@ -258,13 +258,13 @@ def verdict(experiment: Experiment, accuracies: Sequence[float], failed: int = 0
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the 95% confidence interval of the mean (Student 1908); None for a single value."""
+    """Returns the 95% confidence interval of a mean accuracy (Student 1908); None for a single value."""
     if len(values) < 2:
         return None
     quantile = float(scipy.special.stdtrit(len(values) - 1, 0.975))
     margin = quantile * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.mean(values)
-    return mean - margin, mean + margin
+    return max(0.0, mean - margin), min(1.0, mean + margin)
 
 
 def format_results(runs: Sequence[RunResult]) -> str:
