@@ -77,6 +77,8 @@ class Averaging(NamedTuple):
         rate, weight = self.rate(average.weight, progress)
 
         def move(mean: jax.Array, new: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(new.dtype, jnp.floating):
+                return new  # a counter in the batch statistics
             return jnp.where(rate == 1, new, mean + rate * (new - mean))
 
         moved = jax.tree.map(move, average.variables, variables)

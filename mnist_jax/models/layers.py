@@ -6,12 +6,13 @@ A layer is a module even if it has no parameters, so that the layer table shows 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mnist_jax.errors import UserError
 from mnist_jax.kernels import attention, depthwise, norms, ops
 from mnist_jax.kernels.sums import PyTree, ordered_sum, tree_sum
 
@@ -55,7 +56,9 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, training: Training | None, convolution: 'Conv | DepthwiseConv | None' = None
     ) -> jax.Array:
-        """Normalizes x, or for inference the result of `convolution`, into which the normalization is folded."""
+        """Normalizes x, or the convolution of x, which for inference are one operation if it has no ReLU."""
+        if convolution is not None and (training is not None or convolution.relu):
+            x, convolution = convolution(x), None
         channels = x.shape[-1] if convolution is None else convolution.outputs(x.shape[-1])
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
@@ -158,7 +161,7 @@ def normalized(
 ) -> jax.Array:
     """Returns the normalization of the convolution of x.
 
-    For inference, batch normalization is folded into the convolution, which saves a pass over the output.
+    For inference, batch normalization is folded into a convolution without a ReLU, which saves a pass over the output.
     """
     if training is None and isinstance(normalization, BatchNorm):
         return normalization(x_BxHxWxC, training, convolution)
@@ -187,7 +190,9 @@ class Conv(nn.Module):
         shift_K: jax.Array | None = None,
         activation: str = 'identity',
     ) -> jax.Array:
-        """Returns the convolution, or the activation of its product with `factor_K` plus `shift_K`."""
+        """Returns the convolution, or, without `relu`, the activation of its product with `factor_K` plus `shift_K`."""
+        if self.relu and factor_K is not None:
+            raise UserError('relu must be False if a convolution is called with factor_K, got True')
         shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -213,6 +218,7 @@ class DepthwiseConv(nn.Module):
     size: int
     padding: str
     stride: int = 1
+    relu: ClassVar[bool] = False
 
     @nn.nowrap
     def outputs(self, channels: int) -> int:

@@ -88,3 +88,11 @@ def test_steps_that_only_accumulate_a_gradient_do_not_count(name):
         average = averaging.update(average, jnp.float32(value), progress)
         means.append(float(average.variables))
     assert means[1::2] == expected and means[2::2] == expected[:-1]
+
+
+@pytest.mark.parametrize('name', ['ema', 'swa'])
+def test_a_counter_is_not_averaged(name):
+    average = Average({'mean': jnp.float32(8), 'batches': jnp.int32(0)}, jnp.float32(0), True)
+    new = {'mean': jnp.float32(4), 'batches': jnp.int32(1)}
+    moved = AVERAGES[name]().update(average, new, Progress(jnp.int32(1), 2, jnp.float32(0.1))).variables
+    assert moved['batches'].dtype == jnp.int32 and moved['batches'] == 1 and moved['mean'].dtype == jnp.float32

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnist_jax.errors import UserError
 from mnist_jax.learning.transfer import matches
 from mnist_jax.models.architectures import MLP
 from mnist_jax.models.layers import (
@@ -211,3 +212,23 @@ def test_batch_normalization_is_folded_into_a_convolution_for_inference(convolve
     assert Layer(True).apply(variables, x).dtype == dtype
     same = jax.tree.map(np.array_equal, Layer(True).init(jax.random.key(1), x), Layer(False).init(jax.random.key(1), x))
     assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize('combine', [normalized, lambda convolution, norm, x, training: norm(x, training, convolution)])
+def test_batch_normalization_follows_the_relu_of_a_convolution_in_training_and_in_inference(combine):
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, training=None):
+            convolution = Conv(5, 3, 'same', relu=True)
+            return combine(convolution, BatchNorm(0.0, activation='identity'), x, training)
+
+    variables = Layer().init(jax.random.key(0), IMAGES)
+    trained, updated = Layer().apply(variables, IMAGES, make_training(len(IMAGES)), mutable=['batch_stats'])
+    # With a momentum of 0, the statistics are those of this batch.
+    np.testing.assert_allclose(Layer().apply({**variables, **updated}, IMAGES), trained, atol=1e-5)
+
+
+def test_a_convolution_with_a_relu_is_not_scaled():
+    layer, ones = Conv(5, 3, 'same', relu=True), jnp.ones(5)
+    with pytest.raises(UserError, match=r'^relu must be False if a convolution is called with factor_K, got True'):
+        layer.init(jax.random.key(0), IMAGES, ones, ones)
