@@ -144,3 +144,9 @@ def test_a_run_that_was_not_deterministic_is_never_evaluated_as_one(small, tmp_p
     path = tmp_path / 'provenance.json'
     path.write_text(path.read_text().replace('"deterministic": true', '"deterministic": false'))
     assert evaluate_workdir(tmp_path)['deterministic'] is False
+
+
+@pytest.mark.parametrize(('validation', 'size'), [('', 20), ('train[300:350]', 50), ('train[300:400]', 64)])
+def test_a_small_test_split_does_not_make_the_batches_of_validation_small(small, validation, size):
+    config = small(eval_batch_size=64, dataset__test='test[:20]', dataset__validation=validation)
+    assert make_experiment(config).eval_batch_size == size

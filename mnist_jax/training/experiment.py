@@ -36,7 +36,7 @@ class Experiment(Plan):
 
     replicas: Replicas
     parts: StepParts
-    eval_parts: StepParts
+    eval_chunk_size: int  # examples per chunk of an evaluation
     on_device: bool  # whether the examples are in the memory of the devices
     schedule: Callable[[jax.Array, int], jax.Array]  # maps updates so far and epochs of the run to a factor
     steps_per_epoch: int
@@ -46,6 +46,11 @@ class Experiment(Plan):
     padded_eval_batch_size: int
     eval_steps_per_call: int
     teacher: np.ndarray | None = None  # float32 NxK: targets of the training examples, besides their labels
+
+    @property
+    def eval_parts(self) -> StepParts:
+        """The parts of the evaluation step."""
+        return dataclasses.replace(self.parts, chunk_size=self.eval_chunk_size)
 
     def train_step(self, state: TrainState, batch: HostBatch) -> tuple[TrainState, Sums]:
         """Makes one update on all devices; `state` is donated. See `step.train_step`."""
@@ -108,7 +113,7 @@ class Experiment(Plan):
     def program_key(self, name: str) -> str | None:
         """Returns what determines a compiled program; see `Plan.program_key`."""
         key = super().program_key(name)
-        sizes = (self.steps_per_epoch, self.parts.chunk_size, self.eval_parts.chunk_size)
+        sizes = (self.steps_per_epoch, self.parts.chunk_size, self.eval_chunk_size)
         weights = self.source.class_weights
         return None if key is None else f'{key} {sizes} {None if weights is None else weights.tolist()}'
 
@@ -141,7 +146,7 @@ class Experiment(Plan):
 
     def learning_rate(self, updates: int) -> float:
         """Returns the scheduled learning rate of the update that follows `updates` updates."""
-        return float(self._numbers.learning_rate * self.schedule(jnp.int32(updates), self.config.epochs))
+        return float(self._numbers.learning_rate * self.parts.schedule(jnp.int32(updates)))
 
     def learning_rates(self, updates: int, epochs: int) -> np.ndarray:
         """Returns the scheduled learning rates of the first `updates` updates of a run of `epochs` epochs."""
@@ -220,7 +225,7 @@ def make_experiment(
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     source.data.prepare()
-    train_size, test_size = source.count('train'), source.count('test')
+    train_size = source.count('train')
     if train_size < config.batch_size:
         raise UserError(
             f'config.batch_size must be at most the number of training examples, {train_size:,} '
@@ -238,7 +243,8 @@ def make_experiment(
     steps_per_call = config.steps_per_call or calls.automatic_steps_per_call(
         config, replicas.on_cpu, on_device, config.batch_size * multiply_adds
     )
-    eval_batch_size = min(config.eval_batch_size, test_size)
+    evaluated = (source.count(name) for name in source.split_names if name != 'train')
+    eval_batch_size = min(config.eval_batch_size, max(evaluated))
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     mixing = [step['name'] for step in config.augmentation if step['name'] in MIXING]
     if mixing and chunk_size == 1:
@@ -273,7 +279,7 @@ def make_experiment(
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)},
         replicas=replicas,
         parts=parts,
-        eval_parts=dataclasses.replace(parts, chunk_size=eval_chunk_size),
+        eval_chunk_size=eval_chunk_size,
         on_device=on_device,
         schedule=factor,
         steps_per_epoch=steps_per_epoch,

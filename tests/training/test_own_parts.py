@@ -1,5 +1,7 @@
 """Whole runs with models and losses that a user adds."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
+from mnist_jax.learning import metrics
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layers import Dense, Flatten
 from mnist_jax.train import train
+from mnist_jax.training.evaluation import evaluate_split
+from mnist_jax.training.experiment import make_experiment
 
 
 class Centered(nn.Module):
@@ -96,3 +101,15 @@ def test_a_loss_must_be_one_number_per_example(small, monkeypatch, tmp_path, of_
         train(small(loss=ConfigDict({'name': 'own'})), tmp_path / 'run')
     assert "config.loss.name='own' must select a loss that returns one number per example" in str(error.value)
     assert shape in str(error.value) and not (tmp_path / 'run').exists()
+
+
+def test_an_experiment_is_evaluated_with_the_parts_that_replace_its_own(small):
+    experiment = make_experiment(small(dataset__test='test[:50]'))
+    parts = dataclasses.replace(
+        experiment.parts, loss=lambda logits_BxK, label_B: jnp.full(len(label_B), 3.0), schedule=lambda updates: 0.5
+    )
+    other = dataclasses.replace(experiment, parts=parts)
+    variables = other.replicas.replicate(other.create_state().variables)
+    totals, _ = evaluate_split(other, variables, other.source.split('test'))
+    assert metrics.means(totals)['loss'] == 3
+    assert other.learning_rate(7) == pytest.approx(0.5 * experiment.base_learning_rate)
