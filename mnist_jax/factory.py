@@ -103,21 +103,31 @@ def package_name(part: object) -> str | None:
         part = part.__wrapped__
 
 
-def build(field: str, table: Mapping[str, Callable], config: Mapping[str, Any], **extra: Any) -> Any:
+def build(
+    field: str, table: Mapping[str, Callable], config: Mapping[str, Any], reserved: Sequence[str] = (), **extra: Any
+) -> Any:
     """Calls the constructor that `config['name']` selects in `table` with the other fields of `config`.
 
     Args:
       field: The config section, for error messages.
       table: Constructors by name.
       config: The section: `name` and the arguments of the constructor.
+      reserved: The fields that the caller has taken out of the section, which no argument may be called.
       **extra: Further arguments, which come from the program and not from the config.
 
     Raises:
-      UserError: a field is unknown, missing, of the wrong type or out of range; the message names it.
+      UserError: a field is unknown, missing, of the wrong type or out of range, or an argument of the constructor is
+        called like a reserved field; the message names it.
     """
     options = dict(config)
     name = options.pop('name', None)
-    return construct(field, choose(f'{field}.name', name, table), options, extra, f' for {name!r}')
+    constructor = choose(f'{field}.name', name, table)
+    if taken := [argument for argument in arguments(constructor, extra) if argument in reserved]:
+        raise UserError(
+            f'the arguments of {name!r} must not be called {comma_separated(reserved)}, which {field} uses for all of '
+            f'its parts, got {taken[0]!r}'
+        )
+    return construct(field, constructor, options, extra, f' for {name!r}')
 
 
 def construct(

@@ -62,3 +62,11 @@ def test_an_argument_that_the_program_passes_is_not_a_config_field():
 
 def test_choose_returns_the_value_for_a_name():
     assert choose('--mode', 'a', {'a': 1, 'b': 2}) == 1
+
+
+def test_an_argument_that_the_section_reserves_is_an_error():
+    with pytest.raises(UserError) as error:
+        build('section', {'own': lambda size=1, rate=0.5: None}, {'name': 'own', 'size': 2}, reserved=('rate', 'limit'))
+    assert str(error.value) == (
+        "the arguments of 'own' must not be called limit, rate, which section uses for all of its parts, got 'rate'"
+    )

@@ -63,7 +63,7 @@ def make_augmentation(configs: Sequence[Mapping[str, Any]], max_pixel: float) ->
         probability = options.pop('probability', 1.0)
         check_range(f'{field}.probability', probability, 0.0, 1.0)
         try:
-            step = build(field, AUGMENTATIONS, options)
+            step = build(field, AUGMENTATIONS, options, reserved=('probability',))
         except ValueError as error:  # The arguments do not fit together.
             raise UserError(f'{field}.{error}') from None
         chosen.append((step, probability))

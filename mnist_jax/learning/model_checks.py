@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import lockstep
+from mnist_jax.learning.losses import Loss
 from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.learning.state import TrainState
 from mnist_jax.learning.step import apply_to_chunk
@@ -155,6 +156,26 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
                 f'but the logits of an image change by {_largest(difference_K):.2g} if the other images of its chunk '
                 'change'
             )
+
+
+def check_loss(loss: Loss, num_classes: int) -> None:
+    """Computes the loss of an example in two batches, at different positions.
+
+    Raises:
+      UserError: it differs, so the loss would depend on how a batch is divided into chunks.
+    """
+    rng = np.random.default_rng(0)
+    logits_BxK, others_BxK = rng.normal(size=(2, PROBES, num_classes)).astype(np.float32)
+    others_BxK[-1] = logits_BxK[0]
+    label_B = (np.arange(PROBES) % num_classes).astype(np.int32)
+    batches = ((logits_BxK, label_B), (others_BxK, np.zeros_like(label_B)))
+    loss_B, others_B = (np.asarray(jax.jit(loss)(*batch)) for batch in batches)
+    difference = np.where(np.isfinite(loss_B[0]) | np.isfinite(others_B[-1]), others_B[-1] - loss_B[0], 0)
+    if not abs(difference) <= max(TOLERANCE * _largest(loss_B - loss_B[0]), 10 * SMALLEST * _largest(loss_B)):
+        raise UserError(
+            'the loss of an example must not depend on the other examples of a batch, got one that changes by '
+            f'{abs(difference):.2g} with them'
+        )
 
 
 def _largest(values: np.ndarray) -> float:

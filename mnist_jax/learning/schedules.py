@@ -47,7 +47,9 @@ def one_cycle(rise: Fraction = 0.3, initial: Fraction = 0.04, final: Fraction = 
 
 def step_decay(every: Positive = 1.0, factor: Fraction = 0.5) -> Schedule:
     """Multiplies by `factor` after every `every` epochs."""
-    return lambda epoch, epochs: factor ** jnp.floor(epoch / every)
+    # Without this margin, a whole number of epochs that is rounded down would decay one update late: XLA multiplies by
+    # the rounded reciprocal of the number of updates in an epoch.
+    return lambda epoch, epochs: factor ** jnp.floor(epoch / every * (1 + 2**-21))
 
 
 def _half_cosine(fraction: jax.Array, start: float, end: float) -> jax.Array:

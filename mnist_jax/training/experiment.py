@@ -18,6 +18,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose, package_name
 from mnist_jax.learning import model_checks, step
 from mnist_jax.learning.augmentation import MIXING, make_augmentation
+from mnist_jax.learning.losses import LOSSES
 from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.schedules import SCHEDULES
 from mnist_jax.learning.state import TrainState, Variables
@@ -224,6 +225,8 @@ def make_experiment(
     replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic, fewer_devices)
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
+    if package_name(LOSSES[config.loss.name]) is None:
+        model_checks.check_loss(plan.loss, len(source.class_names))
     source.data.prepare()
     train_size = source.count('train')
     if train_size < config.batch_size:

@@ -171,8 +171,10 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got "
             f'{config.schedule.name!r}'
         )
-    optimizer = with_clipping(build('config.optimizer', OPTIMIZERS, options), **clip)
-    averaging = build('config.average', AVERAGES, average)
+    optimizer = with_clipping(
+        build('config.optimizer', OPTIMIZERS, options, reserved=SECTIONS['optimizer'].shared), **clip
+    )
+    averaging = build('config.average', AVERAGES, average, reserved=SECTIONS['average'].shared)
     momenta = {name: {**defaults(OPTIMIZERS[config.optimizer.name]), **options}.get(name) for name in MOMENTA}
     if config.average.name == 'schedule_free' and any(momenta.values()):
         name = next(name for name, value in momenta.items() if value)

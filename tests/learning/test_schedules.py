@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,3 +44,12 @@ def test_values_out_of_range_are_errors(config, message):
     with pytest.raises(UserError) as error:
         build('schedule', schedules.SCHEDULES, config)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize('steps_per_epoch', [141, 188, 235])
+@pytest.mark.parametrize('every', [1.0, 3.0])
+def test_the_rate_decays_with_the_first_update_of_an_epoch(steps_per_epoch, every):
+    schedule = schedules.step_decay(every)
+    updates = jnp.arange(40 * steps_per_epoch)
+    factors = jax.jit(jax.vmap(lambda done: schedule(jnp.float32(done) / steps_per_epoch, 40)))(updates)
+    np.testing.assert_array_equal(factors, 0.5 ** (updates // (int(every) * steps_per_epoch)))

@@ -1,5 +1,6 @@
 """Whole runs with models and losses that a user adds."""
 
+import contextlib
 import dataclasses
 
 import flax.linen as nn
@@ -11,7 +12,10 @@ from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
 from mnist_jax.learning import metrics
+from mnist_jax.learning.augmentation import AUGMENTATIONS
+from mnist_jax.learning.averaging import AVERAGES
 from mnist_jax.learning.losses import LOSSES
+from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layers import Dense, Flatten
 from mnist_jax.train import train
@@ -113,3 +117,38 @@ def test_an_experiment_is_evaluated_with_the_parts_that_replace_its_own(small):
     totals, _ = evaluate_split(other, variables, other.source.split('test'))
     assert metrics.means(totals)['loss'] == 3
     assert other.learning_rate(7) == pytest.approx(0.5 * experiment.base_learning_rate)
+
+
+@pytest.mark.parametrize(
+    ('table', 'own', 'fields'),
+    [
+        (AUGMENTATIONS, lambda probability=1.0: None, {'augmentation': ({'name': 'own', 'probability': 0.5},)}),
+        (OPTIMIZERS, lambda clip_norm=0.0: None, {'optimizer': ConfigDict({'name': 'own', 'learning_rate': 0.1})}),
+        (AVERAGES, lambda evaluated='average': None, {'average': ConfigDict({'name': 'own', 'evaluated': 'last'})}),
+    ],
+)
+def test_an_argument_that_would_never_get_its_value_is_refused(small, monkeypatch, table, own, fields):
+    monkeypatch.setitem(table, 'own', own)
+    with pytest.raises(UserError, match="the arguments of 'own' must not be called"):
+        make_experiment(small(**fields))
+
+
+def centered(logits_BxK, label_B):
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxK - logits_BxK.mean(0, keepdims=True), label_B)
+
+
+def balanced(logits_BxK, label_B):
+    count_B = (label_B[:, None] == label_B[None]).sum(0)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B) / count_B
+
+
+def scaled(logits_BxK, label_B):
+    return 1000 + optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
+
+
+@pytest.mark.parametrize(('loss', 'refused'), [(centered, True), (balanced, True), (scaled, False)])
+def test_a_loss_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, loss, refused):
+    monkeypatch.setitem(LOSSES, 'own', lambda: loss)
+    expected = pytest.raises(UserError, match='must not depend on the other') if refused else contextlib.nullcontext()
+    with expected:
+        make_experiment(small(loss=ConfigDict({'name': 'own'})))
