@@ -128,10 +128,10 @@ def _inner_with_sum(equation: JaxprEqn) -> ClosedJaxpr | None:
     with_sum = [value for value in closed if isinstance(value, ClosedJaxpr) and contains_sum(value)]
     if not with_sum:
         return None
-    if equation.primitive.name not in ('jit', 'remat2', 'custom_jvp_call', 'closed_call'):
+    if equation.primitive.name not in ('jit', 'remat2', 'closed_call'):
         raise UserError(
-            'batch normalization must not be inside a transformation other than jit, remat and vmap, got '
-            f'{equation.primitive.name}'
+            'batch normalization and training.batch_sum must not be inside a transformation other than jit, remat and '
+            f'vmap, got {equation.primitive.name}'
         )
     return with_sum[0]
 

@@ -19,7 +19,13 @@ from mnist_jax.kernels.sums import PyTree, ordered_sum
 
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 Decayed: TypeAlias = Literal['kernels', 'all']
-"""What weight decay shrinks: arrays with at least two dimensions, or all parameters."""
+"""What weight decay shrinks: kernels (see `_is_kernel`), or all parameters."""
+NOT_KERNELS = ('bias', 'scale')  # names of parameters that may have several dimensions, such as those of attention
+
+
+def _is_kernel(path: tuple, param: jax.Array) -> bool:
+    """Returns whether a parameter has at least two dimensions, and is neither a bias nor a scale."""
+    return param.ndim > 1 and jax.tree_util.keystr(path[-1:], simple=True) not in NOT_KERNELS
 
 
 def _scale_by_learning_rate() -> Optimizer:
@@ -54,11 +60,12 @@ def with_decay(optimizer: Optimizer, weight_decay: float, decayed: Decayed) -> O
     def update(
         grads: PyTree, state: PyTree, params: PyTree = None, *, learning_rate: jax.Array, **extra: object
     ) -> tuple[PyTree, PyTree]:
-        def shrink(update: jax.Array, param: jax.Array) -> jax.Array:
-            return update - learning_rate * weight_decay * param if decayed == 'all' or param.ndim > 1 else update
+        def shrink(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
+            is_decayed = decayed == 'all' or _is_kernel(path, param)
+            return update - learning_rate * weight_decay * param if is_decayed else update
 
         updates, state = optimizer.update(grads, state, params, learning_rate=learning_rate, **extra)
-        return jax.tree.map(shrink, updates, params), state
+        return jax.tree_util.tree_map_with_path(shrink, updates, params), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
@@ -236,7 +243,7 @@ def muon(
     beta_2: Fraction = 0.999,
     epsilon: NonNegative = 1e-7,
 ) -> Optimizer:
-    """Muon (Jordan 2024): momentum with singular values of about 1 for matrices and kernels; Adam for vectors.
+    """Muon (Jordan 2024): momentum with singular values of about 1 for kernels; Adam for vectors and biases.
 
     The kernel of a convolution is a matrix with one column per feature. The update of a matrix with more columns
     (outputs) than rows (inputs) is multiplied by the square root of their ratio.
@@ -255,11 +262,11 @@ def muon(
         ),
         'adam': optax.chain(_scale_by_adam(beta_1, beta_2, epsilon), optax.scale(adam_rate)),
     }
-    return from_optax(
-        optax.partition(
-            transformations, lambda params: jax.tree.map(lambda p: 'muon' if p.ndim > 1 else 'adam', params)
-        )
-    )
+
+    def label(path: tuple, param: jax.Array) -> str:
+        return 'muon' if _is_kernel(path, param) else 'adam'
+
+    return from_optax(optax.partition(transformations, lambda params: jax.tree_util.tree_map_with_path(label, params)))
 
 
 def _orthogonalize(update: jax.Array, steps: int) -> jax.Array:

@@ -1,9 +1,13 @@
 """Sums over all chunks, and their gradients, against the same function of the whole batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mnist_jax.errors import UserError
 from mnist_jax.learning.lockstep import lockstep_sum, run_in_lockstep
 
 
@@ -53,3 +57,23 @@ def test_the_gradient_is_that_of_the_whole_batch():
 
 def test_a_function_without_sums_runs_chunk_by_chunk():
     assert [int(result) for result in run_in_lockstep(lambda number: number + 1, [(1,), (2,)], identity)] == [2, 3]
+
+
+def test_a_derivative_rule_is_kept_without_a_sum_and_refused_around_one():
+    @jax.custom_jvp
+    def plain(number):
+        return number
+
+    @jax.custom_jvp
+    def summed(number):
+        return lockstep_sum(number)
+
+    for function in (plain, summed):
+        function.defjvp(lambda primals, tangents, function=function: (function(*primals), 7 * tangents[0]))
+
+    def total(function, number):
+        return sum(run_in_lockstep(lambda part: function(lockstep_sum(part)), [(number,), (number,)], identity))
+
+    assert jax.grad(functools.partial(total, plain))(1.0) == 2 * 2 * 7
+    with pytest.raises(UserError, match=r'and training\.batch_sum must not be inside .*, got custom_jvp_call'):
+        total(summed, 1.0)

@@ -1,5 +1,6 @@
 """Optimizers against Keras 3.15, and RMSprop against numbers worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
@@ -229,3 +230,17 @@ def test_accumulated_gradients_make_one_update_with_their_mean():
     state = optimizer.init(jnp.zeros(2))
     updates, _ = optimizer.update(jnp.array([jnp.nan, 1.0]), state, jnp.zeros(2), learning_rate=jnp.float32(1))
     assert np.isnan(updates[0]), 'a gradient of NaN must be noticed in its own step'
+
+
+@pytest.mark.parametrize('name', ['bias', 'scale'])
+def test_a_bias_with_two_dimensions_is_not_a_kernel(name):
+    """As those of `nn.MultiHeadDotProductAttention`, with the axes heads and features."""
+    params = {'query': {name: jnp.ones((2, 3))}}
+    grads = {'query': {name: jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)}}
+    vector = jax.tree.map(jnp.ravel, (grads, params))
+    for optimizer in (OPTIMIZERS['sgd'](weight_decay=0.5), muon()):
+        own, as_vector = (
+            optimizer.update(grads, optimizer.init(params), params, learning_rate=jnp.float32(0.1))[0]
+            for grads, params in ((grads, params), vector)
+        )
+        np.testing.assert_array_equal(own['query'][name].ravel(), as_vector['query'][name])
