@@ -28,20 +28,25 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if words & set(names)), None)
 
 
-def group_by_split(paths: Sequence[Path]) -> dict[str, list[Path]]:
+def group_by_split(raw_dir: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Returns the files of each split, in order; if no file names a split, they are all training files.
+
+    Args:
+      raw_dir: The directory of the files, or the only file.
+      paths: The files. One whose name contains no split is of that of the nearest directory below `raw_dir`.
 
     Raises:
       UserError: only some of the files name a split.
     """
     groups: dict[str, list[Path]] = {}
     for path in sorted(paths):
-        groups.setdefault(split_of(path.name) or '', []).append(path)
+        names = [path.name, *(parent.name for parent in path.parents if raw_dir in parent.parents)]
+        groups.setdefault(next(filter(None, map(split_of, names)), ''), []).append(path)
     unnamed = groups.pop('', [])
     if groups and unnamed:
         raise UserError(
-            f'the names of all files in {str(unnamed[0].parent)!r} must contain that of a split (train, validation or '
-            f'test), or none of them, got {unnamed[0].name!r}'
+            f'the names of all files in {str(raw_dir)!r}, or of their directories, must contain that of a split '
+            f'(train, validation or test), or none of them, got {str(unnamed[0].relative_to(raw_dir))!r}'
         )
     return groups or {'train': unnamed}
 

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -300,36 +300,55 @@ def seems_scaled(images: np.ndarray, max_pixel: int) -> bool:
 def raw_sha256(raw_dir: Path) -> str:
     """Returns the digest of a file, or of the names and contents of all files in a directory.
 
-    Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept in the cache
-    directory, under that of the names, sizes, times of change and inodes of its files.
+    Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept; see `kept_sha256`.
     """
     try:
         found = _walk(raw_dir) if raw_dir.is_dir() else [('.', str(raw_dir), raw_dir.stat())]
-        listing = hashlib.sha256()
-        for name, _, status in found:
-            listing.update(
-                os.fsencode(f'{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0')
-            )
-        # A file that changed a moment ago may change again without another time of change.
-        settled = time.time() - max((status.st_ctime for *_, status in found), default=0.0) > SETTLED_SECONDS
-        directory = files.cache_directory() if len(found) > MANY_FILES and settled else None
-        cached = directory and directory / f'raw-{listing.hexdigest()[:32]}'
-        if cached and cached.is_file() and re.fullmatch('[0-9a-f]{64}', text := cached.read_text(errors='replace')):
-            return text
-        digest = hashlib.sha256()
-        for name, path, _ in found:
-            with open(path, 'rb') as file:
-                contents = hashlib.file_digest(file, 'sha256').hexdigest()
-            digest.update(os.fsencode(f'{name}\0{contents}\0'))
+
+        def compute() -> str:
+            digest = hashlib.sha256()
+            for name, path, _ in found:
+                with open(path, 'rb') as file:
+                    contents = hashlib.file_digest(file, 'sha256').hexdigest()
+                digest.update(os.fsencode(f'{name}\0{contents}\0'))
+            return digest.hexdigest()
+
+        if len(found) <= MANY_FILES:
+            return compute()
+        return kept_sha256('raw', [(name, status) for name, _, status in found], compute)
     except OSError as error:
         raise UserError(
             f'config.dataset.raw_dir must be readable, got {str(raw_dir)!r} '
             f'({error.strerror}: {error.filename!r}){MOVED}'
         ) from None
-    if cached:
-        with contextlib.suppress(WriteError):  # The next start only takes longer.
-            files.write_text(cached, digest.hexdigest())
-    return digest.hexdigest()
+
+
+def kept_sha256(kind: str, statuses: Sequence[tuple[str, os.stat_result]], compute: Callable[[], str]) -> str:
+    """Returns a digest of files from the cache directory, or computes it and keeps it there.
+
+    Args:
+      kind: What tells the digests of one kind from those of others.
+      statuses: The name and the status of each file; the digest is kept under their names, sizes, times of change and
+        inodes.
+      compute: Returns the digest.
+    """
+    listing = hashlib.sha256()
+    for name, status in statuses:
+        listing.update(
+            os.fsencode(f'{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0')
+        )
+    # A file that changed a moment ago may change again without another time of change.
+    settled = time.time() - max((status.st_ctime for _, status in statuses), default=0.0) > SETTLED_SECONDS
+    directory = files.cache_directory() if settled else None
+    if directory is None:
+        return compute()
+    path = directory / f'{kind}-{listing.hexdigest()[:32]}'
+    if path.is_file() and re.fullmatch('[0-9a-f]{64}', text := path.read_text(errors='replace')):
+        return text
+    digest = compute()
+    with contextlib.suppress(WriteError):  # The next start only takes longer.
+        files.write_text(path, digest)
+    return digest
 
 
 def _walk(directory: Path) -> list[tuple[str, str, os.stat_result]]:

@@ -30,7 +30,7 @@ class Csv(OpenBuilder):
         if not paths:
             raise UserError(f'config.dataset.raw_dir must contain CSV files, got {str(raw_dir)!r} without any')
         images, labels = {}, {}
-        for split, files_of_split in group_by_split(paths).items():
+        for split, files_of_split in group_by_split(raw_dir, paths).items():
             tables = [csv_tables.read_open(path) for path in files_of_split]
             shapes = {table[0].shape[1:]: path.name for table, path in zip(tables, files_of_split, strict=True)}
             if len(shapes) > 1:

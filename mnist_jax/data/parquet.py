@@ -17,7 +17,7 @@ IMAGES, LABELS = ('image', 'img', 'images'), ('label', 'labels', 'fine_label', '
 
 
 class Parquet(OpenBuilder):
-    """A .parquet file, or a directory with such files whose names contain those of the splits."""
+    """A .parquet file, or a directory with such files; they or their directories are named after the splits."""
 
     @classmethod
     def read(
@@ -35,7 +35,7 @@ class Parquet(OpenBuilder):
         """Reads all files.
 
         Args:
-          raw_dir: The file, or the directory, which is searched recursively.
+          raw_dir: The file, or the directory, which is searched recursively; see `group_by_split`.
           split_seed: Seed of the split into training and test images.
           image_column: The column of the images: encoded, as bytes or as {bytes, path}; '': one of `IMAGES`.
           label_column: The column of the labels: integers or texts; '': one of `LABELS`.
@@ -51,7 +51,7 @@ class Parquet(OpenBuilder):
         images: dict[str, list[np.ndarray]] = {}
         labels, names = {}, {}
         class_names: list[str] = []
-        for split, files_of_split in group_by_split(paths).items():
+        for split, files_of_split in group_by_split(raw_dir, paths).items():
             columns = [_read_columns(path, image_column, label_column) for path in files_of_split]
             class_names = class_names or columns[0].class_names
             for path, column in zip(files_of_split, columns, strict=True):

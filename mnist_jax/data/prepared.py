@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax import files
-from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
+from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder, kept_sha256
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
 
@@ -54,6 +54,7 @@ class PreparedDataset:
         )
         self._raw_dir = files.user_path(raw_dir, 'config.dataset.raw_dir') if raw_dir else None
         self._split_seed = split_seed
+        self._checked: set[str] = set()  # the splits on disk whose digests were checked
 
     @functools.cached_property
     def _variant(self) -> str:
@@ -149,8 +150,13 @@ class PreparedDataset:
         return Split(*map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
 
     def stream(self, field: str, spec: str) -> Stream:
-        """Returns the examples of a split without reading them; see `load`. Damage is detected when they are read."""
+        """Returns the examples of a split, to be read on demand; see `load`.
+
+        Their digest is checked by reading them once; it is kept as long as their files do not change.
+        """
         ranges = self._ranges(field, spec)
+        for name, _ in ranges:
+            self._check_streamed(name)
         record_files = [self._open_files(name) for name, _ in ranges]
         starts = np.cumsum([0, *map(len, record_files)])
         parts = [start + np.array(indices) for start, (_, indices) in zip(starts, ranges, strict=False)]
@@ -211,14 +217,27 @@ class PreparedDataset:
         if key in _splits_in_memory:
             return _splits_in_memory[key]
         split = self._open_files(name).read_all()
-        if split.sha256 != self.metadata['sha256'].get(name):
-            raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
+        self._check_sha256(name, split.sha256)
         for array in split:
             array.flags.writeable = False
         while len(_splits_in_memory) >= MAX_SPLITS_IN_MEMORY:
             del _splits_in_memory[next(iter(_splits_in_memory))]
         _splits_in_memory[key] = split
         return split
+
+    def _check_streamed(self, name: str) -> None:
+        """Checks the digest of a split that is not read into memory, once."""
+        if name in self._checked:
+            return
+        record_files = self._open_files(name)
+        statuses = [(str(path), path.stat()) for path in sorted(self._path.iterdir())]
+        stream = Stream([record_files], np.arange(len(record_files)))
+        self._check_sha256(name, kept_sha256(f'prepared-{name}', statuses, lambda: stream.sha256))
+        self._checked.add(name)
+
+    def _check_sha256(self, name: str, sha256: str) -> None:
+        if sha256 != self.metadata['sha256'].get(name):
+            raise self._damaged(f'split {name!r}', 'its contents do not match the SHA-256 stored with it')
 
     def _open_files(self, name: str) -> RecordFiles:
         return RecordFiles(

@@ -64,7 +64,7 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterat
       The paths of the files by their names.
 
     Raises:
-      UserError: a file is missing, or the archive is damaged.
+      UserError: a file is missing, two directories have it, or the archive is damaged.
     """
     with tempfile.TemporaryDirectory() as extracted:
         if raw_dir.is_file() and not archive:
@@ -82,18 +82,24 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterat
                     f'raw file {str(path)!r} must be an archive like {archive}, got a damaged one or another file '
                     f'({reason})'
                 ) from None
-        found = {
-            file.name.removesuffix('.gz'): file
-            for file in sorted(Path(extracted if path.is_file() else raw_dir).rglob('*'))
-            if file.is_file() and not file.name.startswith('.')
-        }
+        found: dict[str, Path] = {}
+        for file in sorted(Path(extracted if path.is_file() else raw_dir).rglob('*')):
+            name = file.name.removesuffix('.gz')
+            if name not in names or not file.is_file():
+                continue
+            if name in found and found[name].parent != file.parent:
+                raise UserError(
+                    f'config.dataset.raw_dir must contain {name} in one directory, got both '
+                    f'{str(found[name].parent)!r} and {str(file.parent)!r}; set it to one of them'
+                )
+            found[name] = file
         missing = [name for name in names if name not in found]
         if missing:
             what = f'{archive}, or its files' if archive else 'the files of the dataset'
             raise UserError(
                 f'config.dataset.raw_dir must contain {what}, got {str(raw_dir)!r} without {comma_separated(missing)}'
             )
-        yield {name: found[name] for name in names}
+        yield found
 
 
 def _extract(path: Path, names: Sequence[str], directory: Path) -> None:

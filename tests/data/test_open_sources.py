@@ -282,6 +282,15 @@ def test_hugging_face_names_the_classes(tmp_path):
     assert sorted(np.concatenate([source.split(name).label for name in ('train', 'test')])) == sorted(LABELS)
 
 
+def test_the_directory_of_a_parquet_file_can_name_its_split(tmp_path):
+    for path, part in (('default/train/0000', slice(6)), ('default/train/test-0000', slice(6, 8)), ('test/0', [8, 9])):
+        (tmp_path / 'train' / path).parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(tmp_path / 'train' / f'{path}.parquet', GRAY[part], LABELS[part])
+    source = prepare('parquet', tmp_path, tmp_path / 'train')
+    assert np.array_equal(source.split('train').image[..., 0], GRAY[:6])
+    assert np.array_equal(source.split('test').image[..., 0], GRAY[6:])
+
+
 def test_tfds_keeps_the_names_and_the_order_of_the_classes(tmp_path):
     write_tfds(
         tmp_path / 'raw',

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from mnist_jax.data import downloads, idx, idx_builders, source
+from mnist_jax.data import builder, downloads, idx, idx_builders, source
+from mnist_jax.data.records import RecordFiles
 from mnist_jax.errors import UserError
 
 PACKAGED = idx_builders.MnistIdx.DIRECTORIES[0]
@@ -203,6 +204,32 @@ def test_damage_is_detected_when_a_stream_is_read(data_dir, tmp_path, damage):
         stream = mnist(tmp_path).data.stream('dataset.test', 'test')
         for start in range(0, 10_000, 1000):
             stream.take(np.arange(start, start + 1000))
+
+
+def test_streamed_data_must_have_the_digest_stored_with_it(tmp_path):
+    paths = []
+    for name, labels in (('a', None), ('b', [1] * 3)):
+        write_raw(tmp_path / name, train=3, test=3, labels=labels)
+        tiny(tmp_path / f'data_{name}', tmp_path / name).data.prepare()
+        paths += (tmp_path / f'data_{name}').rglob('*-train.array_record*')
+    tiny(tmp_path / 'data_a', tmp_path / 'a').data.stream('--split', 'train')
+    shutil.copyfile(paths[1], paths[0])  # a valid file with other contents
+    with pytest.raises(UserError, match=r"damaged \(split 'train'\): its contents do not match the SHA-256"):
+        tiny(tmp_path / 'data_a', tmp_path / 'a').data.stream('--split', 'train')
+
+
+def test_unchanged_streamed_data_is_checked_once(tmp_path, monkeypatch):
+    write_raw(tmp_path / 'raw')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(builder, 'SETTLED_SECONDS', -60.0)
+    reads = []
+    read = RecordFiles.read
+    monkeypatch.setattr(RecordFiles, 'read', lambda self, indices: reads.append(len(indices)) or read(self, indices))
+    for _ in range(2):
+        dataset = tiny(tmp_path / 'data', tmp_path / 'raw').data
+        dataset.prepare()
+        dataset.stream('--split', 'train[:3]+train[4:]')
+    assert reads == [7]
 
 
 PREPARE = """

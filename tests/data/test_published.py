@@ -123,6 +123,14 @@ def test_kmnist(tmp_path):
     assert source.class_names == ('o', 'ki', 'su', 'tsu', 'na', 'ha', 'ma', 'ya', 're', 'wo')
 
 
+def test_files_of_the_same_name_in_two_directories_are_refused(tmp_path):
+    for name in ('kmnist', 'mnist'):
+        write_files(tmp_path / 'raw' / name, dict.fromkeys(characters.KmnistIdx.FILES, b''))
+    message = refusal('kmnist', tmp_path, tmp_path / 'raw')
+    kmnist, mnist = (str(tmp_path / 'raw' / name) for name in ('kmnist', 'mnist'))
+    assert f't10k-images-idx3-ubyte in one directory, got both {kmnist!r} and {mnist!r}' in message
+
+
 def test_kuzushiji49(tmp_path):
     stored = {'train': images(50, 28, 28), 'test': images(3, 28, 28)}
     labels = {'train': np.arange(50, dtype=np.uint8) % 49, 'test': np.array([48, 7, 0], np.uint8)}
