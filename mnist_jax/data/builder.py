@@ -122,6 +122,11 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         digest = [raw_sha256(raw_dir)[:16]] if raw_dir is not None else []
         return '-'.join([*digest, *([f'seed{split_seed}'] if split_seed else [])])
 
+    @classmethod
+    def framing(cls, raw_dir: Path | None) -> Framing | None:
+        """Returns how the objects in the images are framed, which `raw_dir` need not exist for."""
+        return cls.FRAMING
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,

@@ -10,7 +10,7 @@ from mnist_jax.data import idx
 from mnist_jax.data.arrays import make_contents, to_images, to_labels
 from mnist_jax.data.builder import Contents
 from mnist_jax.data.framing import Framing
-from mnist_jax.data.idx_builders import FILES
+from mnist_jax.data.idx_builders import EMNIST_FRAMING, FILES
 from mnist_jax.data.npz import read_file
 from mnist_jax.data.published import Published, find_files
 from mnist_jax.errors import UserError
@@ -33,7 +33,7 @@ class EmnistIdx(Published):
     IMAGE_SHAPE = (28, 28, 1)
     URL = 'https://biometrics.nist.gov/cs_links/EMNIST'
     FILES = {'gzip.zip': 'sha256:fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e'}
-    FRAMING = Framing(box_size=24, center_by_mass=False)
+    FRAMING = EMNIST_FRAMING
 
     @classmethod
     def read(

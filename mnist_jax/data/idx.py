@@ -20,6 +20,16 @@ MAGIC = {1: b'\x00\x00\x08\x01', 3: b'\x00\x00\x08\x03'}
 NAME = re.compile(r'(?P<prefix>|.*-)(train|t10k|test)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?')
 
 
+def is_transposed(prefix: str, transpose: str = 'auto') -> bool:
+    """Returns whether rows and columns of the images in a file are swapped.
+
+    Args:
+      prefix: How the name of the file starts; see `find_prefix`.
+      transpose: 'yes' or 'no', or 'auto': if it is one of EMNIST's files.
+    """
+    return transpose == 'yes' or (transpose == 'auto' and prefix.lower().startswith('emnist-'))
+
+
 def find(directory: Path, name: str, prefix: str = '') -> Path:
     """Returns the path of a file in `directory`, plain or gzipped.
 

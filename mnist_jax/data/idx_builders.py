@@ -19,7 +19,7 @@ FILES = {
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
 NAMES = tuple(name for pair in FILES.values() for name in pair)
-EMNIST = 'emnist-'  # how the names of EMNIST's files start
+EMNIST_FRAMING = Framing(box_size=24, center_by_mass=False)
 
 
 class IdxBuilder(ArrayBuilder):
@@ -37,7 +37,7 @@ class IdxBuilder(ArrayBuilder):
             return ''
         paths, prefix = _find_files(raw_dir)
         digests = {name: idx.digest(path, _dimensions(name)) for name, path in paths.items()}
-        transposed = prefix.lower().startswith(EMNIST)
+        transposed = idx.is_transposed(prefix)
         if digests == cls.SHA256 and not transposed:
             return ''
         if cls.SHA256:
@@ -48,9 +48,15 @@ class IdxBuilder(ArrayBuilder):
         digest = hashlib.sha256(''.join(digests[name] for name in NAMES).encode()).hexdigest()
         return digest[:16] + ('-transposed' if transposed else '')
 
+    @classmethod
+    def framing(cls, raw_dir: Path | None) -> Framing | None:
+        """Returns that of EMNIST for its files; see `ArrayBuilder.framing`."""
+        is_emnist = raw_dir is not None and raw_dir.is_dir() and idx.is_transposed(idx.find_prefix(raw_dir))
+        return EMNIST_FRAMING if is_emnist else cls.FRAMING
+
     def _load_arrays(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Arrays]:
         paths, prefix = self._raw_files(dl_manager)
-        transposed = prefix.lower().startswith(EMNIST)
+        transposed = idx.is_transposed(prefix)
         if transposed:
             logging.info("The images in EMNIST's files are transposed: rows and columns are swapped back")
         return {split: self._read_split(paths, *names, transposed) for split, names in FILES.items()}

@@ -6,7 +6,7 @@ from typing import Literal
 from mnist_jax.data import idx
 from mnist_jax.data.arrays import make_contents, to_images, to_labels
 from mnist_jax.data.builder import Contents, OpenBuilder
-from mnist_jax.data.idx_builders import EMNIST, FILES
+from mnist_jax.data.idx_builders import FILES
 from mnist_jax.errors import UserError
 from mnist_jax.factory import Rate
 
@@ -35,7 +35,7 @@ class IdxFolder(OpenBuilder):
         if not raw_dir.is_dir():
             raise UserError(f'config.dataset.raw_dir must be a directory of IDX files, got the file {str(raw_dir)!r}')
         prefix = idx.find_prefix(raw_dir)
-        transposed = transpose == 'yes' or (transpose == 'auto' and prefix.lower().startswith(EMNIST))
+        transposed = idx.is_transposed(prefix, transpose)
         matches = (idx.NAME.fullmatch(path.name) for path in raw_dir.iterdir())
         has_test = any(match and match['prefix'] == prefix and match[2] != 'train' for match in matches)
         images, labels = {}, {}

@@ -46,7 +46,7 @@ class PreparedDataset:
         description: Description | None = None,
     ):
         self.name = name
-        self._options = options or {}
+        self.options = options or {}
         self._known_description = description
         self.make_builder = make_builder
         self._data_dir = files.user_path(
@@ -58,7 +58,7 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
-        return self.make_builder.variant(self._raw_dir, self._split_seed, **self._options)
+        return self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -68,7 +68,7 @@ class PreparedDataset:
     def _builder(self) -> ArrayBuilder:
         open_fields: dict[str, Any] = {}
         if issubclass(self.make_builder, OpenBuilder):
-            open_fields = {'options': self._options, 'description': self._prepared_description()}
+            open_fields = {'options': self.options, 'description': self._prepared_description()}
         try:
             return self.make_builder(
                 raw_dir=self._raw_dir,
@@ -103,9 +103,8 @@ class PreparedDataset:
         if self._known_description is not None:
             return self._known_description
         if not issubclass(make_builder, OpenBuilder):
-            return Description(
-                make_builder.SHAPE, make_builder.CLASS_NAMES, make_builder.MAX_PIXEL, make_builder.FRAMING
-            )
+            framing = make_builder.framing(self._raw_dir)
+            return Description(make_builder.SHAPE, make_builder.CLASS_NAMES, make_builder.MAX_PIXEL, framing)
         self.prepare()
         description = self._prepared_description()
         assert description is not None  # It is prepared.

@@ -191,12 +191,18 @@ def _open_file(path: Path, model: RestoredModel) -> InputImages:
     if not is_idx or path.suffix.lower() in image_files.SUFFIXES:
         return InputImages([files.printable(str(path))], lambda part: [_read_image(path, model)])
     array_NxHxW = idx.read(path, dimensions=3)
+    match = idx.NAME.fullmatch(path.name)
+    transpose = model.plan.source.data.options.get('transpose', 'auto')
+    transposed = idx.is_transposed(match['prefix'] if match else '', transpose)
+    if transposed:
+        array_NxHxW = array_NxHxW.swapaxes(1, 2)
     if not array_NxHxW.size:
         raise UserError(f'--input must contain images, got the IDX file {str(path)!r} without any')
     names = [f'{files.printable(path.name)}[{index}]' for index in range(len(array_NxHxW))]
     # Images of another shape than the model's are framed; framing takes gray levels up to 255.
     max_pixel = model.plan.source.max_pixel if (*array_NxHxW.shape[1:], 1) == model.image_shape else 255
     array_NxHxW, remark = _scale_binary(array_NxHxW, max_pixel)
+    remark = ', '.join(filter(None, (transposed and 'transposed (rows and columns were swapped)', remark)))
     return InputImages(names, lambda part: _frame_array(array_NxHxW[part], names[part], model, remark))
 
 

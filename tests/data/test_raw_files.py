@@ -10,6 +10,7 @@ from conftest import make_small
 
 from mnist_jax.data import builder, digits, idx, idx_builders, kaggle, source
 from mnist_jax.data.builder import ArrayBuilder
+from mnist_jax.data.framing import Framing
 from mnist_jax.errors import UserError
 from mnist_jax.train import train
 
@@ -148,10 +149,14 @@ def test_emnist_files_are_read_and_their_transposed_images_are_set_upright(tmp_p
     images, labels, *test = make_arrays()
     raw = write_idx(tmp_path / 'raw', [images, labels, *test], EMNIST, compress)
     upright = [images.swapaxes(1, 2), labels, test[0].swapaxes(1, 2), test[1]]
-    assert_equal(prepare('mnist', tmp_path / 'data', raw), upright)
+    prepared = prepare('mnist', tmp_path / 'data', raw)
+    assert_equal(prepared, upright)
+    assert prepared.description.framing == Framing(24, False)
     # The same contents under MNIST's names are not transposed.
     same = write_idx(tmp_path / 'same', [images, labels, *test])
-    assert_equal(prepare('mnist', tmp_path / 'data', same), [images, labels, *test])
+    prepared = prepare('mnist', tmp_path / 'data', same)
+    assert_equal(prepared, [images, labels, *test])
+    assert prepared.description.framing == Framing(20, True)
 
 
 def test_emnist_letters_are_refused_because_of_their_classes(tmp_path):

@@ -123,6 +123,18 @@ def test_the_table_and_the_csv_file(trained, test_set, tmp_path, capsys):
     assert capsys.readouterr().out == f'wrote 10,001 predictions to {tmp_path}/new/all.csv\n'
 
 
+def test_the_images_of_emnist_files_are_transposed(trained, test_set, tmp_path):
+    upright = test_set[0][:20]
+    names = ('emnist-digits-test-images-idx3-ubyte', 'digits-test-images-idx3-ubyte')
+    for name, images in zip(names, (upright.swapaxes(1, 2), upright), strict=True):
+        (tmp_path / name).write_bytes(idx.MAGIC[3] + np.array(images.shape, '>u4').tobytes() + images.tobytes())
+    predict(trained, [str(tmp_path / name) for name in names], tmp_path / 'predictions.jsonl')
+    lines = read_json_lines(tmp_path / 'predictions.jsonl')
+    assert [line['class'] for line in lines[:20]] == [line['class'] for line in lines[20:]]
+    prepared = ['transposed (rows and columns were swapped)'] * 20 + [''] * 20
+    assert [line['prepared'] for line in lines] == prepared
+
+
 def test_kaggle_csv_is_predicted_as_a_submission(trained, test_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = idx.read(idx.find(MNIST, 'train-images-idx3-ubyte'), dimensions=3)[:28_000]
