@@ -202,7 +202,8 @@ def _open_file(path: Path, model: RestoredModel) -> InputImages:
     # Images of another shape than the model's are framed; framing takes gray levels up to 255.
     max_pixel = model.plan.source.max_pixel if (*array_NxHxW.shape[1:], 1) == model.image_shape else 255
     array_NxHxW, remark = _scale_binary(array_NxHxW, max_pixel)
-    remark = ', '.join(filter(None, (transposed and 'transposed (rows and columns were swapped)', remark)))
+    about = 'transposed (rows and columns were swapped)' if transposed else ''
+    remark = ', '.join(filter(None, (about, remark)))
     return InputImages(names, lambda part: _frame_array(array_NxHxW[part], names[part], model, remark))
 
 
