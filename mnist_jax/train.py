@@ -26,7 +26,6 @@ from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
 from mnist_jax.learning.state import start_from
 from mnist_jax.learning.transfer import take_variables, transfer_row
-from mnist_jax.models.layer_table import format_table
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.training.plan import make_plan
@@ -322,5 +321,5 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
     if experiment.teacher is not None:
         logging.info('teachers  %s', ', '.join(experiment.config.distillation.workdirs))
     logging.info('workdir   %s', workdir)
-    for line in format_table(experiment.model, source.image_shape).splitlines():
+    for line in experiment.layer_table().splitlines():
         logging.info('%s', line)

@@ -123,6 +123,7 @@ def test_the_number_of_devices_does_not_matter(start, tmp_path):
         ({'init__freeze': (1,)}, 'config.init.freeze must be a tuple of patterns'),
         ({'init__layer_decay': 1.5}, 'config.init.layer_decay must be a number from 0 to 1, got 1.5'),
         ({'init__rates': (('Konv_0', 1.0),)}, 'config.init.rates must match paths of the model'),
+        ({'init__rates': (('*/mean', 0.5),)}, 'config.init.rates must match paths of the model'),
         ({'init__rates': (('Conv_0',),)}, 'config.init.rates must be a tuple of pairs'),
         ({'init__rates': (('Conv_0', -1.0),)}, 'each factor of config.init.rates must be'),
         ({'init__workdir': '', 'init__step': 'best'}, 'config.init.workdir must be set'),

@@ -18,7 +18,7 @@ class Motion(NamedTuple):
 
     Attributes:
       cosine, sine: Of the angle by which an image is turned, clockwise.
-      zoom: The size of a source pixel in pixels of the result, inverted: 0.5 doubles the size of everything.
+      zoom: Source pixels per pixel of the result: 0.5 doubles the size of everything.
       shear: By how many columns a row below the middle is shifted, per row.
       down, right: By how many pixels of the image everything is moved, before all other motions.
       gain, offset: Factor of the pixel values, and what is added to them then.

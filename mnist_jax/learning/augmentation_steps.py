@@ -39,7 +39,10 @@ class Draw(NamedTuple):
     is_paired: jax.Array
 
     def uniform(self, count: int) -> list[jax.Array]:
-        """Returns `count` arrays of B numbers, uniform in [-1, 1)."""
+        """Returns `count` arrays of B numbers, uniform in [-1, 1).
+
+        Every call returns the same numbers, so draw all of them in one call.
+        """
         draws_BxN = jax.vmap(lambda key: jax.random.uniform(key, (count,), minval=-1.0))(self.keys)
         return list(draws_BxN.T)
 

@@ -93,7 +93,9 @@ def of_mixture(loss: Loss) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Ar
 
 
 def distillation(logits_BxK: jax.Array, target_BxK: jax.Array, temperature: float) -> jax.Array:
-    """Returns the cross-entropy between two softmaxes whose logits are divided by `temperature`, times its square.
+    """Returns the cross-entropy between two softmaxes, multiplied by the square of `temperature`.
+
+    Both softmaxes are of logits that are divided by `temperature`.
 
     The square keeps the size of the gradient (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 

@@ -29,14 +29,22 @@ class Layer(NamedTuple):
     multiply_adds: int
 
 
+class Output(NamedTuple):
+    """The output of a module; the last `feature_axes` of its axes are those of a product with its kernel."""
+
+    kind: str
+    array: Any
+    feature_axes: int
+
+
 @contextlib.contextmanager
-def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
+def record_outputs() -> Iterator[dict[tuple[str, ...], Output]]:
     """Records the class and the output of each module called in this context, by its path and in call order.
 
     Of several outputs, the first counts; modules without one are left out. Of a module inside a transformation such as
     `nn.vmap`, only the type of the output is recorded.
     """
-    outputs: dict[tuple[str, ...], tuple[str, Any]] = {}
+    outputs: dict[tuple[str, ...], Output] = {}
     outside = get_opaque_trace_state()
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -45,25 +53,34 @@ def record_outputs() -> Iterator[dict[tuple[str, ...], tuple[str, Any]]]:
             array = next((leaf for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')), None)
             if array is not None:
                 recorded = array if get_opaque_trace_state() == outside else jax.typeof(array)
-                outputs[context.module.path] = (type(context.module).__name__, recorded)
+                features = context.module.features if isinstance(context.module, nn.DenseGeneral) else 1
+                axes = 1 if isinstance(features, int) else len(features)
+                outputs[context.module.path] = Output(type(context.module).__name__, recorded, axes)
         return output
 
     with nn.intercept_methods(record):
         yield outputs
 
 
-def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
+def list_layers(
+    model: nn.Module, image_shape: tuple[int, ...], is_frozen: Callable[[str], bool] = lambda path: False
+) -> list[Layer]:
     """Returns the layers of `model` in call order; the name of a nested layer is its path.
+
+    Args:
+      model: The model.
+      image_shape: The shape of an image, HxWxC.
+      is_frozen: Returns whether a parameter, given by its path, is not trainable.
 
     Raises:
       UserError: the model does not fit images of `image_shape` (HxWxC).
     """
-    shapes: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+    outputs: dict[tuple[str, ...], Output] = {}
 
     def init(key: jax.Array) -> PyTree:
-        with record_outputs() as outputs:
+        with record_outputs() as recorded:
             variables = model.init(key, np.zeros((1, *image_shape), np.float32))
-        shapes.update({path: (kind, output.shape[1:]) for path, (kind, output) in outputs.items()})
+        outputs.update(recorded)
         return variables
 
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -75,13 +92,17 @@ def list_layers(model: nn.Module, image_shape: tuple[int, ...]) -> list[Layer]:
         if is_own_model(model):
             raise
         raise _shape_error(image_shape, str(error).splitlines()[0]) from None
-    for path, (_, shape) in shapes.items():
-        if 0 in shape:
+    for path, output in outputs.items():
+        if 0 in output.array.shape:
             raise _shape_error(image_shape, f'no pixels are left after {"/".join(path)}')
-    layers = [_layer(variables, path, kind, shape) for path, (kind, shape) in shapes.items()]
+    layers = [_layer(variables, path, output, is_frozen) for path, output in outputs.items()]
     # A module that only contains others is not a layer: its children are.
-    parents = {path[:-1] for path in shapes if path}
-    return [layer for layer, path in zip(layers, shapes, strict=True) if layer.trainable or path not in parents]
+    parents = {path[:-1] for path in outputs if path}
+    return [
+        layer
+        for layer, path in zip(layers, outputs, strict=True)
+        if layer.trainable or layer.non_trainable or path not in parents
+    ]
 
 
 def _shape_error(image_shape: tuple[int, ...], reason: str) -> UserError:
@@ -91,20 +112,22 @@ def _shape_error(image_shape: tuple[int, ...], reason: str) -> UserError:
     )
 
 
-def _layer(variables: PyTree, path: tuple[str, ...], kind: str, shape: tuple[int, ...]) -> Layer:
+def _layer(variables: PyTree, path: tuple[str, ...], output: Output, is_frozen: Callable[[str], bool]) -> Layer:
+    kind, shape = output.kind, output.array.shape[1:]
     parameters = _own_arrays(variables['params'], path)
+    frozen = {name: array for name, array in parameters.items() if is_frozen('/'.join((*path, name)))}
     kernel = math.prod(parameters['kernel'].shape) if 'kernel' in parameters else 0
     return Layer(
         name='/'.join(path) or kind,
         kind=kind,
         output_shape=shape,
-        trainable=_count(parameters),
-        non_trainable=_count(_own_arrays(variables.get('batch_stats', {}), path)),
+        trainable=_count(parameters) - _count(frozen),
+        non_trainable=_count(_own_arrays(variables.get('batch_stats', {}), path)) + _count(frozen),
         # A convolution applies its whole kernel at every output position; a dense layer has one position. Attention
         # multiplies all pairs of tokens twice.
         multiply_adds=2 * shape[0] * math.prod(shape)
         if kind == 'AttentionProducts'
-        else kernel * math.prod(shape[:-1]),
+        else kernel * math.prod(shape[: -output.feature_axes]),
     )
 
 
@@ -126,9 +149,11 @@ def table_row(layer: Layer) -> tuple[str, ...]:
     return (layer.name, layer.kind, format_shape(layer.output_shape), *numbers)
 
 
-def format_table(model: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """Returns the layer table with its totals as text."""
-    layers = list_layers(model, image_shape)
+def format_table(
+    model: nn.Module, image_shape: tuple[int, ...], is_frozen: Callable[[str], bool] = lambda path: False
+) -> str:
+    """Returns the layer table with its totals as text; see `list_layers`."""
+    layers = list_layers(model, image_shape, is_frozen)
     rows = [HEADER, ('input', '', format_shape(image_shape), '0', '0', '0'), *map(table_row, layers)]
     trainable = sum(layer.trainable for layer in layers)
     non_trainable = sum(layer.non_trainable for layer in layers)

@@ -21,7 +21,6 @@ from mnist_jax.distributed.devices import to_host
 from mnist_jax.errors import UserError
 from mnist_jax.learning import transfer
 from mnist_jax.learning.state import TrainState
-from mnist_jax.models.layer_table import format_table
 from mnist_jax.report import curves, figures
 from mnist_jax.training.calls import HostBatch
 from mnist_jax.training.experiment import Experiment, make_experiment
@@ -95,7 +94,7 @@ def check(config: ConfigDict) -> int:
         'without validation',
         f'memory    {peak / 1e6:,.0f} MB at most so far',
     ]
-    print('\n'.join([*lines, '', format_table(experiment.model, experiment.source.image_shape)]), flush=True)
+    print('\n'.join([*lines, '', experiment.layer_table()]), flush=True)
     return 0 if all(passed) else 1
 
 

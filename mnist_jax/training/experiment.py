@@ -20,7 +20,7 @@ from mnist_jax.learning import model_checks, step
 from mnist_jax.learning.augmentation import MIXING, make_augmentation
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.learning.optimizers import OPTIMIZERS
-from mnist_jax.learning.schedules import SCHEDULES
+from mnist_jax.learning.schedules import SCHEDULES, cosine
 from mnist_jax.learning.state import TrainState, Variables
 from mnist_jax.learning.step import Data, RunNumbers, StepParts, Sums
 from mnist_jax.models.layer_table import list_layers
@@ -209,9 +209,9 @@ def make_experiment(
     source = plan.source
     schedule = build('config.schedule', SCHEDULES, config.schedule)
     augment = make_augmentation(config.augmentation, source.max_pixel)
-    if config.schedule.get('warmup', 0) > config.epochs > 0:
+    if SCHEDULES[config.schedule.name] is cosine and config.schedule.get('warmup', 0) >= config.epochs > 0:
         logging.warning(
-            'config.schedule.warmup=%g is longer than the run, config.epochs=%d: the learning rate only rises',
+            'config.schedule.warmup=%g is at least as long as the run, config.epochs=%d: the learning rate only rises',
             config.schedule.warmup,
             config.epochs,
         )

@@ -59,6 +59,10 @@ class Plan:
         """Returns the logits BxK; see `step.infer`."""
         return step.infer(variables, image_BxHxWxC, self.model, self.source.normalization, self.dtype)
 
+    def layer_table(self) -> str:
+        """Returns the layer table of the model as text."""
+        return _layer_table(self.config, self.source, self.model)
+
     def create_state(self) -> TrainState:
         """Returns the state before the first step."""
         # On a CPU, optimizing a program that runs once and draws random numbers takes seconds.
@@ -205,7 +209,8 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
     if config.init.freeze or config.init.rates:
         variables = plan.abstract_snapshot.state.variables
         transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
-        transfer.check_patterns('config.init.rates', [pattern for pattern, _ in config.init.rates], variables)
+        rated = [pattern for pattern, _ in config.init.rates]
+        transfer.check_patterns('config.init.rates', rated, {'params': variables.params})
     return plan
 
 
@@ -248,4 +253,9 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
 def model_summary(config: ConfigDict) -> str:
     """Returns the layer table of the model that `config` describes; needs no data and runs nothing."""
     source, model = _source_and_model(config)
-    return format_table(model, source.image_shape)
+    return _layer_table(config, source, model)
+
+
+def _layer_table(config: ConfigDict, source: Source, model: nn.Module) -> str:
+    is_frozen = functools.partial(transfer.matches, patterns=config.init.freeze)
+    return format_table(model, source.image_shape, is_frozen)

@@ -137,3 +137,13 @@ def test_attention_counts_its_products():
     layers = list_layers(MODELS['vit'](10, depth=1), (28, 28, 1))
     (products,) = [layer for layer in layers if layer.kind == 'AttentionProducts']
     assert products.multiply_adds == 2 * 49 * 49 * 64  # scores, and sums of values, over all heads
+
+
+def test_the_summary_says_what_is_frozen():
+    config = load('lenet5')
+    config.init.freeze = ('Conv_*',)
+    frozen = sum(layer.trainable for layer in list_layers(make_plan(config).model, (28, 28, 1)) if 'Conv' in layer.name)
+    assert (
+        f'not trainable {frozen:,})' in model_summary(config)
+        and f'not trainable {frozen:,})' in make_plan(config).layer_table()
+    )

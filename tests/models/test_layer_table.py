@@ -1,12 +1,14 @@
 """The layer table: output sizes, parameters and multiply-adds, found without running the model."""
 
+import re
+
 import flax.linen as nn
 import pytest
 from conftest import ROOT
 
 from mnist_jax.config import load_config
 from mnist_jax.errors import UserError
-from mnist_jax.models.layer_table import list_layers
+from mnist_jax.models.layer_table import format_table, list_layers
 from mnist_jax.models.layers import Flatten
 from mnist_jax.training.plan import make_model
 
@@ -61,3 +63,23 @@ def test_a_model_that_shrinks_its_image_to_nothing_is_an_error():
     model = make_model({'name': 'cnn', 'stages': ((4,),) * 4, 'pool': (2,) * 4, 'padding': 'valid'}, 10)
     with pytest.raises(UserError, match='does not fit images'):
         list_layers(model, (28, 28, 1))
+
+
+class LinenAttention(nn.Module):
+    """A user's model with 4 heads over 4 tokens of 8 features."""
+
+    @nn.compact
+    def __call__(self, image, training=None):
+        return nn.MultiHeadDotProductAttention(num_heads=4)(image.reshape(len(image), 4, 8)).mean(1)
+
+
+def test_a_dense_layer_with_several_output_axes_has_one_position_per_token():
+    layers = {layer.name.rpartition('/')[2]: layer for layer in list_layers(LinenAttention(), (4, 8, 1))}
+    assert layers['query'].output_shape == (4, 4, 2)
+    assert layers['query'].multiply_adds == layers['out'].multiply_adds == 4 * 8 * 8
+
+
+def test_frozen_parameters_are_not_trainable():
+    table = format_table(Nested(), (4, 4, 1), lambda path: path in ('scale', 'Block_0/Dense_0/kernel'))
+    assert 'parameters: 61 (trainable 11, not trainable 50)' in table  # 51 + 8 + 2 with 48 + 2 frozen
+    assert re.search('^Nested .* 2 +0 +0$', table, re.MULTILINE)
