@@ -162,7 +162,7 @@ def test_a_run_without_validation_has_no_best_epoch(small, tmp_path):
         evaluate_workdir(tmp_path, 'best')
     with pytest.raises(UserError, match=r"--step must be one of latest, 0, got 'worst'"):
         evaluate_workdir(tmp_path, 'worst')
-    with pytest.raises(UserError, match="--split must be 'train' or 'test' for a run without validation examples"):
+    with pytest.raises(UserError, match='--split must be a split of the dataset for a run without validation examples'):
         evaluate_workdir(tmp_path, split='validation')
     with pytest.raises(UserError, match=r'config.early_stopping.monitor=.* needs validation examples'):
         train(small(early_stopping__patience=1), tmp_path / 'new')

@@ -350,7 +350,8 @@ def _row(experiment: Experiment, runs: Sequence[RunResult]) -> list[str]:
             f'{max(accuracies):.4f}',
             _mean_and_deviation([result.loss for result in results]),
             str(len(results)),
-            f'{statistics.median(result.seconds for result in results):,.0f}',
+            # Of the rounded seconds, which the table of the runs has: it is enough to write this one again.
+            f'{statistics.median(round(result.seconds, 1) for result in results):,.0f}',
         ]
     else:
         cells += [f'{failed} failed', '', '', '', '', '0', '']

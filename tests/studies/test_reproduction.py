@@ -57,6 +57,17 @@ def test_experiment_without_published_result_cannot_be_missed():
     assert verdict(Experiment('x'), [0.1]) == (True, 'none published')
 
 
+def test_the_table_of_the_runs_is_enough_to_write_all_tables(tmp_path):
+    # Rounded to tenths, the mean of 1.04 and 0.04 is 0.5, which is rounded to 0; of the exact numbers, it is 0.54.
+    runs = [run_of('mlp', seed, 0.98) for seed in range(2)]
+    runs = [
+        run._replace(result=run.result._replace(seconds=seconds))
+        for run, seconds in zip(runs, (1.04, 0.04), strict=True)
+    ]
+    (tmp_path / 'RESULTS.md').write_text(format_results(runs))
+    assert format_results(read_results(tmp_path / 'RESULTS.md')) == format_results(runs)
+
+
 def test_the_interval_of_the_mean_is_that_of_scipy():
     values = [0.991, 0.9934, 0.9921, 0.9919, 0.9931, 0.9925]
     expected = scipy.stats.t.interval(0.95, 5, np.mean(values), scipy.stats.sem(values))
