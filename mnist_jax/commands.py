@@ -229,6 +229,13 @@ def _read_overrides(overrides: Sequence[tuple[str, str | bool]]) -> None:
         _OVERRIDES[field] = text
 
 
+def _refuse_flags(names: Sequence[str], other: str) -> None:
+    """Raises a UserError if one of the flags `names`, which must not be combined with `other`, is set."""
+    for name in names:
+        if FLAGS[name].present:
+            raise UserError(f'--{name} must not be combined with {other}')
+
+
 def _launch() -> int:
     """Starts this command in several processes on this machine; returns the exit status."""
     others = [name for name in PROCESS_FLAGS[1:] if FLAGS[name].present]
@@ -248,17 +255,17 @@ def train() -> int:
     config = _config()
     check_config(config)  # Report invalid fields before the processes connect.
     workdir = _workdir(Path(FLAGS.config).stem)
+    report = ('report',) if FLAGS.report else ()  # --noreport goes with everything.
     if config.population:
-        for name in ('reschedule', *(['report'] if FLAGS.report else []), *PROCESS_FLAGS):
-            if FLAGS[name].present:
-                raise UserError(f'--{name} must not be combined with --config.population')
+        _refuse_flags(('reschedule', *report, *PROCESS_FLAGS), '--config.population')
         return train_population(config, workdir, FLAGS.workers, sys.argv[1:])
     if FLAGS['workers'].present:
         raise UserError('--workers needs --config.population, the number of runs, or --mode=sweep')
-    if FLAGS.report and FLAGS['report'].present and config.folds and not config.fold:
-        raise UserError('--report must not be combined with --config.folds; --mode=report writes that of one fold')
+    cross_validates = config.folds and not config.fold
+    if cross_validates:
+        _refuse_flags(report, '--config.folds; --mode=report writes that of one fold')
     with _connected():
-        if config.folds and not config.fold:
+        if cross_validates:
             cross_validate(config, workdir, FLAGS.reschedule)
         else:
             train_run(config, workdir, report=FLAGS.report, reschedule=FLAGS.reschedule)
@@ -280,15 +287,11 @@ def evaluate() -> None:
     if FLAGS.input:
         if FLAGS.split is not None or len(FLAGS.input) > 1:
             raise UserError('--mode=eval takes one --input, a directory of images by class, and no --split with it')
-        for name in PROCESS_FLAGS:
-            if FLAGS[name].present:
-                raise UserError(f'--{name} must not be combined with --input')
+        _refuse_flags(PROCESS_FLAGS, '--input')
         evaluate_folder(workdir, FLAGS.input[0], FLAGS.step)
         return
     if (workdir / ENSEMBLE_FILE).is_file():
-        for name in PROCESS_FLAGS:
-            if FLAGS[name].present:
-                raise UserError(f'--{name} must not be combined with the --workdir of an ensemble')
+        _refuse_flags(PROCESS_FLAGS, 'the --workdir of an ensemble')
     with _connected():
         evaluate_workdir(workdir, FLAGS.step, FLAGS.split)
 
@@ -300,9 +303,7 @@ def _evaluate_ensemble() -> None:
     from mnist_jax.workdir.checkpoints import check_holds_only
     from mnist_jax.workdir.finished_runs import find_runs
 
-    for name in ('input', *PROCESS_FLAGS):
-        if FLAGS[name].present:
-            raise UserError(f'--{name} must not be combined with --run, which makes an ensemble')
+    _refuse_flags(('input', *PROCESS_FLAGS), '--run, which makes an ensemble')
     workdir = _workdir('ensemble')
     if (workdir / 'config.json').is_file():
         raise UserError(f'--workdir must be another directory than that of a run, got {str(workdir)!r}')

@@ -124,7 +124,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def framing(cls, raw_dir: Path | None) -> Framing | None:
-        """Returns how the objects in the images are framed, which `raw_dir` need not exist for."""
+        """Returns how the objects in the images are framed; `raw_dir` may be missing."""
         return cls.FRAMING
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -332,7 +332,7 @@ def kept_sha256(kind: str, statuses: Sequence[tuple[str, os.stat_result]], compu
     """Returns a digest of files from the cache directory, or computes it and keeps it there.
 
     Args:
-      kind: What tells the digests of one kind from those of others.
+      kind: What the digest is of; it distinguishes digests of the same files.
       statuses: The name and the status of each file; the digest is kept under their names, sizes, times of change and
         inodes.
       compute: Returns the digest.

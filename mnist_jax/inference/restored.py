@@ -352,7 +352,9 @@ class RestoredModel:
         def layer_outputs(variables: PyTree, image_BxHxWxC: jax.Array) -> dict[str, jax.Array]:
             with record_outputs() as outputs:
                 self.plan.infer(variables, image_BxHxWxC)
-            return {'/'.join(path): output for path, (_, output, _) in outputs.items() if isinstance(output, jax.Array)}
+            return {
+                '/'.join(path): output.array for path, output in outputs.items() if isinstance(output.array, jax.Array)
+            }
 
         return jax.jit(layer_outputs)
 
@@ -375,7 +377,8 @@ class RestoredModel:
             with record_outputs() as outputs:
                 self.plan.infer(variables, image_BxHxWxC)
             # The last two are those of the last layer and of the model.
-            vectors = [output for _, output, _ in list(outputs.values())[:-2] if getattr(output, 'ndim', 0) == 2]
+            arrays = [output.array for output in list(outputs.values())[:-2]]
+            vectors = [array for array in arrays if getattr(array, 'ndim', 0) == 2]
             return vectors[-1] if vectors and isinstance(vectors[-1], jax.Array) else None
 
         return jax.jit(features)

@@ -13,6 +13,7 @@ from mnist_jax.factory import Fraction, NonNegative
 from mnist_jax.kernels import ops
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+WEIGHTING_FIELDS = ('dataset.balance', 'dataset.class_weights')  # config fields that weight the losses of the examples
 
 
 def cross_entropy(label_smoothing: Fraction = 0.0) -> Loss:
@@ -95,9 +96,8 @@ def of_mixture(loss: Loss) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Ar
 def distillation(logits_BxK: jax.Array, target_BxK: jax.Array, temperature: float) -> jax.Array:
     """Returns the cross-entropy between two softmaxes, multiplied by the square of `temperature`.
 
-    Both softmaxes are of logits that are divided by `temperature`.
-
-    The square keeps the size of the gradient (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+    The logits of both softmaxes are divided by `temperature`. The square keeps the size of the gradient (Hinton et al.
+    2015, https://arxiv.org/abs/1503.02531).
 
     Args:
       logits_BxK: The logits of the model.

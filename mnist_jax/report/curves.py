@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mnist_jax.config import config_fields
+from mnist_jax.learning.losses import WEIGHTING_FIELDS
 from mnist_jax.report import figures
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.workdir.finished_runs import FinishedRun
@@ -123,8 +124,8 @@ def _describe(run: FinishedRun) -> str:
 
 def _loss_fields(run: FinishedRun) -> tuple[str, ...]:
     """Returns the config fields that define the training loss, and their values."""
-    sections = ('loss.', 'distillation.', 'dataset.balance', 'dataset.class_weights')
-    return tuple(f'{name}={value!r}' for name, value in config_fields(run.config) if name.startswith(sections))
+    names = ('loss.', 'distillation.', *WEIGHTING_FIELDS)
+    return tuple(f'{name}={value!r}' for name, value in config_fields(run.config) if name.startswith(names))
 
 
 @figures.styled
@@ -201,6 +202,6 @@ def learning_rate_search(rates: np.ndarray, losses: np.ndarray, smoothed: np.nda
     axis.legend(fontsize=9)
     figures.add_grid(axis)
     about = (
-        'The loss falls fastest at the suggested learning rate, or the latter is a third of that of the smallest loss.'
+        'The suggested learning rate is where the loss falls fastest, but at most a third of that of the smallest loss.'
     )
     return ReportFigure('Learning-rate search', about, figure, {})

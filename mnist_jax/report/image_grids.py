@@ -101,15 +101,15 @@ def _draw_examples(
     tooltips: dict[str, str] = {}
     for axis in axes.ravel():
         axis.set_axis_off()
-    for place, (axis, index) in enumerate(zip(axes.ravel(), indices, strict=False)):
+    suggestions = itertools.repeat(None) if suggestion_M is None else suggestion_M
+    for axis, index, suggested in zip(axes.ravel(), indices, suggestions, strict=False):
         probabilities = examples.probabilities[index]
         ranking = np.argsort(-probabilities, kind='stable')
         first, second = ranking[:2]
         truth = names[examples.label[index]]
         gid = f'example-{index}'
         _draw_image(axis, examples.image(index), gid)
-        if suggestion_M is not None:
-            suggested = suggestion_M[place]
+        if suggested is not None:
             caption = f'{index:,}: {truth}\n\u2192 {names[suggested]} {probabilities[suggested]:.1%}'
         elif first == examples.label[index]:
             caption = f'{truth} {probabilities[first]:.0%}\nnext {names[second]} {probabilities[second]:.0%}'
@@ -117,7 +117,7 @@ def _draw_examples(
             caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
         axis.set_title(caption, fontsize=9, loc='center')
         likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
-        kind, what = ('test example', 'true class') if suggestion_M is None else ('training example', 'label')
+        kind, what = ('test example', 'true class') if suggested is None else ('training example', 'label')
         tooltips[gid] = f'{kind} {index:,}, {what} {truth}, predicted: {likely}'
     return ReportFigure(title, about, figure, tooltips)
 

@@ -195,10 +195,14 @@ def costs(
     """
     figure, axes = figures.new_figure(11, 3.4, 1, 3)
     tooltips: dict[str, str] = {}
-    kinds = {'training time in seconds': 'seconds', 'parameters': 'parameters', 'multiply-adds': 'multiply_adds'}
-    for index, (axis, (label, name)) in enumerate(zip(axes.flat, kinds.items(), strict=True)):
-        own_points, score = (points, monitor) if name == 'seconds' else (compared, metric)
-        ranked = _ranked(own_points, maximizes)
+    panels = (
+        ('training time in seconds', 'seconds', points, monitor),
+        ('parameters', 'parameters', compared, metric),
+        ('multiply-adds', 'multiply_adds', compared, metric),
+    )
+    labeled = ''  # the score that the panel to the left has
+    for index, (axis, (label, name, drawn, score)) in enumerate(zip(axes.flat, panels, strict=True)):
+        ranked = _ranked(drawn, maximizes)
         cost = [float(getattr(point, name)) for point in ranked]
         for number, (point, own) in enumerate(zip(ranked, cost, strict=True)):
             gid = f'cost-{index}-{number}'
@@ -214,9 +218,8 @@ def costs(
         )
         if cost and min(cost) > 0 and max(cost) / min(cost) >= LOG_RATIO:
             axis.set_xscale('log')
-        axis.set(
-            xlabel=label, ylabel=score.replace('_', ' ') if index == 0 or (index == 1 and metric != monitor) else ''
-        )
+        axis.set(xlabel=label, ylabel='' if score == labeled else score.replace('_', ' '))
+        labeled = score
         figures.add_grid(axis)
     about = 'A dot per point. The orange line joins those that no other point beats at the same cost or a lower one.'
     return ReportFigure('What it costs', about, figure, tooltips)

@@ -92,7 +92,7 @@ class FinishedStudy:
         validation alone.
         """
         if self._standings[0].score is None:
-            raise UserError('the study must have a point of which no run diverged, but one of each did')
+            raise UserError('the study must have a point of which no run diverged, got points that each have one')
         with workers.quiet():
             return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
 

@@ -2,6 +2,7 @@
 
 from mnist_jax.config import ConfigDict, config_fields
 from mnist_jax.errors import MAX_INT, UserError, check_integer, did_you_mean
+from mnist_jax.learning.losses import WEIGHTING_FIELDS
 from mnist_jax.studies.space import Choice, Condition, Interval, Space
 from mnist_jax.studies.study import Study
 
@@ -20,7 +21,6 @@ COMPARABLE = (
     'in_memory',
     'on_device',
 )
-LOSS_WEIGHTS = ('dataset.balance', 'dataset.class_weights')
 
 
 def check_study(study: Study, config: ConfigDict) -> None:
@@ -51,7 +51,7 @@ def _check_fields(vary: Space, config: ConfigDict) -> None:
         if isinstance(entry, Condition):
             _check_condition(field, entry, vary, config)
         monitor = config.early_stopping.monitor
-        if (field.startswith('loss.') or field in LOSS_WEIGHTS) and monitor.endswith('_loss'):
+        if (field.startswith('loss.') or field in WEIGHTING_FIELDS) and monitor.endswith('_loss'):
             raise UserError(
                 f'a study that varies config.{field} must compare its points by another metric than '
                 f'config.early_stopping.monitor={monitor!r}, which has another meaning for each value'

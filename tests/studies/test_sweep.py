@@ -66,11 +66,11 @@ def test_each_round_has_exactly_its_share_of_the_points(small):
 
 
 def test_a_search_learns_from_scores_after_the_same_number_of_epochs(small, monkeypatch):
-    told = []
+    received = []
 
     def two_batches():
         def propose(space, values, results):
-            told[:] = results
+            received[:] = results
             return [{'batch_size': len(results) + number} for number in (1, 2, 3)] if len(results) < 6 else []
 
         return propose
@@ -85,7 +85,7 @@ def test_a_search_learns_from_scores_after_the_same_number_of_epochs(small, monk
             None if task.trial.point == diverging and task.epochs == 9 else task.trial.point['batch_size'] + task.epochs
         ),
     )
-    assert [score for _, score in told] == [2, 3, 4, 5, 6, None]
+    assert [score for _, score in received] == [2, 3, 4, 5, 6, None]
 
 
 def test_differences_are_corrected_for_all_pairs_of_points():
