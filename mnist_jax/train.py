@@ -92,6 +92,8 @@ def train(
         experiment.source.split(name)
     first = None if steps else _first_snapshot(experiment, workdir)
     teacher = make_teacher(experiment, workdir, resumed=bool(steps))
+    teachers = [run['params_sha256'] for run in teacher.runs] if teacher is not None else []
+    checkpoints.check_teachers(teachers)
     if teacher is not None:
         experiment = dataclasses.replace(experiment, teacher=teacher.probabilities)
     files.make_directory(workdir, '--workdir')
@@ -131,7 +133,7 @@ def train(
             processes.check_identical({'config.init.workdir': str(origin)})
         if lock is not None:
             lock.renew()  # Another host that took it at the same moment is noticed now.
-            checkpoints.write_config(config, digests, experiment.source.description)
+            checkpoints.write_config(config, digests, experiment.source.description, teachers)
             if teacher is not None and teacher.is_new:
                 files.write_bytes(workdir / TEACHER_FILE, teacher.contents)
             record_start(

@@ -262,7 +262,9 @@ def test_every_status_of_the_server_is_documented():
     source = (inference / 'server.py').read_text() + (inference / 'endpoint.py').read_text()
     names = set(re.findall(r'HTTPStatus\.([A-Z_]+)', source)) - {'OK'}
     codes = {str(endpoint.http.HTTPStatus[name].value) for name in names}
-    assert {row['status'] for row in table(PAGES['docs/http-api.md'], 'status')} == codes | {'503'}
+    by_http_server = {'414', '431', '505'}  # The base class of the handler finds these errors.
+    documented = [row['status'] for row in table(PAGES['docs/http-api.md'], 'status')]
+    assert set(documented) == codes | by_http_server | {'503'} and documented == sorted(documented)
 
 
 def test_renamed_modules_in_the_changelog_exist():

@@ -214,3 +214,9 @@ def test_a_new_run_has_its_own_teacher_and_a_damaged_file_is_written_again(small
     (tmp_path / 'student' / 'teacher.npz').write_bytes(b'damaged')
     third = run('teacher-1', epochs=3)
     assert (tmp_path / 'student' / 'teacher.npz').read_bytes() == contents and third['teachers'] == second['teachers']
+    # It is not computed again from other parameters.
+    (tmp_path / 'student' / 'teacher.npz').unlink()
+    shutil.rmtree(tmp_path / 'teacher-1')
+    (tmp_path / 'teacher-0').rename(tmp_path / 'teacher-1')
+    with pytest.raises(UserError, match=r'must have the parameters that the run in .* was started with'):
+        run('teacher-1', epochs=4)

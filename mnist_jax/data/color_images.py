@@ -69,14 +69,12 @@ def _read_cifar(
       label_bytes: How many labels an example has.
       label_byte: The index of the label to use.
     """
-    python_version = [raw_dir, *raw_dir.glob('*python*'), *raw_dir.rglob('data_batch_1')]
-    if any('python' in path.name or path.name == 'data_batch_1' for path in python_version):
-        raise UserError(
-            f'config.dataset.raw_dir must be the binary version, {archive}, got the Python version in {str(raw_dir)!r}'
-        )
+    is_python = '-python' in raw_dir.name or any(raw_dir.glob('*-python*')) or any(raw_dir.rglob('data_batch_1'))
+    hint = '; it seems to have the Python version, not the binary one' if is_python else ''
     images, labels = {}, {}
     size = label_bytes + SIDE * SIDE * 3
-    with find_files(raw_dir, [*(name for files in splits.values() for name in files), names_file], archive) as paths:
+    names = [*(name for files in splits.values() for name in files), names_file]
+    with find_files(raw_dir, names, archive, hint) as paths:
         class_names = paths[names_file].read_text(encoding='utf-8', errors='replace').split()
         if not class_names:
             raise UserError(f'{names_file} of {str(raw_dir)!r} must have the name of a class per line, got none')

@@ -205,8 +205,10 @@ def _choose_member(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     }
     chosen = list(members) if len(members) == 1 else [member for member in members if members[member] == name]
     if len(chosen) != 1:
+        or_named = f' or {name}' if name.endswith('.csv') else ''
         raise UserError(
-            f'raw file {str(path)!r} must contain {name}, or a single CSV, got {comma_separated(list(members)[:5])}'
+            f'raw file {str(path)!r} must contain a single CSV file{or_named}, got '
+            f'{comma_separated(list(members)[:5])}; otherwise, unpack it, and use the directory or one of its files'
         )
     return chosen[0]
 

@@ -105,9 +105,11 @@ def _border_pixels(grays_HxW: np.ndarray) -> np.ndarray:
 def _is_framed(ink_HxW: np.ndarray, framing: Framing) -> bool:
     """Returns whether the object has the size and position of objects in the dataset, within about a pixel."""
     mask = ink_HxW > ink_HxW.max() * FAINT
-    longest_side = max(int(np.ptp(np.flatnonzero(mask.any(axis=1 - axis)))) + 1 for axis in (0, 1))
+    ends = np.array([np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)])  # first and last pixels
+    longest_side = int(np.ptp(ends, axis=1).max()) + 1
     if not framing.center_by_mass:
-        return abs(longest_side - framing.box_size) <= 1
+        offset = ends.mean(1) - (np.array(ink_HxW.shape) - 1) / 2
+        return abs(longest_side - framing.box_size) <= 1 and bool(np.abs(offset).max() <= 1)
     offset = np.array(scipy.ndimage.center_of_mass(ink_HxW)) - _target_center_of_mass(ink_HxW.shape)
     return framing.box_size - 2 <= longest_side <= framing.box_size + 1 and bool(np.abs(offset).max() <= 1.5)
 

@@ -141,6 +141,14 @@ def preparation(image_size: Sequence[int], channels: str, fit: str) -> Preparati
     return prepare
 
 
+def without_warnings() -> warnings.catch_warnings:
+    """Returns a context for reading images: what Pillow warns of is refused here, or is an error.
+
+    The filters of warnings belong to all threads, so one context must enclose all threads that read images.
+    """
+    return warnings.catch_warnings(action='ignore')
+
+
 @contextlib.contextmanager
 def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
     """Opens an image, rotated as its EXIF data says; errors of Pillow become a UserError."""
@@ -149,8 +157,7 @@ def _opened(file: Path | bytes, label: str = '') -> Iterator[Image.Image]:
     if isinstance(file, Path) and file.exists() and not file.is_file():  # Reading it could block.
         raise UserError(f'{label} must be a regular file')
     try:
-        # What Pillow warns of is refused below, or is an error.
-        with warnings.catch_warnings(action='ignore'), Image.open(source, formats=FORMATS) as picture:
+        with Image.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f'{picture.width} x {picture.height}'
                 raise UserError(f'{label} must have at most {MAX_PIXELS:,} pixels, got {size}')

@@ -63,7 +63,7 @@ class ImageFolder(OpenBuilder):
         images: dict[str, list[_Image]] = {}
         pixels: dict[str, list[np.ndarray]] = {}
         unreadable: list[str] = []
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
+        with image_files.without_warnings(), concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
             for split, files_of_split in files_of_splits.items():
                 results = list(executor.map(read, files_of_split))
                 unreadable += [str(result) for result in results if isinstance(result, UserError)]
@@ -71,6 +71,12 @@ class ImageFolder(OpenBuilder):
                 kept = [(result, image) for result, image in pairs if not isinstance(result, UserError)]
                 pixels[split], images[split] = [result for result, _ in kept], [image for _, image in kept]
         _report_unreadable(raw_dir, unreadable, skip_unreadable)
+        for split, files_of_split in files_of_splits.items():
+            if not images[split]:
+                raise UserError(
+                    f'the split {split!r} of {str(raw_dir)!r} must have at least one readable image, got '
+                    f'{len(files_of_split):,} that cannot be read'
+                )
         arrays = stack_images(pixels, {split: [image.path for image in images[split]] for split in images})
         labels = {split: np.array([image.label for image in images[split]]) for split in arrays}
         return make_contents(raw_dir, arrays, labels, test_fraction, split_seed, class_names)
@@ -131,12 +137,13 @@ def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Pat
 
     Args:
       directory: A directory with at most one directory per class.
-      class_names: The names of the classes, in the order of the labels.
+      class_names: The names of the classes, in the order of the labels. A directory has an underscore for a slash.
 
     Raises:
       UserError: there is no file, or a directory has another name.
     """
     directories = {path.name: path for path in _directories(directory)}
+    class_names = [name.replace('/', '_') for name in class_names]
     unknown = [name for name in sorted(directories) if name not in class_names]
     if unknown:
         raise UserError(

@@ -61,11 +61,12 @@ class Parquet(OpenBuilder):
                         f'{", ".join(class_names[:5]) or "no names"} and, in {path.name!r}, '
                         f'{", ".join(column.class_names[:5]) or "no names"}'
                     )
-            images[split] = [
-                _decode(path, row, cell, prepare)
-                for path, column in zip(files_of_split, columns, strict=True)
-                for row, cell in enumerate(column.images)
-            ]
+            with image_files.without_warnings():
+                images[split] = [
+                    _decode(raw_dir, path, row, cell, prepare)
+                    for path, column in zip(files_of_split, columns, strict=True)
+                    for row, cell in enumerate(column.images)
+                ]
             labels[split] = np.concatenate([column.labels for column in columns])
             names[split] = [f'image {index} of {split!r}' for index in range(len(images[split]))]
         return make_contents(raw_dir, stack_images(images, names), labels, test_fraction, split_seed, class_names)
@@ -110,11 +111,17 @@ def _find_column(path: Path, columns: list[str], field: str, name: str, choices:
     return found[0]
 
 
-def _decode(path: Path, row: int, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
+def _decode(raw_dir: Path, path: Path, row: int, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
     label = f'the image in row {row} of {str(path)!r}'
     contents = cell.get('bytes') if isinstance(cell, dict) else cell
     if contents is None and isinstance(cell, dict) and cell.get('path'):
-        return prepare(path.parent / str(cell['path']))
+        image = path.parent / str(cell['path'])
+        # Only the digest of the files below raw_dir identifies the prepared data.
+        if not raw_dir.is_dir() or not image.resolve().is_relative_to(raw_dir.resolve()):
+            raise UserError(
+                f'the path of {label} must lie below config.dataset.raw_dir, a directory, got {str(cell["path"])!r}'
+            )
+        return prepare(image)
     if not isinstance(contents, bytes):
         raise UserError(f'{label} must be the bytes of an image file, got {type(contents).__name__}')
     return prepare(contents, label)

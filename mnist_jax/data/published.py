@@ -52,13 +52,14 @@ class Published(OpenBuilder):
 
 
 @contextlib.contextmanager
-def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterator[dict[str, Path]]:
+def find_files(raw_dir: Path, names: Sequence[str], archive: str = '', hint: str = '') -> Iterator[dict[str, Path]]:
     """Finds raw files in a directory, at any depth, or in an archive, from which they are extracted temporarily.
 
     Args:
       raw_dir: The directory that holds the files or the archive, or the archive.
       names: The names of the files; each may be gzipped, with '.gz' after its name.
       archive: The name of the archive, a .zip or .tar.gz file.
+      hint: The end of the error message if a file is missing.
 
     Yields:
       The paths of the files by their names.
@@ -97,7 +98,8 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '') -> Iterat
         if missing:
             what = f'{archive}, or its files' if archive else 'the files of the dataset'
             raise UserError(
-                f'config.dataset.raw_dir must contain {what}, got {str(raw_dir)!r} without {comma_separated(missing)}'
+                f'config.dataset.raw_dir must contain {what}, got {str(raw_dir)!r} without '
+                f'{comma_separated(missing)}{hint}'
             )
         yield found
 

@@ -71,6 +71,11 @@ class TfdsFolder(OpenBuilder):
           test_fraction: The fraction of each class to draw for testing if there is no split 'test'.
         """
         prepared = _open(raw_dir)
+        if prepared.name == 'emnist':
+            logging.warning(
+                'The images of the TFDS dataset emnist are transposed, and own images are not; '
+                '--config.dataset.name=emnist sets them upright'
+            )
         features = prepared.info.features
         for name, field in ((image, 'image'), (label, 'label')):
             if not isinstance(features, tfds.features.FeaturesDict) or name not in features:

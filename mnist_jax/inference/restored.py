@@ -276,9 +276,10 @@ class RestoredModel:
           UserError: the file cannot be read.
           ValueError: the image is to be framed, and it is blank.
         """
-        if self._description.framing is not None:
-            return self.frame(image_files.read(path))
-        return self._fit(image_files.read_pixels(path, self.image_shape[-1]))
+        with image_files.without_warnings():
+            if self._description.framing is not None:
+                return self.frame(image_files.read(path))
+            return self._fit(image_files.read_pixels(path, self.image_shape[-1]))
 
     def prepare(self, pixels: np.ndarray) -> FramedImage:
         """Prepares an image like the training images: frames it, or fits it to their size.

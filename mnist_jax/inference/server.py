@@ -50,9 +50,10 @@ def serve(workdir: Path, host: str, port: int, step: str | None = None) -> None:
         raise UserError(f'--port must be from 0 (any free port) to 65535, got {port}')
     about = packaged.describe(Path(workdir))
     endpoint = Endpoint(load_model(workdir, step))
-    # Compile the model before the first request.
+    # Compile the model, with the feature maps that the page requests, before the first request.
+    stroke = {'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40, 'feature_maps': True}
     try:
-        endpoint.answer(json.dumps({'image': [[0] * 20 + [255] * 3 + [0] * 20] * 40}).encode())
+        endpoint.answer(json.dumps(stroke).encode())
     except RequestError as error:  # The run has diverged.
         raise NonFiniteError(str(error)) from None
     try:
@@ -198,10 +199,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         path = self.path.partition('?')[0]
         if path != '/predict':
             raise RequestError(http.HTTPStatus.NOT_FOUND, f'the path of a POST must be /predict, got {path[:60]!r}')
-        content_type = self.headers.get_content_type()
-        if content_type != 'application/json':
+        if self.headers.get_content_type() != 'application/json':
             raise RequestError(
-                http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f'Content-Type must be application/json, got {content_type}'
+                http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                f'Content-Type must be application/json, got {self.headers.get("Content-Type", "none")[:60]}',
             )
         length = self.headers.get('Content-Length', '')
         if not (length.isascii() and length.isdigit()) or self.headers.get('Transfer-Encoding'):
@@ -251,6 +252,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         if code == 501:  # not implemented: there is no function for this method
             status, text = http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}'
         self.close_connection = True
+        self.request_version = 'HTTP/1.0'  # A malformed request line leaves HTTP/0.9, which has no status and headers.
         self._send(status, 'application/json', json.dumps({'error': text}).encode(), {'Connection': 'close'})
 
     def _send(self, status: http.HTTPStatus, content_type: str, body: bytes, headers: dict[str, str]) -> None:

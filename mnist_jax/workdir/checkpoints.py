@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -141,19 +141,23 @@ class Checkpoints:
                 f'{str(self._description_path)!r} is damaged: {error}; to rewrite it, run the training command again'
             ) from None
 
-    def write_config(self, config: ConfigDict, data: Mapping[str, str], description: Description) -> None:
+    def write_config(
+        self, config: ConfigDict, data: Mapping[str, str], description: Description, teachers: Sequence[str] = ()
+    ) -> None:
         """Writes `config.json`, `digests.json` and `dataset.json`.
 
         Args:
           config: The config of the run; its digest leaves out `CHANGEABLE_FIELDS`.
           data: The SHA-256 of each prepared split.
           description: The description of the dataset.
+          teachers: The SHA-256 of the parameters of each run of `config.distillation.workdirs`.
         """
         described = json.dumps(description.to_json(), indent=2) + '\n'
         digests = {
             'config': config_sha256(config),
             'data': dict(data),
             'description': _description_sha256(json.loads(described)),
+            'teachers': list(teachers),
         }
         texts = {
             self._digests_path: json.dumps(digests, indent=2) + '\n',
@@ -176,7 +180,7 @@ class Checkpoints:
                 files.write_bytes(path, contents)
                 logging.warning('%s was missing and has been rewritten', path)
 
-    def _saved_digest(self, name: Literal['config', 'data', 'description'], default: object = None) -> object:
+    def _saved_digest(self, name: str, default: object = None) -> object:
         """Returns a digest from the start of the run, or `default` if it is unknown.
 
         Raises:
@@ -200,6 +204,15 @@ class Checkpoints:
             raise UserError(
                 f'the dataset must be the one that the run in {str(self.workdir)!r} was started with (the SHA-256 '
                 f'digests of its splits are in {self._digests_path.name}); use that dataset, or another --workdir'
+            )
+
+    def check_teachers(self, teachers: Sequence[str]) -> None:
+        """Raises a UserError if this run has checkpoints and was started with teachers of other parameters."""
+        if self.steps() and self._saved_digest('teachers', []) not in ([], list(teachers)):
+            raise UserError(
+                'config.distillation.workdirs must have the parameters that the run in '
+                f'{str(self.workdir)!r} was started with (their SHA-256 digests are in {self._digests_path.name}), got '
+                'others; restore its teacher.npz, or use another --workdir'
             )
 
     def steps(self) -> list[int]:

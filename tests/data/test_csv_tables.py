@@ -140,9 +140,9 @@ def test_a_compressed_csv_is_an_input_of_predict(trained, tmp_path, train_csv, t
 @pytest.mark.parametrize(
     ('members', 'message'),
     [
-        ({'a.csv': '', 'b.csv': ''}, 'must contain train.csv, or a single CSV, got a.csv, b.csv'),
-        ({'a.png': ''}, 'must contain train.csv, or a single CSV, got (none)'),
-        ({'a/train.csv': '', 'b/train.csv': ''}, 'must contain train.csv, or a single CSV, got a/train.csv'),
+        ({'a.csv': '', 'b.csv': ''}, 'must contain a single CSV file or train.csv, got a.csv, b.csv'),
+        ({'a.png': ''}, 'must contain a single CSV file or train.csv, got (none)'),
+        ({'a/train.csv': '', 'b/train.csv': ''}, 'must contain a single CSV file or train.csv, got a/train.csv'),
         ({'test.csv': ','.join(PIXELS)}, "got no column 'label' in a line that starts with 'pixel0'"),
     ],
 )
@@ -151,6 +151,12 @@ def test_an_archive_without_one_suitable_csv_is_refused(tmp_path, members, messa
     with pytest.raises(UserError) as error:
         kaggle.read(path)
     assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_an_archive_of_two_open_tables_is_refused_with_what_to_do(tmp_path):
+    path = archive(tmp_path / 'archive.zip', {'mnist_train.csv': '', 'mnist_test.csv': ''})
+    with pytest.raises(UserError, match=r'a single CSV file, got mnist_test.csv, mnist_train.csv; .*unpack'):
+        csv_tables.read_open(path)
 
 
 @pytest.mark.parametrize('make', [gzip.compress, None], ids=['gzip', 'zip'])

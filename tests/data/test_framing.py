@@ -9,7 +9,7 @@ from scipy import ndimage
 from mnist_jax.data import image_files
 from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.framing import frame_image
-from mnist_jax.data.idx_builders import FashionMnistIdx
+from mnist_jax.data.idx_builders import EMNIST_FRAMING, FashionMnistIdx
 
 SHAPE = (28, 28, 1)
 
@@ -151,6 +151,16 @@ def test_clothes_fill_the_frame_and_keep_their_interior(tmp_path):
     mask = image > 32
     assert mask.any(axis=1).sum() == 28 and mask.any(axis=0).sum() == 19  # 28 * 80 / 120
     assert mask[:, 5:23].all() and not mask[:, :4].any() and not mask[:, 24:].any()
+
+
+@pytest.mark.parametrize(('top', 'left', 'unchanged'), [(2, 8, True), (1, 9, True), (2, 2, False), (4, 8, False)])
+def test_a_bounding_box_that_is_not_in_the_middle_is_centered(tmp_path, top, left, unchanged):
+    array = np.zeros((28, 28), np.uint8)
+    array[top : top + 24, left : left + 12] = 200
+    framed = save_and_frame(Image.fromarray(array), tmp_path, framing=EMNIST_FRAMING)
+    assert (framed.description == 'unchanged') is unchanged
+    ends = np.argwhere(framed.image[..., 0] > 100)[[0, -1]]
+    np.testing.assert_allclose(ends.mean(0), [13.5, 13.5], atol=1)
 
 
 def test_unusual_images_are_framed_and_blank_images_are_refused(tmp_path):

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import os
+import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,10 +13,20 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from raw_data import encode, idx_bytes, make_source, prepare, refusal, write_folder, write_parquet, write_tfds
+from raw_data import (
+    TinyDigits,
+    encode,
+    idx_bytes,
+    make_source,
+    prepare,
+    refusal,
+    write_folder,
+    write_parquet,
+    write_tfds,
+)
 
 from mnist_jax import files
-from mnist_jax.data import builder, csv_tables, image_files
+from mnist_jax.data import builder, csv_tables, image_files, image_folder
 from mnist_jax.data.arrays import make_contents, natural_order, number_classes, to_images, to_labels
 from mnist_jax.data.builder import Description
 from mnist_jax.data.framing import Framing
@@ -109,6 +121,51 @@ def test_unreadable_files_are_listed_or_left_out(tmp_path, caplog):
     source = prepare('image_folder', tmp_path, raw_dir, skip_unreadable=True)
     assert source.split('train').size + source.split('test').size == len(GRAY)
     assert 'broken.png' in caplog.text
+
+
+def test_a_slash_in_the_name_of_a_class_is_an_underscore_in_that_of_its_directory(tmp_path):
+    write_folder(tmp_path / 'raw', GRAY[:2], ['T-shirt_top', 'dress'])
+    paths, labels = image_folder.labeled_files(tmp_path / 'raw', ['dress', 'T-shirt/top'])
+    assert [path.parent.name for path in paths] == ['T-shirt_top', 'dress'] and labels.tolist() == [1, 0]
+    (tmp_path / 'raw' / 'coat').mkdir()
+    with pytest.raises(UserError, match=r"named after the classes T-shirt_top, dress, got 'coat'"):
+        image_folder.labeled_files(tmp_path / 'raw', ['dress', 'T-shirt/top'])
+
+
+def test_a_split_without_readable_images_is_refused(tmp_path):
+    write_folder(tmp_path / 'raw' / 'train', GRAY, LABELS)
+    (tmp_path / 'raw' / 'test' / '0').mkdir(parents=True)
+    (tmp_path / 'raw' / 'test' / '0' / 'broken.png').write_bytes(b'\x89PNG\r\n')
+    message = refusal('image_folder', tmp_path, tmp_path / 'raw', skip_unreadable=True)
+    assert message.startswith("the split 'test' of") and message.endswith('readable image, got 1 that cannot be read')
+
+
+def test_reading_images_in_threads_keeps_the_filters_of_warnings(tmp_path, monkeypatch):
+    # The second thread starts to read before the first one ends, and ends after it.
+    threads, second_reads, first_ended = [], threading.Event(), threading.Event()
+    read_pixels, open_image = image_files.read_pixels, Image.open
+
+    def open_in_turn(*arguments, **options):
+        threads.append(threading.current_thread())
+        if threads[0] is threading.current_thread():
+            assert second_reads.wait(20)
+        else:
+            second_reads.set()
+            assert first_ended.wait(20)
+        return open_image(*arguments, **options)
+
+    def read_in_turn(*arguments):
+        pixels = read_pixels(*arguments)
+        if threads[0] is threading.current_thread():
+            first_ended.set()
+        return pixels
+
+    write_folder(tmp_path / 'raw', GRAY, LABELS)
+    monkeypatch.setattr(image_files, 'read_pixels', read_in_turn)
+    monkeypatch.setattr(Image, 'open', open_in_turn)
+    before = list(warnings.filters)
+    prepare('image_folder', tmp_path, tmp_path / 'raw')
+    assert warnings.filters == before
 
 
 def test_images_outside_the_directories_of_classes_are_a_warning(tmp_path, caplog):
@@ -291,6 +348,22 @@ def test_the_directory_of_a_parquet_file_can_name_its_split(tmp_path):
     assert np.array_equal(source.split('test').image[..., 0], GRAY[6:])
 
 
+def test_the_paths_in_a_parquet_file_must_lie_below_raw_dir(tmp_path):
+    write_folder(tmp_path / 'raw', GRAY, LABELS)
+    write_folder(tmp_path / 'outside', GRAY, LABELS)
+    table = tmp_path / 'raw' / 'table.parquet'
+
+    def write(directory):
+        cells = [{'bytes': None, 'path': f'{directory}{label}/{index:03}.png'} for index, label in enumerate(LABELS)]
+        pyarrow.parquet.write_table(pyarrow.table({'image': cells, 'label': LABELS}), table)
+
+    write('')
+    assert prepare('parquet', tmp_path / 'data', tmp_path / 'raw').image_shape == (6, 5, 1)
+    assert "must lie below config.dataset.raw_dir, a directory, got '0/000.png'" in refusal('parquet', tmp_path, table)
+    write('../outside/')
+    assert "got '../outside/0/000.png'" in refusal('parquet', tmp_path, tmp_path / 'raw')
+
+
 def test_tfds_keeps_the_names_and_the_order_of_the_classes(tmp_path):
     write_tfds(
         tmp_path / 'raw',
@@ -301,6 +374,13 @@ def test_tfds_keeps_the_names_and_the_order_of_the_classes(tmp_path):
     source = prepare('tfds', tmp_path, tmp_path / 'raw')
     assert source.class_names == ('c', 'a', 'b') and source.image_shape == (6, 6, 3)
     assert np.array_equal(source.split('train').image, COLOR) and np.array_equal(source.split('train').label, LABELS)
+
+
+def test_the_transposed_images_of_tfds_emnist_are_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(TinyDigits, 'name', 'emnist')
+    write_tfds(tmp_path / 'raw', {'train': COLOR}, {'train': LABELS})
+    prepare('tfds', tmp_path, tmp_path / 'raw')
+    assert 'emnist are transposed, and own images are not; --config.dataset.name=emnist' in caplog.text
 
 
 def test_a_description_survives_json():

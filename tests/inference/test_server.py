@@ -18,9 +18,10 @@ import pytest
 from conftest import ROOT, environment, open_page
 from digit_images import draw_digit, font_paths
 
-from mnist_jax.inference.endpoint import Endpoint
+from mnist_jax.errors import NonFiniteError
+from mnist_jax.inference.endpoint import Endpoint, RequestError
 from mnist_jax.inference.restored import RestoredModel
-from mnist_jax.inference.server import MAX_ADDRESSES, MAX_BYTES, MAX_REQUESTS, RateLimiter, Server
+from mnist_jax.inference.server import MAX_ADDRESSES, MAX_BYTES, MAX_REQUESTS, RateLimiter, Server, serve
 
 
 @pytest.fixture(scope='module')
@@ -126,6 +127,39 @@ def test_wrong_paths_content_types_hosts_and_methods_are_refused(server):
     assert status == 414 and list(answer) == ['error'] and 'Too Long' in answer['error']
     status, schema = send(server, 'GET', '/schema')
     assert status == 200 and schema['properties']['image']['maxItems'] == 256
+
+
+@pytest.mark.parametrize(
+    ('request_line', 'status'),
+    [(b'GET / HTTP/2.0', 505), (b'GET / HTTP/x', 400), (b'a b c d', 400), (b'DELETE /', 400)],
+)
+def test_malformed_request_lines_are_answered_with_a_status_and_headers(server, request_line, status):
+    with socket.create_connection(('127.0.0.1', server.server_address[1]), timeout=20) as connection:
+        connection.sendall(request_line + b'\r\n\r\n')
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == status and list(json.loads(response.read())) == ['error']
+
+
+def test_a_missing_content_type_is_reported_as_such(server):
+    connection = http.client.HTTPConnection('127.0.0.1', server.server_address[1], timeout=20)
+    with contextlib.closing(connection):
+        connection.request('POST', '/predict', b'{}')
+        error = json.loads(connection.getresponse().read())['error']
+    assert error == 'Content-Type must be application/json, got none'
+
+
+def test_the_warm_up_compiles_the_feature_maps_for_the_page(trained, monkeypatch):
+    requests = []
+
+    def answer(_, body):
+        requests.append(json.loads(body))
+        raise RequestError(http.HTTPStatus.INTERNAL_SERVER_ERROR, 'the end of this test')
+
+    monkeypatch.setattr(Endpoint, 'answer', answer)
+    with pytest.raises(NonFiniteError, match='the end of this test'):
+        serve(trained, '127.0.0.1', 0)
+    assert [request['feature_maps'] for request in requests] == [True]
 
 
 def test_the_rate_limiter_refills_at_its_rate_up_to_its_burst():
@@ -239,7 +273,10 @@ def test_an_image_is_opened_instead_of_drawn(server, browser, tmp_path):
     draw_digit(font_paths()[0], 7, 60, dark=True).convert('RGB').resize((300, 200)).save(tmp_path / 'seven.png')
     (tmp_path / 'text.png').write_text('not an image')
     with open_page(browser, server.url) as page:
-        page.locator('#file').set_input_files(tmp_path / 'seven.png')
+        with page.expect_request('**/predict') as request:
+            page.locator('#file').set_input_files(tmp_path / 'seven.png')
+        rows = request.value.post_data_json['image']
+        assert (len(rows), len(rows[0])) == (171, 256)
         expect(page.locator('#prediction')).to_have_text('7')
         page.locator('#file').set_input_files(tmp_path / 'text.png')
         expect(page.locator('#message')).to_have_text('text.png is not an image that this browser can read.')
