@@ -44,10 +44,10 @@ class Dropout(nn.Module):
         if nn.merge_param('deterministic', self.deterministic, deterministic):
             return x
         key = self.make_rng('dropout')
-        words = np.array([jax.random.key_data(jax.random.fold_in(key, index)) for index in range(len(x))])
+        words_Bx2 = jax.vmap(lambda index: jax.random.key_data(jax.random.fold_in(key, index)))(jnp.arange(len(x)))
         shape = [1 if axis in self.broadcast_dims else size for axis, size in enumerate(x.shape)][1:]
-        positions = np.arange(np.prod(shape), dtype=np.uint32)
-        bits = np.stack([lowbias32(lowbias32(positions ^ first) ^ second) for first, second in words])
+        positions_1xN = jnp.arange(np.prod(shape), dtype=jnp.uint32)[None]
+        bits = lowbias32(lowbias32(positions_1xN ^ words_Bx2[:, :1]) ^ words_Bx2[:, 1:])
         keep = bits.reshape(-1, *shape) < np.uint32(round((1 - self.rate) * 2**32))
         return jnp.where(keep, x / (1 - self.rate), 0.0)
 
@@ -86,7 +86,7 @@ def plain_gradient(model, state):
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean(), updated
 
-    (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    (value, updated), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
     return value, gradient, updated.get('batch_stats', {})
 
 
