@@ -1,8 +1,10 @@
 """Exceptions that end the program in a defined way, and the phrases that error messages share."""
 
+import contextlib
 import difflib
 import math
 import signal
+import sys
 from collections.abc import Iterable
 
 MAX_INT = 2**31 - 1
@@ -30,6 +32,15 @@ class Interrupted(Exception):  # noqa: N818
     def __init__(self, number: int, where: str):
         super().__init__(f'stopped by {signal.Signals(number).name} {where}; run the same command again to resume')
         self.status = 128 + number
+
+
+def print_error(*lines: object) -> None:
+    """Prints lines on standard error, unless nothing can be written there: how the process ends does not depend on it.
+
+    For example, Ctrl-C also stops the `tee` that reads them.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(*lines, sep='\n', file=sys.stderr, flush=True)
 
 
 def comma_separated(names: Iterable[str]) -> str:

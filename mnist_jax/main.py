@@ -17,7 +17,7 @@ from mnist_jax import commands
 from mnist_jax.distributed import peers
 from mnist_jax.distributed.local_launch import prepare_child
 from mnist_jax.distributed.signals import stop_on_signals
-from mnist_jax.errors import Interrupted, NonFiniteError, PeerError, UserError, WriteError, first_line
+from mnist_jax.errors import Interrupted, NonFiniteError, PeerError, UserError, WriteError, first_line, print_error
 
 # Errors that a path given by the user can cause.
 PATH_ERRORS = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -47,7 +47,8 @@ def main() -> None:
             status = _report(peers.leave(error) or error)
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         # Not sys.exit: library threads and peer processes may otherwise block forever.
         os._exit(status)
 
@@ -57,16 +58,16 @@ def _report(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
-        print(error.code, file=sys.stderr)  # as Python does
+        print_error(error.code)  # as Python does
         return 1
     if isinstance(error, Interrupted):
-        print(error, file=sys.stderr)
+        print_error(error)
         return error.status
     if isinstance(error, BrokenPipeError):  # The reader of the output, such as `head`, has closed it.
         return 128 + signal.SIGPIPE
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, UserError | NonFiniteError | PeerError | WriteError) or code in (*PATH_ERRORS, *DISK_ERRORS):
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        print_error(f'error: {" ".join(str(error).split())}')
         return 2 if isinstance(error, UserError) or code in PATH_ERRORS else 1
     if not isinstance(error, Exception):  # KeyboardInterrupt, which the signal handlers leave to Python
         traceback.print_exception(error)
@@ -74,10 +75,9 @@ def _report(error: BaseException) -> int:
     from mnist_jax.distributed import processes  # Importing JAX takes a second; do not delay the errors above.
 
     if processes.lost_peers(error):
-        print(
+        print_error(
             f'error: the other processes of this run are gone ({first_line(error)[:200]}); run the same command again '
-            'to resume from the last checkpoint',
-            file=sys.stderr,
+            'to resume from the last checkpoint'
         )
     else:
         traceback.print_exception(error)

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def train(
       config: The config of the run. If the workdir holds a run, it must be the config of that run, apart from
         `config.CHANGEABLE_FIELDS`.
       workdir: The directory of the run; created if it does not exist.
-      lock_directory: The directory to lock, so that no other process trains in it; `workdir` by default.
+      lock_directory: A directory to lock in addition to `workdir`, so that no other process trains in it.
       report: Whether to write the report of the finished run.
       on_step: Called after each step; see `training.loop.OnStep`.
       reschedule: Whether the run may be resumed with another number of epochs if its updates so far had other learning
@@ -88,6 +89,7 @@ def train(
     check_trackers(config.trackers)
     digests = experiment.source.data.digests
     checkpoints.check_data(digests)
+    checkpoints.check_class_names(experiment.source.description)
     for name in experiment.source.split_names:
         experiment.source.split(name)
     first = None if steps else _first_snapshot(experiment, workdir)
@@ -98,9 +100,8 @@ def train(
         experiment = dataclasses.replace(experiment, teacher=teacher.probabilities)
     files.make_directory(workdir, '--workdir')
     with contextlib.ExitStack() as stack:
-        lock = (
-            stack.enter_context(DirectoryLock(lock_directory or workdir, '--workdir')) if processes.is_main() else None
-        )
+        directories = dict.fromkeys([lock_directory or workdir, workdir]) if processes.is_main() else []
+        locks = [stack.enter_context(DirectoryLock(directory, '--workdir')) for directory in directories]
         check_holds_only(workdir, 'a run')
         if checkpoints.steps() != steps:
             raise UserError(f'another process has just trained in --workdir {str(workdir)!r}; run the command again')
@@ -111,6 +112,9 @@ def train(
             {
                 'config': f'{config_sha256(config)}, {config.epochs} epochs',
                 'config.devices': str(config.devices),
+                # They decide after how many updates the processes exchange data, and save.
+                'config.dataset.on_device': config.dataset.on_device,
+                'config.checkpoint_every_steps': str(config.checkpoint_every_steps),
                 '--reschedule': str(reschedule),
                 'dataset': str(digests),
                 'checkpoints in --workdir': str(steps),
@@ -131,8 +135,8 @@ def train(
             snapshot, origin = first
             epochs = [(0, config.epochs)]
             processes.check_identical({'config.init.workdir': str(origin)})
-        if lock is not None:
-            lock.renew()  # Another host that took it at the same moment is noticed now.
+        _renew(locks)  # Another host that took them at the same moment is noticed now.
+        if processes.is_main():
             checkpoints.write_config(config, digests, experiment.source.description, teachers)
             if teacher is not None and teacher.is_new:
                 files.write_bytes(workdir / TEACHER_FILE, teacher.contents)
@@ -150,7 +154,7 @@ def train(
         trackers = stack.enter_context(Trackers(config, workdir, first_step, processes.is_main()))
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main(), trackers.log)
         with stop_on_signals() as request:
-            with checkpoints.open(lock.renew if lock else lambda: None) as writer:
+            with checkpoints.open(lambda: _renew(locks)) as writer:
                 if first is not None:
                     writer.save(snapshot)
                 with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
@@ -172,6 +176,11 @@ def train(
         page = _write_report(RestoredModel(workdir, experiment, snapshot)) if report and processes.is_main() else None
         trackers.add_result(result, page)
         return result
+
+
+def _renew(locks: Sequence[DirectoryLock]) -> None:
+    for lock in locks:
+        lock.renew()
 
 
 def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, JsonObject | None]:
@@ -262,7 +271,8 @@ def _continue_schedule(experiment: Experiment, step: int, history: EpochHistory,
     if not reschedule:
         raise UserError(
             f'config.epochs must be {before}, as in the run so far, got {epochs}: the schedule depends on the number '
-            f'of epochs, so the learning rate {jump}, as in no run of {epochs} epochs; to accept that, add --reschedule'
+            f'of epochs, so the learning rate {jump}, unlike in a run of {epochs} epochs; to accept that, add '
+            '--reschedule'
         )
     logging.warning('Changing the schedule from %d to %d epochs: the learning rate %s', before, epochs, jump)
     return [*past, (step, epochs)]

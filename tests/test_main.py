@@ -192,6 +192,12 @@ def test_an_unexpected_error_keeps_its_traceback(name, status, line):
         assert finished.stderr == f'error: {line}\n'
 
 
+def test_a_full_standard_error_does_not_change_the_exit_status():
+    with open('/dev/full', 'w') as full:
+        command = [sys.executable, '-m', 'mnist_jax.main', '--config=configs/nothing.py']
+        assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=full).returncode == 2
+
+
 def test_jax_debug_nans_shows_where_the_nan_is(program, monkeypatch):
     monkeypatch.setenv('JAX_DEBUG_NANS', '1')
     diverging = ('--config.model.hidden=(8,)', '--config.optimizer.learning_rate=1e38', '--config.epochs=1')

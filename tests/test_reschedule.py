@@ -33,7 +33,7 @@ def test_a_finished_run_is_not_extended_if_its_learning_rate_would_jump(small, t
     # The last of 10 updates had (1 + cos(0.9 pi)) / 2 = 0.0245 of 0.001. Halfway through 20 updates, it is half of it.
     message = (
         'config.epochs must be 2, as in the run so far, got 4: the schedule depends on the number of epochs, so the '
-        'learning rate jumps from 2.45e-05 to 0.0005 at step 10, as in no run of 4 epochs; to accept that, add '
+        'learning rate jumps from 2.45e-05 to 0.0005 at step 10, unlike in a run of 4 epochs; to accept that, add '
         '--reschedule'
     )
     with pytest.raises(UserError) as error:
@@ -66,7 +66,9 @@ def test_an_unfinished_run_is_not_shortened_if_its_learning_rate_would_jump(smal
     # Step 9 of 20 was 0.1 + 0.9 (1 - cos(0.9 pi)) / 2 = 0.978 of the rate; at the end of 10 it is that of step 1.
     rate = 0.001 * (0.1 + 0.9 * (1 - math.cos(0.9 * math.pi)) / 2)
     other = 0.001 * (0.1 + 0.9 * (1 - math.cos(0.2 * math.pi)) / 2)
-    with pytest.raises(UserError, match=rf'must be 4, .* ends at {rate:.3g} instead of {other:.3g}, as in no run of 2'):
+    with pytest.raises(
+        UserError, match=rf'must be 4, .* ends at {rate:.3g} instead of {other:.3g}, unlike in a run of 2'
+    ):
         train(small(epochs=2, **config), tmp_path)
     assert train(small(epochs=2, **config), tmp_path, reschedule=True)['reschedules'] == []
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mnist_jax.data import kaggle
 from mnist_jax.data.builder import Description
+from mnist_jax.distributed import processes
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
@@ -154,6 +155,18 @@ def test_a_resumed_run_stops_early_at_the_same_epoch(small, tmp_path, failing_st
     train(small(epochs=9, **config), tmp_path / 'failed')
     assert results(tmp_path / 'failed') == results(tmp_path / 'uninterrupted')
     assert results(tmp_path / 'failed')[0]['step'] == 16
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [{'devices': 2}, {'checkpoint_every_steps': 3}, {'dataset__on_device': 'off'}, {'seed': 1}, {'epochs': 1}],
+)
+def test_processes_compare_what_decides_when_they_exchange_data(small, tmp_path, monkeypatch, changed):
+    compared = []
+    monkeypatch.setattr(processes, 'check_identical', compared.append)
+    for number, fields in enumerate(({}, changed)):
+        train(small(**{'epochs': 0, **fields}), tmp_path / str(number), until=0, evaluate=False)
+    assert compared[0] != compared[1]
 
 
 def test_a_run_without_validation_has_no_best_epoch(small, tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from mnist_jax.distributed.signals import SIGNALS, handle_signals
+from mnist_jax.errors import print_error
 
 GRACE_SECONDS = 30.0  # time for a process to end after SIGTERM, before SIGKILL
 SETTLE_SECONDS = 0.5  # time after a failure for the others to end, because the first to end may not be the cause
@@ -174,16 +175,15 @@ def _report_failure(failed: int, children: Sequence[subprocess.Popen], outputs: 
     status = children[failed].returncode
     if status < 0:
         name = signal.Signals(-status).name
-        print(
+        print_error(
             f'error: process {failed} of {len(children)} was killed ({name}), so the run stops; run the same command '
-            'again to resume from the last checkpoint',
-            file=sys.stderr,
+            'again to resume from the last checkpoint'
         )
         return 1
     if outputs and failed > 0 and not _reported_by_first(children[0], status):
         outputs[failed].seek(0)
         lines = outputs[failed].read().decode(errors='replace').splitlines()[-TAIL_LINES:]
-        print(*lines, f'(process {failed} of {len(children)})', sep='\n', file=sys.stderr)
+        print_error(*lines, f'(process {failed} of {len(children)})')
     return status
 
 

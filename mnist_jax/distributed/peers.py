@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from mnist_jax.errors import Interrupted, PeerError, UserError, first_line
+from mnist_jax.errors import Interrupted, PeerError, UserError, first_line, print_error
 
 HEARTBEAT_SECONDS = 2.0  # seconds between two heartbeats
 SILENCE_SECONDS = 30.0  # seconds without a heartbeat after which a process is presumed dead
@@ -207,8 +207,9 @@ class Peers:
             self._send(f'lost {loss}')
         time.sleep(SETTLE_SECONDS)
         if self._claim():
-            sys.stdout.flush()
-            print(f'error: {loss}', file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            print_error(f'error: {loss}')
             os._exit(1)
 
     def _claim(self) -> bool:

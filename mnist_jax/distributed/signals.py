@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from mnist_jax.errors import print_error
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -31,11 +33,11 @@ class StopRequest:
         name = signal.Signals(number).name
         if self.unsaved and not self.signal:
             self.signal = number
-            print(f'{name}: saving and stopping; send again to stop immediately', file=sys.stderr, flush=True)
+            print_error(f'{name}: saving and stopping; send again to stop immediately')
         elif self.owns_process:
-            print(f'stopped by {name}', file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            print_error(f'stopped by {name}')
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
             os._exit(128 + number)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:

@@ -81,6 +81,7 @@ class Loop:
         while not experiment.finished(snapshot) and (until is None or snapshot.epoch.number < until):
             state = experiment.replicas.replicate(snapshot.state)
             first = int(snapshot.state.step) - snapshot.epoch.number * experiment.steps_per_epoch
+            last, due = (snapshot.epoch.number + 1) * experiment.steps_per_epoch, False
             with self._metrics_log.progress(snapshot.epoch.number + 1, experiment.steps_per_epoch) as progress:
                 meter = _EpochMeter(experiment, snapshot, progress, self._request, self._on_step)
                 calls = experiment.train_calls(snapshot.epoch.number, first)
@@ -89,7 +90,8 @@ class Loop:
                     self._request.unsaved = True
                     meter.push(sums, len(group))
                     signal_number, due = self._poll(meter.dispatched)
-                    if signal_number or due:
+                    # After the last step of an epoch, one checkpoint serves: that of the epoch, after its validation.
+                    if signal_number or (due and meter.dispatched < last):
                         meter.flush()
                         self._save(Snapshot(state, snapshot.callbacks, meter.epoch))
                     if signal_number:
@@ -102,7 +104,7 @@ class Loop:
             except Interrupted:
                 self._save(snapshot)  # All steps of the epoch are done; its validation is not.
                 raise
-            if saved := self._saves_epoch(snapshot):
+            if saved := due or self._saves_epoch(snapshot):
                 self._save(snapshot)
         if not saved:
             self._save(snapshot)

@@ -113,6 +113,11 @@ class Checkpoints:
         saved, problem = self._read_config()
         if saved is not None:
             check_resumable(saved, config, _default_values(config))
+        elif not self._digests_path.exists():
+            raise UserError(
+                f'{problem}, and {self._digests_path.name} is missing, so that nothing says what the config of the run '
+                'is; restore one of the two files, or use another --workdir'
+            )
         elif self._saved_digest('config') == config_sha256(config):
             logging.warning('%s; it will be rewritten', problem)
         else:
@@ -206,6 +211,18 @@ class Checkpoints:
                 f'digests of its splits are in {self._digests_path.name}); use that dataset, or another --workdir'
             )
 
+    def check_class_names(self, description: Description) -> None:
+        """Raises a UserError if this run has checkpoints and was started with other names of classes."""
+        try:
+            saved = self.read_description() if self.steps() else None
+        except UserError:  # `write_config` rewrites it.
+            return
+        if saved is not None and tuple(saved.class_names) != tuple(description.class_names):
+            raise UserError(
+                f'the classes of the dataset must be those that the run in {str(self.workdir)!r} was started with, '
+                f'{", ".join(saved.class_names)}, got {", ".join(description.class_names)}'
+            )
+
     def check_teachers(self, teachers: Sequence[str]) -> None:
         """Raises a UserError if this run has checkpoints and was started with teachers of other parameters."""
         if self.steps() and self._saved_digest('teachers', []) not in ([], list(teachers)):
@@ -219,7 +236,7 @@ class Checkpoints:
         """Returns the steps that have a checkpoint, in order."""
         if not self._directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self._directory.iterdir() if _is_step(path.name))
 
     def create_directory(self) -> None:
         """Creates the directory of the checkpoints."""
@@ -303,6 +320,10 @@ class Checkpoints:
             files.make_directory(directory, '--workdir: the directory of damaged checkpoints')
             count = len(list(directory.iterdir()))
             (self._directory / str(step)).rename(directory / f'{step}-{count}')
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and name == str(int(name))
 
 
 def _default_values(config: ConfigDict) -> dict[str, Any]:

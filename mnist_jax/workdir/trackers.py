@@ -113,7 +113,8 @@ class Trackers:
             if thread.is_alive():
                 _UNRESPONSIVE.add(thread.name)
                 logging.warning(
-                    '%s did not finish within %g s: what it has not written yet is lost, and it is not used again',
+                    '%s did not finish within %g s: what it had not written by then is lost, and this process no '
+                    'longer uses it',
                     thread.name,
                     FINISH_SECONDS,
                 )

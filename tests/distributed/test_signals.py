@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from conftest import ROOT
 
 from mnist_jax.distributed.signals import SIGNALS, handle_signals, stop_on_signals
 
@@ -31,6 +34,27 @@ def test_unsaved_work_defers_the_stop(capsys):
         time.sleep(0.1)
     assert request.signal == signal.SIGTERM
     assert 'SIGTERM: saving and stopping; send again to stop immediately' in capsys.readouterr().err
+
+
+WITHOUT_A_READER = """
+import os, signal, sys, time
+from mnist_jax.distributed.signals import stop_on_signals
+reading, writing = os.pipe()
+os.dup2(writing, 2)
+os.close(reading)
+with stop_on_signals(owns_process=True) as request:
+    request.unsaved = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not request.signal:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_signals_stop_a_process_whose_standard_error_cannot_be_written():
+    status = subprocess.run([sys.executable, '-c', WITHOUT_A_READER], cwd=ROOT, timeout=TIMEOUT).returncode
+    assert status == 128 + signal.SIGINT
 
 
 def test_signals_go_to_the_inner_callback_and_afterwards_to_the_outer_one_again():

@@ -13,6 +13,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.cross_validation import cross_validate
 from mnist_jax.train import train
+from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.metrics_log import read_metrics
 
 
@@ -82,6 +83,17 @@ def test_invalid_folds_and_workdirs_are_refused(small, tmp_path):
     train(small(epochs=0), tmp_path / 'run')
     with pytest.raises(UserError, match='holds a run; use another --workdir for a cross-validation'):
         cross_validate(small(folds=3), tmp_path / 'run')
+
+
+def test_a_cross_validation_and_a_run_of_one_of_its_folds_exclude_each_other(small, tmp_path):
+    (tmp_path / 'cv' / 'fold-1').mkdir(parents=True)
+    with (
+        DirectoryLock(tmp_path / 'cv' / 'fold-1', '--workdir'),
+        pytest.raises(UserError, match=r'fold-1. is in use by'),
+    ):
+        cross_validate(small(folds=2), tmp_path / 'cv')
+    with DirectoryLock(tmp_path / 'cv', '--workdir'), pytest.raises(UserError, match=r'cv. is in use by'):
+        cross_validate(small(folds=2), tmp_path / 'cv')
 
 
 def test_an_extended_cross_validation_says_in_which_folds_the_learning_rate_jumped(small, tmp_path):

@@ -240,6 +240,10 @@ def test_short_epochs_share_a_checkpoint_unless_they_are_the_best(small, tmp_pat
     train(small(epochs=4), tmp_path / 'all')
     assert steps == [0, 5, 10, 15, 20]
     steps.clear()
+    # One checkpoint at the end of an epoch, where one of those within epochs is due too.
+    train(small(epochs=2, checkpoint_every_steps=5, checkpoint_min_seconds=1000.0), tmp_path / 'every')
+    assert steps == [0, 5, 10]
+    steps.clear()
     options = {'epochs': 4, 'checkpoint_min_seconds': 1000.0}
     with pytest.raises(RuntimeError, match='as if killed'):
         train(small(**options), tmp_path / 'run', on_step=fail_after(18))

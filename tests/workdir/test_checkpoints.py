@@ -15,6 +15,7 @@ from mnist_jax.errors import UserError, WriteError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.train import train
 from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.checkpoints import Checkpoints
 from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.snapshot import params_sha256
 
@@ -138,6 +139,35 @@ def test_run_resumes_without_a_valid_config_json_if_its_config_is_passed(
     train(small(epochs=3), tmp_path / 'run')
     assert problem in caplog.text and 'it will be rewritten' in caplog.text
     assert path.read_text() == original.replace('"epochs": 2', '"epochs": 3')
+    assert results(tmp_path / 'run') == trained[1]
+
+
+def test_a_config_of_which_nothing_is_left_cannot_be_checked(small, tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / 'run')
+    for name in ('config.json', 'digests.json'):
+        (tmp_path / 'run' / name).unlink()
+    with pytest.raises(
+        UserError, match=r'is missing, and digests.json is missing, so that nothing says what the config'
+    ):
+        train(small(epochs=3), tmp_path / 'run')
+
+
+def test_a_run_keeps_the_names_of_its_classes(small, tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / 'run')
+    checkpoints = Checkpoints(tmp_path / 'run')
+    description = checkpoints.read_description()
+    checkpoints.check_class_names(description)
+    renamed = description._replace(class_names=[*'abcdefghij'])
+    with pytest.raises(UserError, match=r'was started with, 0, 1, 2, .*, got a, b, c,'):
+        checkpoints.check_class_names(renamed)
+    (tmp_path / 'run' / 'dataset.json').unlink()
+    checkpoints.check_class_names(renamed)  # An older version did not write it.
+
+
+def test_a_directory_whose_name_is_not_that_of_a_step_is_not_a_checkpoint(small, tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / 'run')
+    (tmp_path / 'run' / 'checkpoints' / '00999').mkdir()
+    train(small(epochs=3), tmp_path / 'run')
     assert results(tmp_path / 'run') == trained[1]
 
 

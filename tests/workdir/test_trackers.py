@@ -232,7 +232,7 @@ def test_a_tracker_that_hangs_is_not_waited_for(small, tmp_path, monkeypatch, ca
     monkeypatch.setitem(TRACKERS, 'hanging', lambda run: time.sleep(600))
     monkeypatch.setattr(trackers, 'FINISH_SECONDS', 0.1)
     assert train(small(epochs=1, trackers=('hanging',)), tmp_path)['step'] == 5
-    assert 'hanging did not finish within 0.1 s: what it has not written yet is lost' in caplog.text
+    assert 'hanging did not finish within 0.1 s: what it had not written by then is lost' in caplog.text
     caplog.clear()
     train(small(epochs=1, trackers=('hanging',)), tmp_path / 'next')  # does not wait again
     assert 'hanging' not in caplog.text
