@@ -13,8 +13,11 @@ import os
 import subprocess
 import sys
 
-import ray
-from ray import tune
+try:
+    import ray
+    from ray import tune
+except ImportError:
+    sys.exit("this example needs Ray: pip install 'ray[tune]'")
 
 COMMAND = [sys.executable, '-m', 'mnist_jax.main', '--mode=sweep', *sys.argv[1:]]
 DIRECTORY = os.getcwd()

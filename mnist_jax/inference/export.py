@@ -1,4 +1,4 @@
-"""Exports a trained model as StableHLO, which needs only JAX to run, and as ONNX."""
+"""Exports a trained model as StableHLO, which JAX runs, and as ONNX."""
 
 import contextlib
 import importlib.util
@@ -41,6 +41,12 @@ def export(workdir: str | Path, step: str | None = None, onnx: bool = False) -> 
             f'--onnx needs the converter jax2onnx, which is not installed: pip install --no-deps {requirements}'
         )
     model = load_model(workdir, step)
+    dtypes = {member.plan.config.dtype for member in model.members}
+    if onnx and dtypes != {'float32'}:
+        raise UserError(
+            f'--onnx needs a model whose config.dtype is float32, got {", ".join(sorted(dtypes - {"float32"}))}, which '
+            'ONNX Runtime does not compute on CPUs'
+        )
     contents = {STABLEHLO: to_stablehlo(model)}
     if onnx:
         contents[ONNX] = to_onnx(model)
@@ -85,7 +91,7 @@ def to_onnx(model: RestoredModel) -> bytes:
             )
         except Exception as error:  # Its plugins raise whatever they raise.
             raise UserError(
-                f'--onnx must not be given for this model, which jax2onnx cannot convert: {first_line(error)}'
+                f'--onnx must not be used for this model, which jax2onnx cannot convert: {first_line(error)}'
             ) from None
     return onnx_model.SerializeToString()
 
@@ -109,7 +115,7 @@ def _format_readme(model: RestoredModel, onnx: bool) -> str:
         f'{plan.source.max_pixel}; any batch size B.',
         f'Output: float32 probabilities, B x {len(model.class_names)}, of the classes {", ".join(model.class_names)}.',
         '',
-        f'`{STABLEHLO}` needs only JAX, and runs on {", ".join(PLATFORMS)}:',
+        f'`{STABLEHLO}` needs JAX and the package flatbuffers, and runs on {", ".join(PLATFORMS)}:',
         '',
         '    from jax import export',
         f"    model = export.deserialize(bytearray(open('{STABLEHLO}', 'rb').read()))",

@@ -51,8 +51,8 @@ def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, 
     config = checkpoints.read_config()
     if config is None and (workdir / ENSEMBLE_FILE).is_file():
         raise UserError(
-            f'{field} must be the directory of a run, got {str(workdir)!r}, an ensemble; only as --workdir of '
-            '--mode=eval, predict, serve, export and stress may it be one'
+            f'{field} must be the directory of a run, got {str(workdir)!r}, an ensemble, which '
+            'only --mode=eval, predict, serve, export and stress accept, as their --workdir'
         )
     if packaged.holds_weights(workdir):
         raise UserError(

@@ -98,7 +98,7 @@ def heat_maps(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
     tooltips: dict[str, str] = {}
     errors = matrix - np.diag(np.diag(matrix))
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    max_errors = max(int(errors.max()), 1)
+    max_errors = int(errors.max())
     max_fraction = max(float((fractions - np.diag(np.diag(fractions))).max()), 1e-9)
     for truth, prediction in np.ndindex(*matrix.shape):
         count, fraction = int(matrix[truth, prediction]), float(fractions[truth, prediction])
@@ -109,7 +109,7 @@ def heat_maps(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
         )
         count_gid, fraction_gid = f'cell-count-{truth}-{prediction}', f'cell-share-{truth}-{prediction}'
         tooltips |= {count_gid: tooltip, fraction_gid: tooltip}
-        strength = fraction if correct else count / max_errors
+        strength = fraction if correct else count / max(max_errors, 1)
         _draw_cell(left, truth, prediction, color, strength, f'{count:,}' if count else '', count_gid)
         strength = fraction if correct else fraction / max_fraction
         _draw_cell(right, truth, prediction, color, strength, f'{100 * fraction:.1f}' if count else '', fraction_gid)
@@ -122,11 +122,14 @@ def heat_maps(matrix: np.ndarray, names: Sequence[str]) -> ReportFigure:
         axis.set(title=title, xlabel='predicted class', ylabel='true class')
         for spine in axis.spines.values():
             spine.set_visible(False)
-    about = (
-        'Rows are true classes, columns are predicted classes. Correct predictions are blue and errors are orange, '
-        f'on separate color scales: the darkest orange is {max_errors:,} errors on the left, and {max_fraction:.2%} of '
-        'a true class on the right.'
-    )
+    about = 'Rows are true classes, columns are predicted classes. Correct predictions are blue and errors are orange'
+    if max_errors:
+        errors_text = '1 error' if max_errors == 1 else f'{max_errors:,} errors'
+        about += (
+            f', on separate color scales: the darkest orange is {errors_text} on the left, and {max_fraction:.2%} of a '
+            'true class on the right'
+        )
+    about += '.'
     return ReportFigure('Confusion matrix', about + combined, figure, tooltips)
 
 

@@ -17,6 +17,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.report import data_audit, figures
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.plan import make_plan
+from mnist_jax.workdir.checkpoints import check_holds_only
 
 EXAMPLES_PER_CLASS = 12
 AUGMENTED_EXAMPLES = 10
@@ -31,6 +32,7 @@ def explore(config: ConfigDict, workdir: str | Path) -> str:
     workdir = files.user_path(workdir, '--workdir')
     if not config.dataset.in_memory:
         raise UserError('--config.dataset.in_memory must be True for --mode=explore, got False')
+    check_holds_only(workdir, 'the figures of a dataset')
     config = config.copy_and_resolve_references()
     config.folds = config.fold = 0  # The training split as a whole.
     source = make_plan(config).source
@@ -108,6 +110,10 @@ def draw_augmentation(experiment: Experiment, split: Split) -> Figure:
 
 def draw_pixel_values(image_HxWxC: np.ndarray, title: str) -> Figure:
     """Draws one image as a grid of its pixel values, of a large image the top left corner."""
+    if max(image_HxWxC.shape[:2]) > MAX_SIDE:
+        title += ', its top left corner'
+    if image_HxWxC.shape[-1] > 1:
+        title += ', means of the channels'
     image_HxWxC = image_HxWxC[:MAX_SIDE, :MAX_SIDE]
     height, width, _ = image_HxWxC.shape
     figure = Figure(figsize=(0.36 * width, 0.36 * height))
@@ -153,7 +159,7 @@ def draw_class_statistics(split: Split, names: Sequence[str], max_pixel: int) ->
             images = split.image[split.label == label]
             _draw_image(axis, statistic(images, axis=0) if len(images) else None, max_pixel)
     for name, axis in zip(names, axes[0], strict=True):
-        axis.set_title(name, size=9)
+        axis.set_title(figures.shorten(name), size=9)
     return figure
 
 

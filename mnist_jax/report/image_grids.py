@@ -144,9 +144,10 @@ def filters(kernel_hxwxCxF: np.ndarray) -> ReportFigure:
             tooltips[gid] = f'feature {index}: weights from {weights_hxw.min():.3f} to {weights_hxw.max():.3f}'
     features = kernel_hxwxCxF.shape[-1]
     drawn = f'the first {count} of {features} features' if count < features else 'each feature'
+    averaged = ', averaged over the input channels' if kernel_hxwxCxF.shape[2] > 1 else ''
     about = (
-        f'The weights of {drawn}: positive weights are blue, negative weights are red. '
-        f'The largest absolute weight is {limit:.3f}.'
+        f'The weights of {drawn}{averaged}: positive weights are blue, negative weights are red. '
+        f'The largest absolute value drawn is {limit:.3f}.'
     )
     return ReportFigure('First-layer filters', about, figure, tooltips)
 

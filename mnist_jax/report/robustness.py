@@ -57,4 +57,4 @@ def pictures(strengths: Strengths, images: Mapping[str, np.ndarray]) -> ReportFi
             axis.set_title(label, fontsize=8, loc='center')
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9, color=figures.TEXT)
-    return ReportFigure('What the corruptions look like', 'The first test image.', figure, {})
+    return ReportFigure('What the corruptions look like', 'One of the test images.', figure, {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax import text_tables
-from mnist_jax.config import config_fields, default_config
+from mnist_jax.config import ConfigDict, config_fields, default_config
 from mnist_jax.data.known_label_errors import known_label_errors
 from mnist_jax.data.partition import sample
 from mnist_jax.data.records import Split
@@ -120,6 +120,12 @@ def _read_examples(run: FinishedRun, model: RestoredModel) -> PredictedExamples:
     )
 
 
+def _describe_loss(loss: ConfigDict) -> str:
+    """Returns the name of a loss, and its arguments other than 0."""
+    arguments = [f'{name} {value}' for name, value in loss.items() if name != 'name' and value]
+    return ', '.join([loss.name, *arguments]).replace('_', ' ')
+
+
 def _list_facts(run: FinishedRun) -> dict[str, str]:
     overall, result = run.result['statistics']['overall'], run.result
     lower, upper = overall['accuracy_interval']
@@ -127,7 +133,7 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
     facts = {
         'accuracy': f'{result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
         'errors': f'{result["count"] - result["correct"]:,} of {result["count"]:,} examples',
-        'loss': f'{result["loss"]:.4f} ({run.config.loss.name.replace("_", " ")})',
+        'loss': f'{result["loss"]:.4f} ({_describe_loss(run.config.loss)})',
         'cross-entropy': text_tables.number(run.cross_entropy),
         "Cohen's kappa": text_tables.number(overall['kappa']),
         'dataset': f'{result["dataset"]}, split {result["split"]}',

@@ -56,7 +56,8 @@ class _Scale:
             self._ends = self._transform(low), self._transform(high)
             ticks = np.linspace(self._ends[0], self._ends[1], 4).tolist()
             inverse: Callable[[float], float] = (lambda tick: 10**tick) if self.is_log else (lambda tick: tick)
-            self.ticks = {self.position(inverse(tick)): f'{inverse(tick):.3g}' for tick in ticks}
+            digits = 3 if self.is_log else max(3, 2 + math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))))
+            self.ticks = {self.position(inverse(tick)): f'{inverse(tick):.{digits}g}' for tick in ticks}
         else:
             self.is_log = False
             self._choices = sorted({str(value) for value in values})
@@ -73,10 +74,12 @@ class _Scale:
         return (self._choices.index(str(value)) + 0.5) / len(self._choices)
 
 
-def _ranked(points: Sequence[StudyPoint], maximizes: bool) -> list[StudyPoint]:
-    """Returns the points that have a score, the best last, so that they are drawn on top."""
-    finite = [point for point in points if math.isfinite(point.mean)]
-    return sorted(finite, key=lambda point: point.mean if maximizes else -point.mean)
+def _ranked(points: Sequence[StudyPoint]) -> list[StudyPoint]:
+    """Returns the points that have a score, the best last, so that they are drawn on top.
+
+    The study ranks them: with successive halving, the best point need not have had the best score after few epochs.
+    """
+    return [point for point in reversed(points) if math.isfinite(point.mean)]
 
 
 def _styles(count: int) -> list[dict[str, Any]]:
@@ -93,11 +96,9 @@ LEGEND = 'Orange: the best point; blue: the best tenth of the others.'
 
 
 @figures.styled
-def parallel_coordinates(
-    fields: Sequence[str], points: Sequence[StudyPoint], metric: str, maximizes: bool
-) -> ReportFigure:
-    """Draws a line per point through an axis for each field and one for the score."""
-    ranked = _ranked(points, maximizes)
+def parallel_coordinates(fields: Sequence[str], points: Sequence[StudyPoint], metric: str) -> ReportFigure:
+    """Draws a line per point, the best first, through an axis for each field and one for the score."""
+    ranked = _ranked(points)
     columns = [[point.values[field] for point in ranked if field in point.values] for field in fields]
     scales = [*map(_Scale, columns), _Scale([point.mean for point in ranked])]
     figure, axes = figures.new_figure(11, 4)
@@ -132,9 +133,9 @@ def _describe(point: StudyPoint, metric: str) -> str:
 
 
 @figures.styled
-def slices(fields: Sequence[str], points: Sequence[StudyPoint], metric: str, maximizes: bool) -> ReportFigure:
-    """Draws the score of every trial against the value of each field."""
-    ranked, shown = _ranked(points, maximizes), fields[:MAX_SLICES]
+def slices(fields: Sequence[str], points: Sequence[StudyPoint], metric: str) -> ReportFigure:
+    """Draws the score of every trial against the value of each field; the best point is the first."""
+    ranked, shown = _ranked(points), fields[:MAX_SLICES]
     rows = -(-len(shown) // COLUMNS)
     columns = min(COLUMNS, len(shown))
     figure, axes = figures.new_figure(3.6 * columns, 2.6 * rows, rows, columns)
@@ -162,9 +163,9 @@ def slices(fields: Sequence[str], points: Sequence[StudyPoint], metric: str, max
 
 
 @figures.styled
-def learning_curves(points: Sequence[StudyPoint], metric: str, maximizes: bool) -> ReportFigure:
-    """Draws the monitored metric of all trials after each epoch."""
-    ranked = _ranked(points, maximizes)
+def learning_curves(points: Sequence[StudyPoint], metric: str) -> ReportFigure:
+    """Draws the monitored metric of all trials after each epoch; the best point is the first."""
+    ranked = _ranked(points)
     figure, axes = figures.new_figure(11, 4)
     axis: Axes = axes[0, 0]
     tooltips: dict[str, str] = {}
@@ -202,7 +203,7 @@ def costs(
     )
     labeled = ''  # the score that the panel to the left has
     for index, (axis, (label, name, drawn, score)) in enumerate(zip(axes.flat, panels, strict=True)):
-        ranked = _ranked(drawn, maximizes)
+        ranked = _ranked(drawn)
         cost = [float(getattr(point, name)) for point in ranked]
         for number, (point, own) in enumerate(zip(ranked, cost, strict=True)):
             gid = f'cost-{index}-{number}'

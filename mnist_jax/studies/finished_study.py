@@ -78,7 +78,8 @@ class FinishedStudy:
         Differences are positive if the other point is better. The p-values are those of the sign-flip permutation test,
         alone and corrected for all pairs of points (Holm).
         """
-        return '\n'.join(text_tables.titled([[*study_report.CLAIM_HEADER], *study_report.claim_rows(self._standings)]))
+        rows = study_report.claim_rows(self._sweep, self._standings)
+        return '\n'.join(text_tables.titled([[*study_report.CLAIM_HEADER], *rows]))
 
     def figures(self) -> dict[str, Figure]:
         """Returns the figures of the report by name."""
@@ -92,7 +93,7 @@ class FinishedStudy:
         validation alone.
         """
         if self._standings[0].score is None:
-            raise UserError('the study must have a point of which no run diverged, got points that each have one')
+            raise UserError('the study must have a best point, so one of which no run diverged, got none')
         with workers.quiet():
             return [evaluate_workdir(workdir) for workdir in self.best['workdirs']]
 

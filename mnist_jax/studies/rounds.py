@@ -97,7 +97,7 @@ def _build_search(study: Study) -> Search:
     if 'trials' in arguments(constructor) and 'trials' not in options:
         raise UserError(f'--trials, the number of points, must be set for the search {options["name"]!r}')
     if 'trials' in options and 'trials' not in arguments(constructor):
-        raise UserError(f'--trials must not be set for the search {options["name"]!r}, which has all points')
+        raise UserError(f'--trials must not be set for the search {options["name"]!r}, which tries all points')
     return build('search', SEARCHES, options)
 
 

@@ -87,8 +87,7 @@ def choice(*values: Any) -> Choice:
     """Returns the domain of these values, such as `choice('adam', 'sgd')` or `choice((64,), (128, 128))`."""
     if not values:
         raise UserError('choice must have at least one value, got none')
-    # Fields of a config are plain numbers; those of NumPy come from calls such as np.logspace.
-    return Choice(tuple(value.item() if isinstance(value, np.generic) else value for value in values))
+    return Choice(tuple(map(_plain, values)))
 
 
 def uniform(low: float, high: float) -> Interval:
@@ -112,12 +111,20 @@ def log_integers(low: int, high: int) -> Interval:
 
 
 def _interval(name: str, low: float, high: float, logarithmic: bool = False, whole: bool = False) -> Interval:
+    low, high = _plain(low), _plain(high)
     kind, article = (int, 'whole numbers') if whole else (float | int, 'finite numbers')
     valid = all(isinstance(end, kind) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high))
     if not valid or not low < high or (logarithmic and low <= 0):
         limit = ', both greater than 0' if logarithmic else ''
         raise UserError(f'{name}(low, high) must have {article} with low < high{limit}, got {name}({low!r}, {high!r})')
     return Interval(low, high, logarithmic, whole)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value with Python's numbers, as in a config, for those of NumPy, which np.logspace returns."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 DOMAINS = {function.__name__: function for function in (choice, uniform, log_uniform, integers, log_integers)}
@@ -143,7 +150,8 @@ def when(domain: Domain | Sequence, field: str, *values: Any) -> Condition:
     """
     if not values:
         raise UserError(f'when must have at least one value of {field!r}, got none')
-    return Condition(choice(*domain) if isinstance(domain, Sequence | np.ndarray) else domain, field, values)
+    parsed = choice(*domain) if isinstance(domain, Sequence | np.ndarray) else domain
+    return Condition(parsed, field, tuple(map(_plain, values)))
 
 
 Space = Mapping[str, Domain | Condition]
@@ -208,8 +216,8 @@ def parse_domain(field: str, text: str) -> Domain | Condition:
         return _call(items[0])
     except (SyntaxError, ValueError, TypeError, AssertionError):
         raise UserError(
-            f'--vary={field}=VALUES must be values with commas between them, or one of {comma_separated(DOMAINS)} such '
-            f'as log_uniform(1e-4, 1e-2), got {text!r}'
+            f'--vary={field}=VALUES must be values with commas between them, texts with brackets in quotes of their '
+            f'own, or one of {comma_separated(DOMAINS)} such as log_uniform(1e-4, 1e-2), got {text!r}'
         ) from None
 
 

@@ -166,8 +166,8 @@ def _write(outcome: Stress, examples: Split, models: dict[str, RestoredModel], d
     ]
     attacks = '; '.join(f'{name}: {text}' for name, text in ABOUT_ATTACKS.items())
     about = (
-        f'Accuracy on the first {examples.size:,} test images. The attacks know the model, and change each pixel by at '
-        f'most the given fraction of white. {attacks}.'
+        f'Accuracy on {examples.size:,} random test images, always the same ones. The attacks know the model, and '
+        f'change each pixel by at most the given fraction of white. {attacks}.'
     )
     sections: dict[str, Section] = {
         'curves': robustness.curves(outcome.strengths, outcome.clean, outcome.accuracies),

@@ -35,13 +35,14 @@ def write_report(sweep: Sweep) -> str:
     best = standings[0]
     monitor = sweep.monitor(best.point)
     fields = list(sweep.study.vary)
-    rows = [['trial', *fields, 'seed', 'epochs', monitor, 'params_sha256', 'seconds']]
+    epochs = [] if 'epochs' in fields else ['epochs']
+    rows = [['trial', *fields, 'seed', *epochs, monitor, 'params_sha256', 'seconds']]
     for standing in sorted(standings, key=lambda standing: standing.number):
         for trial, outcome in zip(standing.trials, standing.outcomes, strict=True):
             score = 'diverged' if outcome.score is None else repr(sweep.value(standing.point, outcome.score))
             values = [_cell(standing.point, field) for field in fields]
-            numbers = [str(sweep.config.seed + trial.seed), str(standing.epochs), score, outcome.params_sha256]
-            rows.append([trial.name, *values, *numbers, f'{outcome.seconds:.1f}'])
+            numbers = [str(sweep.config.seed + trial.seed), *(str(standing.epochs) for _ in epochs)]
+            rows.append([trial.name, *values, *numbers, score, outcome.params_sha256, f'{outcome.seconds:.1f}'])
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
     files.write_text(sweep.workdir / 'trials.csv', text.getvalue())
@@ -61,13 +62,14 @@ def write_report(sweep: Sweep) -> str:
 def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
     """Returns a table of points: their values, and the mean and the deviation of their scores; with a header."""
     fields = list(sweep.study.vary)
-    rows = [['point', *fields, 'epochs', 'seeds', 'mean', 'std. dev.', 'seconds']]
+    epochs = [] if 'epochs' in fields else ['epochs']
+    rows = [['point', *fields, *epochs, 'seeds', 'mean', 'std. dev.', 'seconds']]
     for standing in standings:
         rows.append(
             [
                 f'{standing.number:04d}',
                 *(_cell(standing.point, field) for field in fields),
-                str(standing.epochs),
+                *(str(standing.epochs) for _ in epochs),
                 str(len(standing.outcomes)),
                 'diverged' if standing.score is None else f'{sweep.value(standing.point, standing.score):.4f}',
                 text_tables.number(standing.deviation),
@@ -77,13 +79,18 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
     return rows
 
 
-def claim_rows(standings: Sequence[Standing]) -> list[list[str]]:
-    """Compares each other point that was trained as long with the best one over the seeds; rows of `CLAIM_HEADER`.
+def claim_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
+    """Compares each other point with the best one over the seeds; rows of `CLAIM_HEADER`.
 
-    Differences are positive if the other point is better, whatever the metric is. The p-values are corrected for all
-    pairs of points (Holm), not only for those shown, because the best point was chosen by the same scores.
+    Points that successive halving stopped are left out. Differences are positive if the other point is better, whatever
+    the metric is. The p-values are corrected for all pairs of points (Holm), not only for those shown, because the best
+    point was chosen by the same scores.
     """
-    compared = [point for point in standings if point.score is not None and point.epochs == standings[0].epochs]
+    compared = [
+        point
+        for point in standings
+        if point.score is not None and (not sweep.study.reduction or point.epochs == standings[0].epochs)
+    ]
     pairs = list(itertools.combinations(compared, 2))
     corrected = claims.holm([claims.sign_flip_p_value(np.subtract(a.scores, b.scores)) for a, b in pairs])
     return [
@@ -98,27 +105,29 @@ def make_sections(sweep: Sweep, standings: Sequence[Standing]) -> dict[str, Sect
     fields, best = list(sweep.study.vary), standings[0]
     monitor, maximizes = sweep.monitor(best.point), sweep.maximizes(best.point)
     points = [_study_point(sweep, standing) for standing in standings]
-    common = min(standing.epochs for standing in standings)
+    # Points that successive halving stopped early have scores after fewer epochs.
+    common = min(standing.epochs for standing in standings) if sweep.study.reduction else best.epochs
     compared = [_after(point, common) for point in points] if common < best.epochs else points
     metric = f'{monitor} after epoch {common}' if common < best.epochs else monitor
     rows = points_rows(sweep, standings)
     about = f'Mean and standard deviation of the {monitor.replace("_", " ")} over the seeds.'
     sections: dict[str, Section] = {}
     if fields:
-        sections['parallel'] = study_page.parallel_coordinates(fields, compared, metric, maximizes)
+        sections['parallel'] = study_page.parallel_coordinates(fields, compared, metric)
     sections['points'] = Table('Points', about, rows[0], rows[1:], text_columns=1 + len(fields), highlighted=[0])
-    if differences := claim_rows(standings) if sweep.study.seeds > 1 else []:
+    if differences := claim_rows(sweep, standings) if sweep.study.seeds > 1 else []:
         about = (
-            'Each point against the best one, over the same seeds: mean difference, its BCa bootstrap interval, the '
-            'p-value of the sign-flip permutation test, alone and corrected for all pairs of points (Holm), because '
-            'the best one was chosen by the same scores.'
+            'Each point against the best one, over the same seeds: the mean difference, which is positive if the point '
+            'is better, whatever the metric; its BCa bootstrap interval; and the p-value of the sign-flip permutation '
+            'test, alone and corrected for all pairs of points (Holm), because the best one was chosen by the same '
+            'scores.'
         )
         sections['claims'] = Table('Differences from the best point', about, CLAIM_HEADER, differences)
     if (figure := study_page.importance(fields, compared, metric)) is not None:
         sections['importance'] = figure
     if fields:
-        sections['slices'] = study_page.slices(fields, compared, metric, maximizes)
-    sections['curves'] = study_page.learning_curves(points, monitor, maximizes)
+        sections['slices'] = study_page.slices(fields, compared, metric)
+    sections['curves'] = study_page.learning_curves(points, monitor)
     sections['costs'] = study_page.costs(points, compared, monitor, metric, maximizes)
     return sections
 

@@ -176,7 +176,7 @@ class Sweep:
                 raise UserError(
                     'a study chooses by validation, so config.early_stopping.monitor must be a validation metric, and '
                     'there must be validation examples, for example with config.dataset.validation_fraction=0.1; got '
-                    f'{stopping.monitor!r}'
+                    f'{stopping.monitor!r} and {"some" if plan.source.validated else "no"} validation examples'
                 )
             self._plans[key] = plan
         return self._plans[key]

@@ -16,6 +16,7 @@ import scipy.stats
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 EXACT_SEEDS = 16  # up to this number, all 2^n flips of signs are enumerated
+FLIPS = 100_000  # random flips for more seeds
 MAX_SEEDS = 10_000  # that a power analysis considers
 
 
@@ -51,12 +52,14 @@ class Claim(NamedTuple):
           comparisons: Their number.
         """
         if comparisons * self.smallest_p_value >= 1 - CONFIDENCE:
-            return f'too few seeds to tell: at least {seeds_for_significance(comparisons)} are needed'
+            needed = seeds_for_significance(comparisons)
+            hint = f'seeds to tell: at least {needed} are needed' if needed else 'random flips of signs to tell'
+            return f'too few {hint}'
         if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
             return 'better' if self.difference > 0 else 'worse'
         # The estimate is that of an uncorrected t-test, so it may be a number that has just turned out to be too small.
-        needed = f'; at least {max(self.needed, self.seeds + 1):,} seeds would be needed' if self.needed else ''
-        return f'may be chance{needed}'
+        hint = f'; at least {max(self.needed, self.seeds + 1):,} seeds would be needed' if self.needed else ''
+        return f'may be chance{hint}'
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Claim:
@@ -69,7 +72,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Claim:
         difference=float(differences.mean()),
         interval=bca_interval(differences),
         p_value=sign_flip_p_value(differences),
-        smallest_p_value=2.0 ** (1 - count),
+        smallest_p_value=_smallest_p_value(count),
         superiority=superiority,
         needed=seeds_needed(abs(float(differences.mean())), _deviation(differences)),
     )
@@ -119,7 +122,7 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float:
     """Returns the two-sided p-value of the hypothesis that differences are symmetric around 0.
 
     It is the fraction of the flips of signs whose sum is at least as far from 0: of all flips for up to 16 differences,
-    and of 10,000 random ones and the one that was observed for more.
+    and of 100,000 random ones and the one that was observed for more.
     """
     sample = np.asarray(differences, float)
     sums = np.abs(_signs(len(sample)) @ sample)
@@ -131,14 +134,22 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float:
 def _signs(count: int) -> np.ndarray:
     """Returns flips of the signs of `count` numbers, the first of which flips none."""
     if count <= EXACT_SEEDS:
-        return np.array(list(itertools.product((1, -1), repeat=count)))
-    random = np.random.default_rng(0).choice((1, -1), (RESAMPLES, count))
-    return np.concatenate([np.ones((1, count), int), random])
+        return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    random = np.random.default_rng(0).choice((1.0, -1.0), (FLIPS, count))
+    return np.concatenate([np.ones((1, count)), random])
 
 
-def seeds_for_significance(comparisons: int = 1) -> int:
-    """Returns the smallest number of seeds for which the sign-flip test can give a corrected p-value below 5%."""
-    return next(count for count in itertools.count(1) if comparisons * 2.0 ** (1 - count) < 1 - CONFIDENCE)
+def _smallest_p_value(seeds: int) -> float:
+    return 2.0 ** (1 - seeds) if seeds <= EXACT_SEEDS else 1 / (FLIPS + 1)
+
+
+def seeds_for_significance(comparisons: int = 1) -> int | None:
+    """Returns the smallest number of seeds for which the sign-flip test can give a corrected p-value below 5%.
+
+    None if there are too many comparisons for any number of seeds.
+    """
+    counts = range(1, EXACT_SEEDS + 2)
+    return next((count for count in counts if comparisons * _smallest_p_value(count) < 1 - CONFIDENCE), None)
 
 
 def seeds_needed(difference: float, deviation: float, power: float = 0.8) -> int | None:
@@ -154,7 +165,7 @@ def seeds_needed(difference: float, deviation: float, power: float = 0.8) -> int
     """
     if not difference or not math.isfinite(deviation):
         return None
-    least = seeds_for_significance()
+    least = seeds_for_significance() or 1
     if deviation == 0:
         return least
 

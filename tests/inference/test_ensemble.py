@@ -144,7 +144,7 @@ def test_the_directory_of_an_ensemble_is_not_used_for_anything_else(runs, small,
         train(small('mlp'), tmp_path / 'ensemble')
     with pytest.raises(UserError, match='holds another ensemble; use another --workdir'):
         evaluate_ensemble(make(runs[:2], tmp_path / 'ensemble'))
-    with pytest.raises(UserError, match='an ensemble; only as --workdir of --mode=eval'):
+    with pytest.raises(UserError, match='an ensemble, which only --mode=eval, predict'):
         RestoredModel.load(tmp_path / 'ensemble')
     assert [path.name for path in (tmp_path / 'ensemble').iterdir()] == ['ensemble.json']
 

@@ -87,8 +87,17 @@ def test_all_architectures_can_be_exported(name, small, images, tmp_path):
 
 def test_a_model_that_cannot_be_converted_is_one_line(trained, monkeypatch):
     monkeypatch.setattr(RestoredModel, 'inference_function', lambda model: jnp.fft.fft2)
-    with pytest.raises(UserError, match=r'--onnx must not be given for this model, which jax2onnx cannot convert: \w'):
+    with pytest.raises(UserError, match=r'--onnx must not be used for this model, which jax2onnx cannot convert: \w'):
         to_onnx(RestoredModel.load(trained))
+
+
+def test_onnx_is_refused_for_bfloat16(trained, monkeypatch):
+    model = RestoredModel.load(trained)
+    with model.plan.config.unlocked():
+        model.plan.config.dtype = 'bfloat16'
+    monkeypatch.setattr('mnist_jax.inference.export.load_model', lambda workdir, step: model)
+    with pytest.raises(UserError, match=r'--onnx needs a model whose config.dtype is float32, got bfloat16'):
+        export(trained, onnx=True)
 
 
 def test_a_missing_converter_is_reported_before_anything_is_written(trained, monkeypatch):

@@ -64,14 +64,15 @@ def test_importance_finds_the_field_that_matters():
 
 
 def test_sizes_are_compared_with_the_scores_after_the_same_number_of_epochs():
+    # The best point comes first, and is drawn last, also where another one was better after few epochs.
     points, compared = [point(0, 0.95), point(1, 0.80)], [point(0, 0.70), point(1, 0.80)]
     figure = costs(points, compared, 'validation_accuracy', 'validation_accuracy after epoch 1', True)
-    for place, number in enumerate((1, 0)):  # The best one is drawn last.
+    for place, number in enumerate((1, 0)):
         assert (
             f'point {number:04d}: : validation_accuracy {points[number].mean:.4f},'
             in figure.tooltips[f'cost-0-{place}']
         )
-    assert 'point 0001: : validation_accuracy after epoch 1 0.8000,' in figure.tooltips['cost-1-1']
+    assert 'point 0001: : validation_accuracy after epoch 1 0.8000,' in figure.tooltips['cost-1-0']
 
 
 def test_values_of_every_kind_and_points_without_a_score_are_drawn():
@@ -81,7 +82,10 @@ def test_values_of_every_kind_and_points_without_a_score_are_drawn():
         point(2, math.nan, rate=1e-2, kind='$b', sizes=(64,), flag=True),
         point(3, 0.7, rate=1e-3, sizes=(64,), flag=True),
     ]
-    figure = parallel_coordinates(['rate', 'kind', 'sizes', 'flag'], points, 'validation_loss', False)
+    figure = parallel_coordinates(['rate', 'kind', 'sizes', 'flag'], points, 'validation_loss')
     assert len(figure.tooltips) == 3
-    single = parallel_coordinates(['rate'], [point(0, 0.9, rate=0.1)], 'validation_accuracy', True)
+    single = parallel_coordinates(['rate'], [point(0, 0.9, rate=0.1)], 'validation_accuracy')
+    close = parallel_coordinates(['rate'], [point(0, 0.9912, rate=0.1), point(1, 0.9901, rate=0.2)], 'accuracy')
+    labels = {text.get_text() for text in close.figure.axes[0].texts}
+    assert {'0.9901', '0.99047', '0.99083', '0.9912'} <= labels
     assert list(single.tooltips.values()) == ['point 0000: rate=0.1: validation_accuracy 0.9000, 100 parameters']

@@ -88,7 +88,7 @@ def test_numbers_of_numpy_are_plain_values(small, tmp_path):
 def test_runs_that_diverged_are_not_tested(small, tmp_path):
     study = mnist_jax.study(small(**FIELDS), {'optimizer.learning_rate': [1e38]}, tmp_path, workers=1)
     assert study.best['mean'] is None and set(study.figures())
-    with pytest.raises(UserError, match='the study must have a point of which no run diverged'):
+    with pytest.raises(UserError, match='the study must have a best point, so one of which no run diverged'):
         study.test()
 
 

@@ -102,12 +102,19 @@ def test_domains_on_the_command_line(text, domain):
     assert parse_domain('field', text) == domain
 
 
+def test_numbers_of_numpy_become_plain_ones():
+    assert str(log_uniform(np.float64(1e-4), np.float32(0.5))) == 'log_uniform(0.0001, 0.5)'
+    nested = choice((np.int64(8),), [np.float64(0.5), 'a'])
+    assert str(nested) == "choice((8,), [0.5, 'a'])" and type(nested.values[0][0]) is int
+    assert when(choice(1, 2), 'batch_size', np.int64(8)).values == (8,)
+
+
 @pytest.mark.parametrize(
     'text', ['', 'log_uniform(1e-4)', '1e-4:1e-2', 'open("x")', 'log(1, 2)', 'a b', '[x for x in y]']
 )
 def test_texts_that_are_no_domain(text):
     with pytest.raises(
-        UserError, match=r'^--vary=field=VALUES must be values with commas between them, or one of choice'
+        UserError, match=r'^--vary=field=VALUES must be values with commas between them, texts .*, or one of choice'
     ):
         parse_domain('field', text)
 

@@ -20,7 +20,7 @@ from mnist_jax.studies.rounds import Rounds
 from mnist_jax.studies.search import SEARCHES
 from mnist_jax.studies.space import choice, log_uniform, when
 from mnist_jax.studies.study import Outcome, Standing, Study, load_study
-from mnist_jax.studies.study_report import claim_rows
+from mnist_jax.studies.study_report import claim_rows, make_sections
 from mnist_jax.studies.sweep import Sweep, run_sweep
 from mnist_jax.train import train
 
@@ -88,16 +88,33 @@ def test_a_search_learns_from_scores_after_the_same_number_of_epochs(small, monk
     assert [score for _, score in received] == [2, 3, 4, 5, 6, None]
 
 
-def test_differences_are_corrected_for_all_pairs_of_points():
+def test_differences_are_corrected_for_all_pairs_of_points(small, tmp_path):
     def standing(number, scores):
         return Standing(number, {}, 1, [outcome(score) for score in scores])
 
     best = np.linspace(0.90, 0.97, 8)
     points = [standing(0, best), standing(1, best - 0.01), standing(2, best[::-1] - 0.02)]
-    (first, second) = claim_rows(points)
+    sweep = Sweep(Study(RATES, seeds=8), small(epochs=2, **FIELDS), tmp_path)
+    (first, second) = claim_rows(sweep, points)
     # All 8 seeds agree, so that p = 2 / 256; there are 3 pairs of points.
     assert first[:3] == ['0001', '8', '-0.0100'] and first[4:6] == ['0.00781', f'{3 * 2 / 256:.3g}']
     assert first[-1] == 'worse' and second[-1].startswith('may be chance')
+    # A point that halving stopped is not compared; one with another value of `epochs` is.
+    points[1] = Standing(1, {}, 2, points[1].outcomes)
+    halving = Sweep(Study(RATES, seeds=8, reduction=2), small(epochs=2, **FIELDS), tmp_path)
+    assert [len(claim_rows(study, points)) for study in (sweep, halving)] == [2, 1]
+
+
+def test_points_with_several_numbers_of_epochs_are_drawn_with_their_last_scores(small, tmp_path):
+    vary = {'epochs': choice(1, 2), 'optimizer.learning_rate': choice(1e-3, 1e-2)}
+    config = small(dataset__validation='train[300:400]', devices=1)
+    sweep = Sweep(Study(vary, seeds=1), config, tmp_path)
+    run_sweep(sweep, 1)
+    sections, standings = make_sections(sweep, sweep.standings()), sweep.standings()
+    best = standings[0]
+    (tooltip,) = [text for text in sections['parallel'].tooltips.values() if f'point {best.number:04d}:' in text]
+    assert f'{sweep.value(best.point, best.score):.4f}' in tooltip
+    assert sections['points'].header.count('epochs') == 1
 
 
 def test_a_round_waits_for_all_of_its_tasks(small, tmp_path):

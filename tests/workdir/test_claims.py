@@ -74,6 +74,12 @@ def test_a_claim_in_words():
     assert better.interval[0] > 0.01 and better.interval[1] < 0.06
     # One of five such comparisons: 7 seeds have a smallest corrected p-value of 5 / 64 = 0.078; 8 have 5 / 128 = 0.039.
     assert better.verdict(p_value=5 * 2 / 64, comparisons=5) == 'too few seeds to tell: at least 8 are needed'
+    # 780 pairs of points: 20 seeds that all agree are enough, and no number is for 10,000 pairs.
+    rng = np.random.default_rng(5)
+    many = claims.compare(rng.uniform(0.94, 0.95, 20), rng.uniform(0.90, 0.91, 20))
+    assert many.verdict(780 * many.p_value, comparisons=780) == 'better'
+    assert many.verdict(1.0, comparisons=10_000) == 'too few random flips of signs to tell'
+    assert claims.seeds_for_significance(5_000) == 17 and claims.seeds_for_significance(10_000) is None
     worse = claims.compare([0.90] * 6, [0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
     assert worse.verdict() == 'worse' and worse.superiority == 0
     unsure = claims.compare([0.90, 0.92, 0.91, 0.90, 0.93, 0.91, 0.92], [0.91, 0.91, 0.90, 0.91, 0.91, 0.92, 0.91])
