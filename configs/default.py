@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the defaults: the CNN on MNIST."""
     config = ConfigDict()
-    config.seed = 0  # seed of the initial parameters, the shuffle and the dropout
+    config.seed = 0  # seed of the initial parameters, the shuffle, the augmentation and the dropout
     config.epochs = 10  # passes over the training split
     config.batch_size = 128  # examples per update, over all devices
     config.eval_batch_size = 256  # examples per evaluation step, over all devices
@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     schedule.name = 'constant'  # one of schedules.SCHEDULES; further fields are its arguments
     config.schedule = schedule
 
-    # Random changes of the training images: dicts with a name in augmentation.AUGMENTATIONS, its arguments and, by
-    # default 1, the probability, such as ({'name': 'shift', 'pixels': 2}, {'name': 'flip'}).
+    # Random changes of the training images: dicts with a name in augmentation.AUGMENTATIONS, its arguments and a
+    # probability (by default 1), such as ({'name': 'shift', 'pixels': 2}, {'name': 'flip'}).
     config.augmentation = ()
 
     average = ConfigDict()
@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
 
     distillation = ConfigDict()
     distillation.workdirs = ()  # runs whose mean probabilities are targets too; (): none
-    distillation.weight = 0.7  # weight of their loss; that of the labels has the rest
-    distillation.temperature = 2.0  # divides the logits of both in their loss
+    distillation.weight = 0.7  # weight of the loss on these targets; the loss on the labels has the rest
+    distillation.temperature = 2.0  # divides the logits of the run and of its teachers in the loss on these targets
     config.distillation = distillation
 
     config.dataset = _dataset()

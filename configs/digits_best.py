@@ -13,7 +13,7 @@ from mnist_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the default config with another dataset, a CNN with batch normalization, AdamW and small motions."""
+    """Returns the default config with another dataset, a CNN with batch normalization, AdamW and mild augmentation."""
     config = default_config()
     config.epochs = 80
     config.batch_size = 32

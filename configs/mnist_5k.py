@@ -12,7 +12,7 @@ from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the config of mnist_1k with more features, a smaller learning rate, and small motions of the images."""
+    """Returns the config of mnist_1k with more features, a smaller learning rate, and mild geometric augmentation."""
     config = load_config(CONFIGS / 'mnist_1k.py')
     config.epochs = 30
     config.model.stages = ((6, 8), (11, 12), (15,))

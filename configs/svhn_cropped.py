@@ -4,7 +4,8 @@
 
 Published test accuracies: k-means features 0.906 (Netzer et al. 2011); Network in Network 0.9765 (Lin et al. 2014),
 also trained on the 531,131 additional images that are not read here. The accuracy of this config has not been
-measured. The dataset is downloaded from its publisher, or read from `dataset.raw_dir`; docs/data.md describes them.
+measured. The dataset is downloaded from its publisher, or read from `dataset.raw_dir`; docs/data.md describes its
+files.
 """
 
 from ml_collections import ConfigDict

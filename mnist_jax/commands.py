@@ -119,7 +119,7 @@ flags.DEFINE_multi_string(
     "'optimizer.learning_rate=log_uniform(1e-4, 1e-2)'; may be repeated",
 )
 flags.DEFINE_string('search', 'grid', 'sweep: how points are chosen: grid, random, quasi_random or optuna')
-flags.DEFINE_integer('trials', None, 'sweep: the number of points; a grid has all')
+flags.DEFINE_integer('trials', None, 'sweep: the number of points, each with all seeds; a grid tries all points')
 flags.DEFINE_integer(
     'reduction', 0, 'sweep: train only the best 1/N of the points further in each round of successive halving; 0: all'
 )

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 # In a checkout, configs/ is next to the package; an installed package has a bundled copy.
 CHECKOUT = ROOT if (ROOT / 'configs' / 'default.py').exists() else None
 CONFIGS = (CHECKOUT or Path(__file__).parent) / 'configs'
-# Fields that runs of older versions lack, with the values that those runs were trained with. A missing field that is
-# not listed here has its default, so list a new field here if older runs did something else than its default.
+# Fields that runs of older versions lack, with the values that those runs were trained with. List every new field here:
+# the digest of a config leaves out the fields that have these values, so that older runs and studies can be resumed.
 ADDED_FIELDS = {
     'steps_per_call': 0,
     'dtype': 'float32',

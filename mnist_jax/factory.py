@@ -27,6 +27,8 @@ from mnist_jax.errors import (
 )
 
 T = TypeVar('T')
+UNIONS = (typing.Union, types.UnionType)
+NONE_TYPE = type(None)
 PACKAGE = Path(__file__).parent
 
 
@@ -171,8 +173,8 @@ def defaults(constructor: Callable) -> dict[str, Any]:
 def check_value(field: str, value: Any, annotation: Any) -> None:
     """Raises a UserError unless `value` matches a type annotation.
 
-    Covers bool, int, float (which takes an int too), str, `Literal`, `Sequence`, and `Annotated` with a range; any
-    other annotation, such as a user-defined class, is not checked.
+    Covers bool, int, float (which takes an int too), str, `Literal`, `Sequence`, `tuple`, `list`, an optional type, and
+    `Annotated` with a range; any other annotation, such as a user-defined class, is not checked.
     """
     if get_origin(annotation) is Annotated:
         kind, *metadata = get_args(annotation)
@@ -185,12 +187,25 @@ def check_value(field: str, value: Any, annotation: Any) -> None:
             elif isinstance(limit, Range):
                 check_range(field, value, limit.minimum, limit.maximum)
     elif get_origin(annotation) is Literal:
-        choose(field, value, {choice: choice for choice in get_args(annotation)})
-    elif get_origin(annotation) is Sequence:
+        choices = get_args(annotation)
+        if all(isinstance(choice, str) for choice in choices):
+            choose(field, value, {choice: choice for choice in choices})
+        elif not any(value == choice and type(value) is type(choice) for choice in choices):
+            raise UserError(f'{field} must be one of {", ".join(map(repr, choices))}, got {value!r}')
+    elif get_origin(annotation) in (Sequence, tuple, list):
         if not isinstance(value, tuple | list):
             raise UserError(f'{field} must be a tuple, got {value!r}')
-        for index, item in enumerate(value):
-            check_value(f'{field}[{index}]', item, get_args(annotation)[0])
+        kinds = get_args(annotation)
+        if get_origin(annotation) is not tuple or kinds[-1:] == (...,):
+            kinds = kinds[:1] * len(value)
+        elif len(value) != len(kinds):
+            raise UserError(f'{field} must have {len(kinds)} items, got {value!r}')
+        for index, (item, kind) in enumerate(zip(value, kinds, strict=True)):
+            check_value(f'{field}[{index}]', item, kind)
+    elif get_origin(annotation) in UNIONS:
+        kinds = tuple(kind for kind in get_args(annotation) if kind is not NONE_TYPE)
+        if len(kinds) == 1 and value is not None:
+            check_value(field, value, kinds[0])
     elif annotation in (bool, int, float, str):
         allowed = (float, int) if annotation is float else (annotation,)
         if not isinstance(value, allowed) or (isinstance(value, bool) and annotation is not bool):
@@ -202,7 +217,6 @@ PARSERS: dict[Any, flags.ArgumentParser] = {
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
 }
-NONE_TYPE = type(None)
 
 
 def parse_value(field: str, text: str, annotation: Any) -> Any:
@@ -216,7 +230,7 @@ def parse_value(field: str, text: str, annotation: Any) -> Any:
     """
     if get_origin(annotation) is Annotated:
         return parse_value(field, text, get_args(annotation)[0])
-    if get_origin(annotation) in (typing.Union, types.UnionType):
+    if get_origin(annotation) in UNIONS:
         choices = [choice for choice in get_args(annotation) if choice is not NONE_TYPE]
         if len(choices) == 1 and text != 'None':
             return parse_value(field, text, choices[0])
@@ -226,7 +240,7 @@ def parse_value(field: str, text: str, annotation: Any) -> Any:
         except ValueError:
             raise UserError(f'{field} must be {describe(annotation)}, got {text!r}') from None
     if get_origin(annotation) is Literal:
-        return text
+        return text if all(isinstance(choice, str) for choice in get_args(annotation)) else _parse_literal(text)
     if annotation is str:
         if text == 'None':
             raise UserError(f"{field} must be {describe(str)}, got None; use '' for none")

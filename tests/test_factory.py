@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from mnist_jax.errors import UserError
-from mnist_jax.factory import Count, Rate, build, choose
+from mnist_jax.factory import Count, Rate, build, choose, parse_value
 
 
 def example(
@@ -15,20 +15,37 @@ def example(
     return size, rate, counts, kind, flag
 
 
-TABLE = {'example': example}
+def annotated(
+    level: Literal[3, 5] = 3, sizes: tuple[int, ...] = (), pair: tuple[int, str] = (1, 'a'), most: int | None = None
+):
+    return level, sizes, pair, most
+
+
+TABLE = {'example': example, 'annotated': annotated}
 
 
 def test_fields_are_passed_to_the_constructor_that_the_name_selects():
     config = {'name': 'example', 'size': 3, 'rate': 0, 'counts': [1, 2], 'kind': 'b'}
     assert build('part', TABLE, config) == (3, 0, [1, 2], 'b', False)
     assert build('part', TABLE, {'name': 'example', 'flag': True}, size=7) == (7, 0.5, (), 'a', True)
+    config = {'name': 'annotated', 'level': 5, 'sizes': [1, 2], 'pair': (2, 'b'), 'most': 7}
+    assert build('part', TABLE, config) == (5, [1, 2], (2, 'b'), 7)
+    assert build('part', TABLE, {'name': 'annotated', 'most': None}) == (3, (), (1, 'a'), None)
+    assert parse_value('level', '5', Literal[3, 5]) == 5 and parse_value('kind', '5', Literal['5', 'b']) == '5'
 
 
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ({}, 'part.name must be one of example, got None'),
-        ({'name': 'exampel'}, "part.name must be one of example, got 'exampel' (did you mean 'example'?)"),
+        ({}, 'part.name must be one of annotated, example, got None'),
+        ({'name': 'exampel'}, "part.name must be one of annotated, example, got 'exampel' (did you mean 'example'?)"),
+        ({'name': 'annotated', 'level': 4}, 'part.level must be one of 3, 5, got 4'),
+        ({'name': 'annotated', 'level': '3'}, "part.level must be one of 3, 5, got '3'"),
+        ({'name': 'annotated', 'sizes': 'ab'}, "part.sizes must be a tuple, got 'ab'"),
+        ({'name': 'annotated', 'sizes': (1, 'b')}, "part.sizes[1] must be of type int, got 'b'"),
+        ({'name': 'annotated', 'pair': (1,)}, 'part.pair must have 2 items, got (1,)'),
+        ({'name': 'annotated', 'pair': (1, 2)}, 'part.pair[1] must be of type str, got 2'),
+        ({'name': 'annotated', 'most': 'x'}, "part.most must be of type int, got 'x'"),
         ({'name': 'example'}, 'part.size is missing; it must be of type int'),
         ({'name': 'example', 'size': 1.5}, 'part.size must be of type int, got 1.5'),
         ({'name': 'example', 'size': True}, 'part.size must be of type int, got True'),

@@ -201,7 +201,8 @@ class OpenBuilder(ArrayBuilder):
             check_contents(raw_dir, self._contents)
             images = next(iter(self._contents.arrays.values()))[0]
             fit = options.get('fit', 'resize')
-            description = Description(images.shape[1:], self._contents.class_names, 255, self.FRAMING, fit)
+            shape, framing = images.shape[1:], self.framing(raw_dir)
+            description = Description(shape, self._contents.class_names, self.MAX_PIXEL, framing, fit)
         self.SHAPE, self.CLASS_NAMES = description.image_shape, description.class_names
         self._description = description
         super().__init__(raw_dir=raw_dir, data_dir=data_dir, split_seed=split_seed, variant=variant)

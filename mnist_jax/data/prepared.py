@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import inspect
 import io
 import shutil
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from mnist_jax import files
 from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder, kept_sha256
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
+from mnist_jax.factory import package_name
 
 MAX_SPLITS_IN_MEMORY = 4
 
@@ -58,7 +61,10 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
-        return self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
+        variant = self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
+        # Users may change the code of their own builders without a new VERSION.
+        code = [_code_sha256(self.make_builder)[:8]] if package_name(self.make_builder) is None else []
+        return '-'.join(filter(None, [variant, *code]))
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -250,3 +256,15 @@ class PreparedDataset:
         return UserError(
             f'the prepared dataset {self.name} is damaged ({part}): {reason}; delete {path!r} and run again'
         )
+
+
+def _code_sha256(part: type) -> str:
+    """Returns a digest of the functions and the plain constants that the body of a class defines."""
+    lines = []
+    for name, value in vars(part).items():
+        if name.isupper() and isinstance(value, int | str | tuple):
+            lines.append(f'{name} = {value!r}')
+        elif inspect.isfunction(function := getattr(value, '__func__', value)):
+            with contextlib.suppress(OSError):  # What was typed in has no source.
+                lines.append(inspect.getsource(function))
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()

@@ -50,7 +50,7 @@ def start_backend(
       xla_products: Whether XLA computes matrix products of the model, also on a CPU that has the kernels.
       own_model: Whether the model is not one of this package.
       deterministic: Whether accelerators compute float32 products in full precision, with deterministic kernels.
-      fewer_devices: Whether to use those that there are if fewer than `devices` are available.
+      fewer_devices: Whether to use all available devices if there are fewer than `devices`.
 
     Raises:
       UserError: fewer devices are available, and `fewer_devices` is False.

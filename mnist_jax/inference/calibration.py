@@ -26,7 +26,7 @@ def cross_entropy(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> float:
 
 
 def fit_temperature(probabilities_NxK: np.ndarray, label_N: np.ndarray) -> float:
-    """Returns the temperature with the smallest cross-entropy (Guo et al. 2017); above 1 if the model is too sure."""
+    """Returns the temperature with the smallest cross-entropy (Guo et al. 2017); above 1 if it is overconfident."""
     result = scipy.optimize.minimize_scalar(
         lambda log: cross_entropy(with_temperature(probabilities_NxK, np.exp(log)), label_N),
         bounds=tuple(np.log(TEMPERATURES)),

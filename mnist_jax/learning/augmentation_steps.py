@@ -118,7 +118,7 @@ def elastic(distance: Pixels = 34.0, smoothness: Smoothness = 4.0) -> Step:
 def affine(
     rotation: Degrees = 0.0, scale: Rate = 0.0, shear: Slant = 0.0, shift: Pixels = 0.0, stretch: Elongation = 0.0
 ) -> Step:
-    """Turns, scales, shears, stretches and moves the image in one bilinear interpolation; what comes in is 0.
+    """Rotates, scales, shears, stretches and shifts the image in one bilinear interpolation; vacated pixels are 0.
 
     Each amount is drawn uniformly up to its limit, in both directions; scale and stretch are uniform in the logarithm.
 

@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 from mnist_jax.errors import UserError, first_line
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import lockstep
+from mnist_jax.learning.augmentation import Augment, Batch
 from mnist_jax.learning.losses import Loss
 from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.learning.state import TrainState
@@ -29,12 +30,18 @@ def check_interface(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise UserError(f'config.model.name must select a Linen module, got a {type(model).__name__}')
     signature = inspect.signature(model.__call__)
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_POSITIONAL]
     try:
         signature.bind('image', 'training')
+        # In training, the second argument is a `Training`, which is true; in inference, it has its default. So an
+        # argument `deterministic=True` would never be false.
+        is_valid = len(named) < 2 or not (named[1].default is named[1].empty or named[1].default)
     except TypeError:
+        is_valid = False
+    if not is_valid:
         raise UserError(
             f'the model must define __call__(self, image, training=None), got {type(model).__name__}{signature}'
-        ) from None
+        )
 
 
 def check_model(model: nn.Module, state: TrainState, image_shape: tuple[int, ...], num_classes: int) -> bool:
@@ -91,11 +98,14 @@ def _contains_products(jaxpr: Jaxpr) -> bool:
 
 
 def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
-    """Raises a UserError unless the updates of an optimizer depend on the learning rate, which the step passes to it.
+    """Checks that the updates of an optimizer depend on the learning rate, and go against the gradient.
 
     Args:
       optimizer: The optimizer.
       state: A state; only the shapes are used.
+
+    Raises:
+      UserError: they do not.
     """
     arguments = (state.params, state.opt_state, state.params, jax.ShapeDtypeStruct((), jnp.float32))
 
@@ -110,28 +120,40 @@ def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
             'what config.optimizer.learning_rate and the schedule set; mnist_jax.learning.optimizers.from_optax adds '
             'it to a transformation of optax without a learning rate, such as optax.scale_by_adam()'
         )
+    zeros, ones = (
+        jax.tree.map(lambda leaf, value=value: jnp.full(leaf.shape, value), state.params) for value in (0.0, 1.0)
+    )
+    first = jax.jit(update)(ones, optimizer.init(zeros), zeros, jnp.float32(1))
+    if all((np.asarray(leaf) > 0).all() for leaf in jax.tree.leaves(first)):
+        raise UserError(
+            'the updates of the optimizer must go against the gradient, got updates along it; a transformation of '
+            'optax with a learning rate, such as optax.adam(1e-3), has the opposite sign already'
+        )
 
 
 def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> None:
     """Computes the logits of an image in two orders of a batch, which give it different neighbors in its chunk.
 
     Raises:
-      UserError: the logits of the image differ, so they would depend on how a batch is divided into chunks.
+      UserError: the logits of the image differ, so they would depend on how a batch is divided into chunks; or they
+        depend on padding, or are probabilities.
     """
     rng = np.random.default_rng(0)
     # Without this noise, a last layer whose parameters are zero at first would hide the difference.
     params = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(leaf.dtype), state.params)
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    images = rng.random((2 * PROBES, *image_shape), np.float32)
+    images = rng.random((2 * PROBES + 1, *image_shape), np.float32)
 
-    def logits_of_chunk(image_BxHxWxC: jax.Array, index_B: jax.Array) -> jax.Array:
-        chunk = {'mask': jnp.ones(PROBES), 'index': index_B}
+    def logits_of_chunk(image_BxHxWxC: jax.Array, index_B: jax.Array, mask_B: jax.Array) -> jax.Array:
+        chunk = {'mask': mask_B, 'index': index_B}
         return apply_to_chunk(model, variables, image_BxHxWxC, chunk, jax.random.key(0))[0]
 
     @jax.jit
-    def logits_of_first_chunk(index_2xB: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def logits_of_first_chunk(index_2xB: jax.Array, mask_2xB: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the logits BxK in training and in inference."""
-        chunks = [(jnp.asarray(images)[index_B], index_B) for index_B in index_2xB]
+        chunks = [
+            (jnp.asarray(images)[index_B], index_B, mask_B) for index_B, mask_B in zip(index_2xB, mask_2xB, strict=True)
+        ]
         trained = lockstep.run_in_lockstep(logits_of_chunk, chunks, lambda tree: tree)[0]
         return trained, jnp.asarray(model.apply(variables, chunks[0][0]))
 
@@ -140,26 +162,43 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
     exchanged_2xB = np.concatenate([index_2xB[:, :1], index_2xB[::-1, 1:]], axis=1)
     reordered_2xB = index_2xB.copy()  # This order changes only the rounding, which a deep model amplifies.
     reordered_2xB[1, 1:] = index_2xB[1, :0:-1]
-    results = map(logits_of_first_chunk, (index_2xB, exchanged_2xB, reordered_2xB))
+    repadded_2xB = index_2xB.copy()
+    repadded_2xB[1, -1] = 2 * PROBES
+    full_2xB, padded_2xB = np.ones((2, 2, PROBES), np.float32)
+    padded_2xB[1, -1] = 0
+    batches = (
+        (index_2xB, full_2xB),
+        (reordered_2xB, full_2xB),
+        (exchanged_2xB, full_2xB),
+        (index_2xB, padded_2xB),
+        (repadded_2xB, padded_2xB),
+    )
+    results = (logits_of_first_chunk(*batch) for batch in batches)
     for logits in zip(*results, strict=True):
-        own_BxK, exchanged_BxK, reordered_BxK = map(np.asarray, logits)
-        logits_K, other_K = own_BxK[0], exchanged_BxK[0]
+        own_BxK, reordered_BxK, exchanged_BxK, padded_BxK, repadded_BxK = map(np.asarray, logits)
+        if own_BxK.shape[1] > 1 and (own_BxK >= 0).all() and np.allclose(own_BxK.sum(1), 1, atol=1e-4):
+            raise UserError('the model must return logits, of which the loss takes the softmax, got probabilities')
         tolerance = max(
             TOLERANCE * _largest(own_BxK - own_BxK[:1]),  # relative to the differences between the images
-            SMALLEST * _largest(logits_K),
-            ROUNDING_FACTOR * _largest(logits_K - reordered_BxK[0]),
+            SMALLEST * _largest(own_BxK[0]),
+            ROUNDING_FACTOR * _largest(own_BxK[0] - reordered_BxK[0]),
         )
-        difference_K = np.where(np.isfinite(logits_K) | np.isfinite(other_K), other_K - logits_K, 0)
-        if not np.abs(difference_K).max() <= tolerance:
+        mixed = _largest_change(own_BxK[0], exchanged_BxK[0])
+        if not mixed <= tolerance:
             raise UserError(
                 'the model must not mix the examples of a batch, except through nn.BatchNorm or training.batch_sum, '
-                f'but the logits of an image change by {_largest(difference_K):.2g} if the other images of its chunk '
-                'change'
+                f'but the logits of an image change by {mixed:.2g} if the other images of its chunk change'
+            )
+        padded = _largest_change(padded_BxK[0], repadded_BxK[0])
+        if not padded <= tolerance:
+            raise UserError(
+                'the model must not count padding rows, whose training.mask is 0, but the logits of an image change by '
+                f'{padded:.2g} if the images of these rows change'
             )
 
 
 def check_loss(loss: Loss, num_classes: int) -> None:
-    """Computes the loss of an example in two batches, at different positions.
+    """Computes the loss of an example in two batches, at different positions, and alone.
 
     Raises:
       UserError: it differs, so the loss would depend on how a batch is divided into chunks.
@@ -170,12 +209,52 @@ def check_loss(loss: Loss, num_classes: int) -> None:
     label_B = (np.arange(PROBES) % num_classes).astype(np.int32)
     batches = ((logits_BxK, label_B), (others_BxK, np.zeros_like(label_B)))
     loss_B, others_B = (np.asarray(jax.jit(loss)(*batch)) for batch in batches)
-    difference = np.where(np.isfinite(loss_B[0]) | np.isfinite(others_B[-1]), others_B[-1] - loss_B[0], 0)
-    if not abs(difference) <= max(TOLERANCE * _largest(loss_B - loss_B[0]), 10 * SMALLEST * _largest(loss_B)):
+    alone_1 = np.asarray(jax.jit(loss)(logits_BxK[:1], label_B[:1]))
+    difference = _largest_change(loss_B[0], np.array([others_B[-1], alone_1[0]]))
+    if not difference <= max(TOLERANCE * _largest(loss_B - loss_B[0]), 10 * SMALLEST * _largest(loss_B)):
         raise UserError(
             'the loss of an example must not depend on the other examples of a batch, got one that changes by '
-            f'{abs(difference):.2g} with them'
+            f'{difference:.2g} with them'
         )
+
+
+def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
+    """Computes what augmentation makes of an image in two chunks, with different neighbors.
+
+    Returns:
+      Whether it mixes the images of a chunk, as mixup does; in that case, nothing is compared.
+
+    Raises:
+      UserError: the images differ, or have another shape.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (2 * PROBES, *image_shape)).astype(np.float32)
+
+    @jax.jit
+    def augmented(order_B: jax.Array) -> Batch:
+        chunk = {'image': jnp.asarray(images)[order_B], 'label': jnp.zeros(PROBES, jnp.int32)}
+        chunk |= {'mask': jnp.ones(PROBES), 'index': order_B}
+        return augment(chunk, jax.random.key(0), jnp.int32(0))
+
+    order_B = np.arange(PROBES)
+    first, second = (augmented(order) for order in (order_B, np.append(order_B[:1], order_B[1:] + PROBES)))
+    if first['image'].shape != (PROBES, *image_shape):
+        raise UserError(
+            f'an augmentation must keep the shape of its images, {(PROBES, *image_shape)}, got {first["image"].shape}'
+        )
+    if 'labels' in first:
+        return True
+    difference = _largest_change(*(np.asarray(result['image'])[0] for result in (first, second)))
+    if not difference <= TOLERANCE * _largest(images):
+        raise UserError(
+            'an augmentation must not mix the images of a chunk, except by returning Mixed, got one in which an image '
+            f'changes by {difference:.2g} with the others'
+        )
+    return False
+
+
+def _largest_change(values: np.ndarray, others: np.ndarray) -> float:
+    """Returns the largest absolute difference; infinity or NaN if only one of two values is finite."""
+    return float(np.abs(np.where(np.isfinite(values) | np.isfinite(others), others - values, 0)).max())
 
 
 def _largest(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Optimizers with the update rules and defaults of those of the same name in Keras 3.
+"""Optimizers with the update rules and defaults of those of the same name in Keras 3; `muon` is Jordan's.
 
 Each one is an optax gradient transformation whose `update` takes the learning rate as a keyword argument, so that the
 schedule and `ReduceLROnPlateau` are handled by the train step, not by the optimizer. `from_optax` adapts any other one.
@@ -110,7 +110,10 @@ def with_clipping(optimizer: Optimizer, clip_norm: float, clip_value: float) -> 
 
     def update(grads: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
         if clip_value:
-            grads = jax.tree.map(lambda grad: jnp.clip(grad, -clip_value, clip_value), grads)
+            # An infinite gradient must not become a finite update.
+            grads = jax.tree.map(
+                lambda grad: jnp.where(jnp.isfinite(grad), jnp.clip(grad, -clip_value, clip_value), jnp.nan), grads
+            )
         if clip_norm:
             norm = global_norm(grads)
             # If the square of a finite gradient overflows, the update must not silently become 0.
@@ -200,7 +203,14 @@ def lamb(beta_1: Fraction = 0.9, beta_2: Fraction = 0.999, epsilon: NonNegative 
 
 def lion(beta_1: Fraction = 0.9, beta_2: Fraction = 0.99) -> Optimizer:
     """Lion (Chen et al. 2023): w moves by learning_rate against the sign of beta_1 m + (1 - beta_1) g."""
-    return from_optax(optax.scale_by_lion(beta_1, beta_2))
+    lion = optax.scale_by_lion(beta_1, beta_2)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        signs, state = lion.update(grads, state, params)
+        # The sign of an infinite gradient is finite, but the update must not be.
+        return jax.tree.map(lambda sign, grad: sign + 0.0 * grad, signs, grads), state
+
+    return from_optax(optax.GradientTransformation(lion.init, update))
 
 
 class _NadamState(NamedTuple):
@@ -276,7 +286,7 @@ def _orthogonalize(update: jax.Array, steps: int) -> jax.Array:
         return ops.dense(a, b, jnp.zeros(b.shape[-1]), relu=False)
 
     matrix = update.reshape(-1, update.shape[-1])
-    transposed = len(matrix) > matrix.shape[1]  # The smaller of both Gram matrices is the same for both.
+    transposed = len(matrix) > matrix.shape[1]  # The Gram matrix x x^T is smaller if x has fewer rows than columns.
     x = matrix.T if transposed else matrix
     x = x / (global_norm(x) + 1e-7)
     for _ in range(steps):

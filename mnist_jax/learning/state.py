@@ -30,7 +30,7 @@ class Variables:
 class TrainState:
     """Everything that a step changes; part of every checkpoint."""
 
-    step: jax.Array  # int32: number of updates so far
+    step: jax.Array  # int32: number of train steps so far
     params: PyTree
     batch_stats: PyTree  # moving averages of batch normalization; empty without it
     opt_state: optax.OptState

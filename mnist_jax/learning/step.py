@@ -162,7 +162,7 @@ def train_step(
         if averaging.interpolation:  # The statistics of this update are those of parameters close to the average.
             moved = dataclasses.replace(moved, variables=Variables(moved.variables.params, batch_stats))
         new_state = dataclasses.replace(new_state, average=moved)
-    # Non-finite gradients make the parameters non-finite too, so checking the latter suffices.
+    # Each optimizer turns non-finite gradients into non-finite parameters, so checking the latter suffices.
     with jax.named_scope('finite'):
         finite = ops.all_finite((sums, params, batch_stats))
     if parts.skip_nonfinite:

@@ -1,4 +1,4 @@
-"""Layers: Linen modules with the initializers and defaults of Keras.
+"""Layers: Linen modules with the initializers and epsilons of Keras, except where noted.
 
 A layer is a module even if it has no parameters, so that the layer table shows everything that the network does.
 """

@@ -17,7 +17,7 @@ from mnist_jax.distributed.devices import Replicas, batch_layout, start_backend
 from mnist_jax.errors import UserError
 from mnist_jax.factory import build, choose, package_name
 from mnist_jax.learning import model_checks, step
-from mnist_jax.learning.augmentation import MIXING, make_augmentation
+from mnist_jax.learning.augmentation import AUGMENTATIONS, MIXING, make_augmentation
 from mnist_jax.learning.losses import LOSSES
 from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.schedules import SCHEDULES, cosine
@@ -250,6 +250,10 @@ def make_experiment(
     eval_batch_size = min(config.eval_batch_size, max(evaluated))
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     mixing = [step['name'] for step in config.augmentation if step['name'] in MIXING]
+    own_steps = [step for step in config.augmentation if package_name(AUGMENTATIONS[step['name']]) is None]
+    own_augment = make_augmentation(own_steps, source.max_pixel)
+    if own_augment is not None and model_checks.check_augmentation(own_augment, source.image_shape):
+        mixing += [step['name'] for step in own_steps]
     if mixing and chunk_size == 1:
         raise UserError(
             f'config.batch_size must be greater than config.chunks={config.chunks} if config.augmentation has '

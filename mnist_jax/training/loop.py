@@ -36,7 +36,7 @@ from mnist_jax.workdir.metrics_log import MetricsLog, ProgressBar
 from mnist_jax.workdir.snapshot import EpochProgress, Snapshot
 
 OnStep = Callable[[int, StopRequest], None]
-"""Called after each step, with the number of updates so far and the stop request, which the callback may set."""
+"""Called after each step, with the number of steps so far and the stop request, which the callback may set."""
 
 
 class Loop:
@@ -175,17 +175,18 @@ class Loop:
         if epoch.skipped:
             logging.warning('%d non-finite updates of this run have been skipped so far', epoch.skipped)
         train = metrics.means(dataclasses.asdict(epoch))
-        validation: dict[str, float] = {}
+        validation: dict[str, float | None] = dict.fromkeys(VALIDATION_METRICS)
         if experiment.source.validated:
             split = experiment.source.split('validation')
             totals, _ = evaluate_split(experiment, state.variables, split, self._request)
-            validation = metrics.evaluation_means(totals)
+            means = metrics.evaluation_means(totals)
+            validation = {name: means[name.removeprefix('validation_')] for name in VALIDATION_METRICS}
         return {
             'epoch': epoch.number + 1,
             'step': step,
             'train_loss': train['loss'],
             'train_accuracy': train['accuracy'],
-            **{name: validation.get(name.removeprefix('validation_')) for name in VALIDATION_METRICS},
+            **validation,
             'learning_rate': learning_rate,
             'seconds': round(epoch.seconds, 3),
             'images_per_second': round(epoch.count / epoch.seconds, 1),

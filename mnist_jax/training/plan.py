@@ -170,21 +170,22 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
             f'got {config.schedule.name!r}: only one of them may change the learning rate'
         )
-    if config.average.name == 'schedule_free' and config.schedule.name != 'constant':
-        raise UserError(
-            "config.schedule.name must be 'constant' if config.average.name='schedule_free' is set, got "
-            f'{config.schedule.name!r}'
-        )
     optimizer = with_clipping(
         build('config.optimizer', OPTIMIZERS, options, reserved=SECTIONS['optimizer'].shared), **clip
     )
     averaging = build('config.average', AVERAGES, average, reserved=SECTIONS['average'].shared)
+    interpolates = averaging is not None and averaging.interpolation > 0
+    if interpolates and config.schedule.name != 'constant':
+        raise UserError(
+            f"config.schedule.name must be 'constant' if config.average.name={config.average.name!r} is set, got "
+            f'{config.schedule.name!r}'
+        )
     momenta = {name: {**defaults(OPTIMIZERS[config.optimizer.name]), **options}.get(name) for name in MOMENTA}
-    if config.average.name == 'schedule_free' and any(momenta.values()):
+    if interpolates and any(momenta.values()):
         name = next(name for name, value in momenta.items() if value)
         raise UserError(
-            f"config.optimizer.{name} must be 0 if config.average.name='schedule_free' is set: its interpolation takes "
-            f'the place of momentum; got {momenta[name]}'
+            f'config.optimizer.{name} must be 0 if config.average.name={config.average.name!r} is set: its '
+            f'interpolation replaces momentum; got {momenta[name]}'
         )
     if config.average.name == 'swa' and config.average.get('start', 0) >= config.epochs > 0:
         raise UserError(

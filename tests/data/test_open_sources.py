@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from raw_data import (
     TinyDigits,
@@ -26,10 +27,12 @@ from raw_data import (
 )
 
 from mnist_jax import files
+from mnist_jax.config import load_module
 from mnist_jax.data import builder, csv_tables, image_files, image_folder
 from mnist_jax.data.arrays import make_contents, natural_order, number_classes, to_images, to_labels
 from mnist_jax.data.builder import Description
 from mnist_jax.data.framing import Framing
+from mnist_jax.data.source import source_of
 from mnist_jax.errors import UserError
 
 GRAY = np.arange(10 * 6 * 5, dtype=np.uint8).reshape(10, 6, 5)
@@ -704,3 +707,43 @@ def test_the_digest_of_raw_files_is_that_of_earlier_versions(tmp_path):
     assert builder.raw_sha256(tmp_path) == digest.hexdigest()
     single = hashlib.sha256(f'.\0{hashlib.sha256(b"b").hexdigest()}\0'.encode()).hexdigest()
     assert builder.raw_sha256(tmp_path / 'b') == single
+
+
+OWN_DATASET = '''
+import numpy as np
+from mnist_jax.data.arrays import make_contents
+from mnist_jax.data.builder import OpenBuilder
+from mnist_jax.data.framing import Framing
+
+
+class Own(OpenBuilder):
+    """A text file with one gray level per line."""
+
+    MAX_PIXEL = 15
+    FRAMING = Framing(box_size=2, center_by_mass=False)
+
+    @classmethod
+    def read(cls, raw_dir, split_seed):
+        levels = np.array(raw_dir.read_text().split(), np.uint8)
+        images = np.broadcast_to(levels[:, None, None, None] + ADDED, (len(levels), 4, 4, 1))
+        return make_contents(raw_dir, {'train': images}, {'train': np.arange(len(levels)) % 2}, 0.5, split_seed)
+'''
+
+
+def test_a_dataset_of_ones_own_is_prepared_again_if_its_code_changes(tmp_path):
+    (tmp_path / 'levels.txt').write_text('1\n2\n3\n4\n')
+    sources = []
+    for added in (0, 0, 7):
+        path = tmp_path / f'own_{added}.py'
+        path.write_text(OWN_DATASET.replace('ADDED', f'np.uint8({added})'))
+        with tfds.core.registered.skip_registration():  # As if each were in a process of its own.
+            make_own = source_of('own', load_module(path, 'own').Own)
+        fields = {'data_dir': str(tmp_path / 'data'), 'raw_dir': str(tmp_path / 'levels.txt')}
+        sources.append(make_own(**fields, train='train', validation='', test='test'))
+        sources[-1].data.prepare()
+    levels = [
+        {int(image.max()) for name in source.split_names for image in source.split(name).image} for source in sources
+    ]
+    assert levels == [{1, 2, 3, 4}, {1, 2, 3, 4}, {8, 9, 10, 11}]
+    assert len(list((tmp_path / 'data' / 'own').glob('*/1.0.0'))) == 2
+    assert sources[0].max_pixel == 15 and sources[0].data.description.framing.box_size == 2

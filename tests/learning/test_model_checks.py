@@ -11,6 +11,8 @@ from linen_models import ResidualCNN, VisionTransformer
 from ml_collections import ConfigDict
 
 from mnist_jax.errors import UserError
+from mnist_jax.learning.augmentation import AUGMENTATIONS
+from mnist_jax.learning.augmentation_steps import Mixed
 from mnist_jax.learning.model_checks import check_independence, check_model, has_products
 from mnist_jax.learning.optimizers import OPTIMIZERS, from_optax, sgd
 from mnist_jax.learning.state import create_state
@@ -26,6 +28,38 @@ class Standardized(nn.Module):
     def __call__(self, image_BxHxWxC, training=None):
         x_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(x_BxF - x_BxF.mean(0, keepdims=True))
+
+
+class Deterministic(nn.Module):
+    """The interface of many models for Flax: a `Training` as the second argument would turn dropout off."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        return nn.Dense(self.num_classes)(nn.Dropout(0.5)(x.mean((1, 2)), deterministic))
+
+
+class CountingPadding(nn.Module):
+    """Subtracts the mean over all rows of the batch, those of padding included."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)
+        if training is not None:
+            sums = training.batch_sum({'x': x_BxF.sum(0), 'count': training.mask.sum()})
+            x_BxF = x_BxF - (sums['x'] / sums['count'])[None]
+        return nn.Dense(self.num_classes)(x_BxF)
+
+
+class Probabilities(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        return nn.softmax(nn.Dense(self.num_classes)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1)))
 
 
 class AttentionOverExamples(nn.Module):
@@ -71,6 +105,22 @@ def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatc
         make_experiment(config)
 
 
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (
+            CountingPadding,
+            'the model must not count padding rows, whose training.mask is 0, but the logits of an image',
+        ),
+        (Probabilities, 'the model must return logits, of which the loss takes the softmax, got probabilities'),
+    ],
+)
+def test_a_model_that_counts_padding_or_returns_probabilities_is_refused(model, message):
+    state = create_state(model(3), sgd(), (28, 28, 1), seed=0)
+    with pytest.raises(UserError, match=message):
+        check_independence(model(3), state, (28, 28, 1))
+
+
 @pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer, functools.partial(DeepAndMixing, depth=60)])
 def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
     check_independence(model(), create_state(model(), sgd(), (28, 28, 1), seed=0), (28, 28, 1))
@@ -83,6 +133,10 @@ def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
         (
             lambda num_classes: nn.Dense(num_classes),
             r'the model must define __call__\(self, image, training=None\), got Dense\(inputs: ',
+        ),
+        (
+            Deterministic,
+            r'the model must define __call__\(self, image, training=None\), got Deterministic\(x, deterministic=True\)',
         ),
     ],
 )
@@ -100,8 +154,44 @@ def test_an_optimizer_without_the_learning_rate_of_the_step_is_refused(small, mo
     config.optimizer = ConfigDict({'name': 'own', 'learning_rate': 0.1})
     with pytest.raises(UserError, match='must depend on the keyword argument learning_rate of its update'):
         make_experiment(config)
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.adam(1e-3)))
+    with pytest.raises(UserError, match='must go against the gradient, got updates along it'):
+        make_experiment(config)
     monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.scale_by_adam()))
     make_experiment(config)
+
+
+def half(image_BxHxWxC, draw):
+    return image_BxHxWxC[:, ::2]
+
+
+def centered(image_BxHxWxC, draw):
+    return image_BxHxWxC - image_BxHxWxC.mean()
+
+
+def darker(image_BxHxWxC, draw):
+    return 0.5 * image_BxHxWxC
+
+
+def mixed(image_BxHxWxC, draw):
+    return Mixed(0.5 * (image_BxHxWxC + image_BxHxWxC[::-1]), jnp.full(len(image_BxHxWxC), 0.5))
+
+
+def test_an_augmentation_that_mixes_images_or_changes_their_shape_is_refused(small, monkeypatch):
+    def make(step, **fields):
+        monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: step)
+        return make_experiment(small(augmentation=({'name': 'own'},), **fields))
+
+    with pytest.raises(UserError, match=r'must keep the shape of its images, \(7, 28, 28, 1\), got \(7, 14, 28, 1\)'):
+        make(half)
+    with pytest.raises(UserError, match='must not mix the images of a chunk, except by returning Mixed'):
+        make(centered)
+    make(darker)
+    make(mixed)
+    with pytest.raises(
+        UserError, match=r"must be greater than config.chunks=64 if config.augmentation has 'own', which"
+    ):
+        make(mixed, chunks=64)
 
 
 @pytest.mark.parametrize('layer', [nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])

@@ -132,6 +132,16 @@ def test_the_norm_is_that_of_all_parameters_and_small_gradients_are_not_scaled()
     assert np.isnan(updates['b']).all()
 
 
+@pytest.mark.parametrize('name', sorted(OPTIMIZERS))
+@pytest.mark.parametrize('clip_value', [0.0, 1.0])
+def test_an_infinite_gradient_does_not_become_a_finite_update(name, clip_value):
+    optimizer = with_clipping(OPTIMIZERS[name](), 0.0, clip_value)
+    params = {'a': jnp.zeros((2, 2))}
+    grads = {'a': jnp.array([[jnp.inf, 1.0], [1.0, 1.0]])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, learning_rate=jnp.float32(0.1))
+    assert not np.isfinite(updates['a'][0, 0])
+
+
 @pytest.mark.parametrize(
     ('name', 'decayed', 'bias'), [('sgd', 'kernels', 1), ('adam', 'all', 0.9), ('adamw', 'kernels', 1)]
 )

@@ -142,11 +142,17 @@ def balanced(logits_BxK, label_B):
     return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B) / count_B
 
 
+def mean_of_chunk(logits_BxK, label_B):
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B) / len(label_B)
+
+
 def scaled(logits_BxK, label_B):
     return 1000 + optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
 
 
-@pytest.mark.parametrize(('loss', 'refused'), [(centered, True), (balanced, True), (scaled, False)])
+@pytest.mark.parametrize(
+    ('loss', 'refused'), [(centered, True), (balanced, True), (mean_of_chunk, True), (scaled, False)]
+)
 def test_a_loss_that_mixes_the_examples_of_a_batch_is_refused(small, monkeypatch, loss, refused):
     monkeypatch.setitem(LOSSES, 'own', lambda: loss)
     expected = pytest.raises(UserError, match='must not depend on the other') if refused else contextlib.nullcontext()
