@@ -120,8 +120,8 @@ MODELS: dict[str, type[nn.Module]] = {
     'mixer': Mixer,
     'vit': ViT,
 }
-# Tests show that these do not mix the examples of a batch, and that they leave no matrix product to XLA. Take a class out
-# while you change it, so that runs check it.
+# Tests show that these do not mix the examples of a batch, and that they leave no matrix product to XLA. Take a class
+# out while you change it, so that runs check it.
 TESTED = (MLP, CNN, LeNet5, ResNet, DepthwiseCNN, Mixer, ViT)
 
 
