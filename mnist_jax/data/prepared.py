@@ -63,8 +63,8 @@ class PreparedDataset:
     def _variant(self) -> str:
         variant = self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
         # Users may change the code of their own builders without a new VERSION.
-        code = [_code_sha256(self.make_builder)[:8]] if package_name(self.make_builder) is None else []
-        return '-'.join(filter(None, [variant, *code]))
+        code = _code_digest(self.make_builder) if package_name(self.make_builder) is None else ''
+        return '-'.join(filter(None, [variant, code]))
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -258,8 +258,8 @@ class PreparedDataset:
         )
 
 
-def _code_sha256(part: type) -> str:
-    """Returns a digest of the functions and the plain constants that the body of a class defines."""
+def _code_digest(part: type) -> str:
+    """Returns a digest of the functions and the plain constants that the body of a class defines; '' without any."""
     lines = []
     for name, value in vars(part).items():
         if name.isupper() and isinstance(value, int | str | tuple):
@@ -267,4 +267,4 @@ def _code_sha256(part: type) -> str:
         elif inspect.isfunction(function := getattr(value, '__func__', value)):
             with contextlib.suppress(OSError):  # What was typed in has no source.
                 lines.append(inspect.getsource(function))
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:8] if lines else ''
