@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 MAX_INT = 2**31 - 1
 
@@ -41,6 +43,14 @@ def print_error(*lines: object) -> None:
     """
     with contextlib.suppress(OSError, ValueError):
         print(*lines, sep='\n', file=sys.stderr, flush=True)
+
+
+def end_process(status: int, message: str) -> NoReturn:
+    """Prints a line on standard error, and ends the process with an exit status, without waiting for its threads."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    print_error(message)
+    os._exit(status)
 
 
 def comma_separated(names: Iterable[str]) -> str:

@@ -27,8 +27,6 @@ from mnist_jax.errors import (
 )
 
 T = TypeVar('T')
-UNIONS = (typing.Union, types.UnionType)
-NONE_TYPE = type(None)
 PACKAGE = Path(__file__).parent
 
 
@@ -202,10 +200,9 @@ def check_value(field: str, value: Any, annotation: Any) -> None:
             raise UserError(f'{field} must have {len(kinds)} items, got {value!r}')
         for index, (item, kind) in enumerate(zip(value, kinds, strict=True)):
             check_value(f'{field}[{index}]', item, kind)
-    elif get_origin(annotation) in UNIONS:
-        kinds = tuple(kind for kind in get_args(annotation) if kind is not NONE_TYPE)
-        if len(kinds) == 1 and value is not None:
-            check_value(field, value, kinds[0])
+    elif (kind := _optional_kind(annotation)) is not None:
+        if value is not None:
+            check_value(field, value, kind)
     elif annotation in (bool, int, float, str):
         allowed = (float, int) if annotation is float else (annotation,)
         if not isinstance(value, allowed) or (isinstance(value, bool) and annotation is not bool):
@@ -230,10 +227,8 @@ def parse_value(field: str, text: str, annotation: Any) -> Any:
     """
     if get_origin(annotation) is Annotated:
         return parse_value(field, text, get_args(annotation)[0])
-    if get_origin(annotation) in UNIONS:
-        choices = [choice for choice in get_args(annotation) if choice is not NONE_TYPE]
-        if len(choices) == 1 and text != 'None':
-            return parse_value(field, text, choices[0])
+    if text != 'None' and (kind := _optional_kind(annotation)) is not None:
+        return parse_value(field, text, kind)
     if annotation in PARSERS:
         try:
             return PARSERS[annotation].parse(text)
@@ -248,6 +243,13 @@ def parse_value(field: str, text: str, annotation: Any) -> Any:
     if annotation in (tuple, list, Sequence) or get_origin(annotation) in (tuple, list, Sequence):
         return _parse_tuple(field, text, annotation)
     return _parse_literal(text)
+
+
+def _optional_kind(annotation: Any) -> Any:
+    """Returns the type X of `X | None`; None for any other annotation."""
+    is_union = get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if is_union and len(kinds) == 1 else None
 
 
 def _parse_literal(text: str) -> Any:

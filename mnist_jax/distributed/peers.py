@@ -8,16 +8,14 @@ this module as well, which JAX never sees closed.
 
 import contextlib
 import ipaddress
-import os
 import platform
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from mnist_jax.errors import Interrupted, PeerError, UserError, first_line, print_error
+from mnist_jax.errors import Interrupted, PeerError, UserError, end_process, first_line
 
 HEARTBEAT_SECONDS = 2.0  # seconds between two heartbeats
 SILENCE_SECONDS = 30.0  # seconds without a heartbeat after which a process is presumed dead
@@ -207,10 +205,7 @@ class Peers:
             self._send(f'lost {loss}')
         time.sleep(SETTLE_SECONDS)
         if self._claim():
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-            print_error(f'error: {loss}')
-            os._exit(1)
+            end_process(1, f'error: {loss}')
 
     def _claim(self) -> bool:
         """Returns whether the caller, and not another thread, is to report how this process ends."""

@@ -1,15 +1,13 @@
 """Stopping on request: SIGTERM (a cluster's preemption notice) and SIGINT (Ctrl-C)."""
 
 import contextlib
-import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from mnist_jax.errors import print_error
+from mnist_jax.errors import end_process, print_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -35,10 +33,7 @@ class StopRequest:
             self.signal = number
             print_error(f'{name}: saving and stopping; send again to stop immediately')
         elif self.owns_process:
-            print_error(f'stopped by {name}')
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-            os._exit(128 + number)
+            end_process(128 + number, f'stopped by {name}')
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal in the main thread: interrupts a process that this program must not end."""

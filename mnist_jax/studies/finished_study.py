@@ -15,7 +15,7 @@ from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.files import JsonObject
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.studies import study_report, workers
-from mnist_jax.studies.space import Condition, Domain, choice, parse_domain
+from mnist_jax.studies.space import Condition, Domain, choice, parse_domain, plain
 from mnist_jax.studies.study import Standing, Study
 from mnist_jax.studies.sweep import Sweep
 
@@ -136,9 +136,9 @@ def run_study(
     options = {'name': search} if isinstance(search, str) else dict(search)
     study = Study(
         vary={field: _domain(field, values) for field, values in vary.items()},
-        search=options if trials is None else {**options, 'trials': _plain(trials)},
-        seeds=_plain(seeds),
-        reduction=_plain(reduction),
+        search=options if trials is None else {**options, 'trials': plain(trials)},
+        seeds=plain(seeds),
+        reduction=plain(reduction),
     )
     sweep = Sweep(study, config if isinstance(config, ConfigDict) else load_config(config), workdir)
     arguments = ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}']
@@ -163,7 +163,3 @@ def _domain(field: str, values: Any) -> Domain | Condition:
     if isinstance(values, str):
         return parse_domain(field, values)
     return choice(*values) if isinstance(values, Sequence | np.ndarray) else values
-
-
-def _plain(number: Any) -> Any:
-    return number.item() if isinstance(number, np.generic) else number

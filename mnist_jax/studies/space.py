@@ -87,7 +87,7 @@ def choice(*values: Any) -> Choice:
     """Returns the domain of these values, such as `choice('adam', 'sgd')` or `choice((64,), (128, 128))`."""
     if not values:
         raise UserError('choice must have at least one value, got none')
-    return Choice(tuple(map(_plain, values)))
+    return Choice(tuple(map(plain, values)))
 
 
 def uniform(low: float, high: float) -> Interval:
@@ -111,7 +111,7 @@ def log_integers(low: int, high: int) -> Interval:
 
 
 def _interval(name: str, low: float, high: float, logarithmic: bool = False, whole: bool = False) -> Interval:
-    low, high = _plain(low), _plain(high)
+    low, high = plain(low), plain(high)
     kind, article = (int, 'whole numbers') if whole else (float | int, 'finite numbers')
     valid = all(isinstance(end, kind) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high))
     if not valid or not low < high or (logarithmic and low <= 0):
@@ -120,10 +120,10 @@ def _interval(name: str, low: float, high: float, logarithmic: bool = False, who
     return Interval(low, high, logarithmic, whole)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a value with Python's numbers, as in a config, for those of NumPy, which np.logspace returns."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_plain, value))
+        return type(value)(map(plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -151,7 +151,7 @@ def when(domain: Domain | Sequence, field: str, *values: Any) -> Condition:
     if not values:
         raise UserError(f'when must have at least one value of {field!r}, got none')
     parsed = choice(*domain) if isinstance(domain, Sequence | np.ndarray) else domain
-    return Condition(parsed, field, tuple(map(_plain, values)))
+    return Condition(parsed, field, tuple(map(plain, values)))
 
 
 Space = Mapping[str, Domain | Condition]

@@ -35,13 +35,12 @@ def write_report(sweep: Sweep) -> str:
     best = standings[0]
     monitor = sweep.monitor(best.point)
     fields = list(sweep.study.vary)
-    epochs = [] if 'epochs' in fields else ['epochs']
-    rows = [['trial', *fields, 'seed', *epochs, monitor, 'params_sha256', 'seconds']]
+    rows = [['trial', *fields, 'seed', *_unless_varied(fields, 'epochs'), monitor, 'params_sha256', 'seconds']]
     for standing in sorted(standings, key=lambda standing: standing.number):
         for trial, outcome in zip(standing.trials, standing.outcomes, strict=True):
             score = 'diverged' if outcome.score is None else repr(sweep.value(standing.point, outcome.score))
             values = [_cell(standing.point, field) for field in fields]
-            numbers = [str(sweep.config.seed + trial.seed), *(str(standing.epochs) for _ in epochs)]
+            numbers = [str(sweep.config.seed + trial.seed), *_unless_varied(fields, str(standing.epochs))]
             rows.append([trial.name, *values, *numbers, score, outcome.params_sha256, f'{outcome.seconds:.1f}'])
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
@@ -62,14 +61,13 @@ def write_report(sweep: Sweep) -> str:
 def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
     """Returns a table of points: their values, and the mean and the deviation of their scores; with a header."""
     fields = list(sweep.study.vary)
-    epochs = [] if 'epochs' in fields else ['epochs']
-    rows = [['point', *fields, *epochs, 'seeds', 'mean', 'std. dev.', 'seconds']]
+    rows = [['point', *fields, *_unless_varied(fields, 'epochs'), 'seeds', 'mean', 'std. dev.', 'seconds']]
     for standing in standings:
         rows.append(
             [
                 f'{standing.number:04d}',
                 *(_cell(standing.point, field) for field in fields),
-                *(str(standing.epochs) for _ in epochs),
+                *_unless_varied(fields, str(standing.epochs)),
                 str(len(standing.outcomes)),
                 'diverged' if standing.score is None else f'{sweep.value(standing.point, standing.score):.4f}',
                 text_tables.number(standing.deviation),
@@ -77,6 +75,11 @@ def points_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _unless_varied(fields: Sequence[str], cell: str) -> list[str]:
+    """Returns a cell of the column `epochs`; nothing if the study varies `epochs`, because its fields have columns."""
+    return [] if 'epochs' in fields else [cell]
 
 
 def claim_rows(sweep: Sweep, standings: Sequence[Standing]) -> list[list[str]]:
