@@ -29,6 +29,7 @@ JsonObject = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
 
 TEMPORARY_PREFIX = '.mnist_jax-'  # prefix of the names of temporary files
+IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # files of operating systems
 UMASK = os.umask(0)  # It can only be read by changing it, which other threads would notice later.
 os.umask(UMASK)
 MAX_BYTES = 16 * 2**20  # size limit of a text file that this program writes; a larger file is not ours
@@ -216,6 +217,27 @@ def walk(directory: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield parent, directories, names
 
 
+def check_directory(path: Path, field: str, what: str) -> None:
+    """Raises a UserError unless `path`, the value of `field`, which must be `what`, is a directory."""
+    if not path.is_dir():
+        problem = 'is a file' if path.exists() else 'does not exist'
+        raise UserError(f'{field} must be {what}, got {str(path)!r}, which {problem}')
+
+
+def is_ignored(name: str) -> bool:
+    """Returns whether the name is that of a hidden file or directory, or of one of an operating system."""
+    return name.startswith('.') or name in IGNORED
+
+
+def visible_files(directory: Path) -> list[Path]:
+    """Returns the files in a directory, recursively, except for those whose name `is_ignored`; see `walk`."""
+    found = []
+    for parent, directories, names in walk(directory):
+        directories[:] = [name for name in directories if not is_ignored(name)]
+        found += [Path(parent, name) for name in names if not is_ignored(name)]
+    return found
+
+
 def reserve(directory: Path, size: int) -> None:
     """Raises an OSError unless `size` bytes can be written in `directory`, which is created if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -233,6 +255,11 @@ def check_no_file(path: Path, label: str) -> None:
     """Raises a UserError if `path`, a directory that `make_directory` will create after long work, is a file."""
     if path.exists() and not path.is_dir():
         raise UserError(f'{label} must be a directory, but {str(path)!r} is a file')
+
+
+def check_parent(path: Path, field: str) -> None:
+    """Raises a UserError unless the directory of a file to be written exists or can be created."""
+    make_directory(next(parent for parent in path.absolute().parents if parent.exists()), f'the parent of {field}')
 
 
 def make_directory(path: Path, label: str) -> None:

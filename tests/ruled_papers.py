@@ -5,7 +5,7 @@ from digit_images import font_paths
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-KINDS = ('lined', 'squared', 'dotted', 'millimetre', 'margin', 'thick')
+KINDS = ('lined', 'squared', 'dotted', 'millimeter', 'margin', 'thick')
 INKS = ((20, 20, 24), (24, 30, 110), (70, 70, 74))
 LINE_COLORS = ((120, 150, 225), (150, 150, 150), (110, 190, 150), (225, 150, 110))
 MARGIN_COLOR = (214, 60, 70)
@@ -90,7 +90,7 @@ def _ruling(kind, shape, angle, rng):
     elif kind == 'dotted':
         distance_HxW = np.hypot(_offset(across, spacing), _offset(along, spacing))
         yield np.clip(rng.uniform(1, 4) + 0.5 - distance_HxW, 0, 1), color
-    elif kind == 'millimetre':
+    elif kind == 'millimeter':
         unit = rng.uniform(4.5, 8)
         for factor, width in ((1, 0.7), (5, 1.2), (10, 2)):
             yield np.maximum(_lines(across, factor * unit, width), _lines(along, factor * unit, width)), color

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_jax.data import partition
-from mnist_jax.data.builder import MAX_CLASSES, Arrays, Contents
+from mnist_jax.data.builder import MAX_CLASSES, MAX_SPLIT_BYTES, Arrays, Contents
 from mnist_jax.errors import UserError, comma_separated
 
 CHANNELS = (1, 3)
@@ -84,35 +84,45 @@ def to_images(label: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def stack_images(
-    images: Mapping[str, Sequence[np.ndarray]], names: Mapping[str, Sequence[object]]
-) -> dict[str, np.ndarray]:
-    """Returns the images of each split as one array; gray images become colored if others are.
+class ImageStacks:
+    """The images of each split, which are checked one by one: too many large ones must not fill the memory first."""
 
-    Args:
-      images: Images of each split, uint8 HxWxC.
-      names: What error messages call them.
+    def __init__(self) -> None:
+        self._images: dict[str, list[np.ndarray]] = {}
+        self._first: tuple[tuple[int, ...], object] | None = None  # the size and the name of the first image
 
-    Raises:
-      UserError: they have several sizes.
-    """
-    shapes: dict[tuple[int, ...], object] = {}
-    for split, arrays in images.items():
-        for array, name in zip(arrays, names[split], strict=True):
-            shapes.setdefault(array.shape, name)
-    sizes = {shape[:2]: name for shape, name in shapes.items()}
-    if len(sizes) > 1:
-        (first, first_name), (second, second_name), *_ = sizes.items()
-        raise UserError(
-            f'config.dataset.image_size must be set, for example to {first}, if the images have several sizes, got '
-            f'{first} for {str(first_name)!r} and {second} for {str(second_name)!r}'
-        )
-    channels = max((shape[2] for shape in shapes), default=1)
-    return {
-        split: np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
-        for split, arrays in images.items()
-        if arrays
-    }
+    def add(self, split: str, image_HxWxC: np.ndarray, name: object) -> None:
+        """Adds an image, uint8, to a split.
+
+        Args:
+          split: The split.
+          image_HxWxC: The image, uint8.
+          name: What error messages call it.
+
+        Raises:
+          UserError: it has another size than the first one, or the split has become too large.
+        """
+        images, size = self._images.setdefault(split, []), image_HxWxC.shape[:2]
+        self._first = self._first or (size, name)
+        if size != self._first[0]:
+            raise UserError(
+                f'config.dataset.image_size must be set, for example to {self._first[0]}, if the images have several '
+                f'sizes, got {self._first[0]} for {str(self._first[1])!r} and {size} for {str(name)!r}'
+            )
+        images.append(image_HxWxC)
+        if len(images) * size[0] * size[1] > MAX_SPLIT_BYTES:
+            raise UserError(
+                f'config.dataset.image_size must be so small that a split has at most {MAX_SPLIT_BYTES:,} bytes of '
+                f'pixels, got more in the first {len(images):,} images of {split!r}, whose size is {size}'
+            )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the images of each split as one array, NxHxWxC; gray images become colored if others are."""
+        channels = max(image.shape[2] for images in self._images.values() for image in images)
+        return {
+            split: np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+            for split, images in self._images.items()
+        }
 
 
 def to_labels(label: str, array: np.ndarray) -> np.ndarray:
@@ -120,7 +130,7 @@ def to_labels(label: str, array: np.ndarray) -> np.ndarray:
 
     Args:
       label: What error messages call the array.
-      array: N or Nx1 integers, integers as floats, or strings; or one-hot rows NxK.
+      array: N or Nx1 integers, integers as floats, or strings; or one-hot rows NxK, for integers from 0.
 
     Raises:
       UserError: the array is anything else.
@@ -158,8 +168,8 @@ def to_labels(label: str, array: np.ndarray) -> np.ndarray:
 def number_classes(labels: Mapping[str, np.ndarray]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Numbers the classes from 0.
 
-    Integers that start with 0 or 1 stand for all classes up to the largest one, so that a class without images keeps
-    its number. Of all other labels, the distinct ones are the classes, in natural order.
+    Up to 1,000 integers that start with 0 or 1 stand for all classes up to the largest one, so that a class without
+    images keeps its number. Of all other labels, the distinct ones are the classes, in natural order.
 
     Args:
       labels: The labels of each split, from `to_labels`.
@@ -169,7 +179,7 @@ def number_classes(labels: Mapping[str, np.ndarray]) -> tuple[list[str], dict[st
     """
     if all(array.dtype.kind == 'i' for array in labels.values()):
         values = np.unique(np.concatenate(list(labels.values())))
-        if values[0] in (0, 1) and values[-1] <= MAX_CLASSES:
+        if values[0] in (0, 1) and values[-1] - values[0] < MAX_CLASSES:
             values = np.arange(values[0], values[-1] + 1)
         return list(map(str, values)), {split: np.searchsorted(values, array) for split, array in labels.items()}
     distinct = np.unique(np.concatenate([array.astype(str) for array in labels.values()]))

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -108,14 +108,19 @@ def _batches(
     examples: Examples, columns: Batch, batch_size: int, padded_size: int, rows: slice, on_device: bool
 ) -> Iterator[Batch]:
     """Yields the batches of the examples whose `index` is in `columns`, in this order."""
-    columns = {'mask': np.ones(len(columns['index']), np.float32), **columns}
     local_size = len(range(padded_size)[rows])
-    batches: list[Batch] = []
-    for start in range(0, len(columns['index']), batch_size):
-        local = {name: column[start : start + batch_size][rows] for name, column in columns.items()}
-        batches.append({name: pad_rows(column, local_size - len(column)) for name, column in local.items()})
-    splits = itertools.repeat(None, len(batches)) if on_device else _read(examples, [b['index'] for b in batches])
-    for batch, split in zip(batches, splits, strict=True):
+    starts = range(0, len(columns['index']), batch_size)
+
+    def local(column: np.ndarray, start: int) -> np.ndarray:
+        part = column[start : start + batch_size][rows]
+        return pad_rows(part, local_size - len(part))
+
+    # The batches of an epoch are made one by one: millions of examples may have to stay on disk.
+    indices = (local(columns['index'], start) for start in starts)
+    splits = itertools.repeat(None, len(starts)) if on_device else _read(examples, indices, local_size)
+    mask = np.broadcast_to(np.float32(1), len(columns['index']))  # takes no memory
+    for start, split in zip(starts, splits, strict=True):
+        batch = {name: local(column, start) for name, column in (('mask', mask), *columns.items())}
         yield batch if split is None else batch | split._asdict()
 
 
@@ -128,19 +133,16 @@ def pad_rows(array: np.ndarray, padding: int) -> np.ndarray:
     return padded
 
 
-def _read(examples: Examples, indices: Sequence[np.ndarray]) -> Iterator[Split]:
-    """Yields the examples of each batch; on disk, prefetches them, several batches per read."""
+def _read(examples: Examples, indices: Iterator[np.ndarray], size: int) -> Iterator[Split]:
+    """Yields the examples of each batch of `size` examples; on disk, prefetches them, several batches per read."""
     if isinstance(examples, Split):
         yield from map(examples.take, indices)
         return
-    # `indices` is empty if all batches of the epoch were trained before the run was resumed.
-    batches_per_read = -(-READ_SIZE // max([1, *map(len, indices[:1])]))
-    groups = [indices[start : start + batches_per_read] for start in range(0, len(indices), batches_per_read)]
-    splits = _map_ahead(lambda group: examples.take(np.concatenate(group)), groups)
-    for group, split in zip(groups, splits, strict=True):
-        ends = np.cumsum([len(index) for index in group])
-        for index, end in zip(group, ends, strict=True):
-            yield split.take(slice(end - len(index), end))
+    batches_per_read = -(-READ_SIZE // size)
+    groups = iter(lambda: list(itertools.islice(indices, batches_per_read)), [])
+    for split in _map_ahead(lambda group: examples.take(np.concatenate(group)), groups):
+        for start in range(0, len(split.label), size):
+            yield split.take(slice(start, start + size))
 
 
 def _map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

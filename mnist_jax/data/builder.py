@@ -1,13 +1,8 @@
 """The base classes of the TFDS builders: prepare arrays in memory and record their digests, without TensorFlow."""
 
-import contextlib
 import hashlib
 import inspect
 import json
-import os
-import re
-import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,17 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mnist_jax import files
+from mnist_jax.data.content_digests import MOVED, raw_sha256
 from mnist_jax.data.framing import Framing
 from mnist_jax.data.records import Split
-from mnist_jax.errors import UserError, WriteError
-
-# How to resume or evaluate a run whose raw files are elsewhere now; the end of error messages.
-MOVED = '; if the raw files were moved after training, run the training command again with the new raw_dir'
+from mnist_jax.errors import UserError
 
 MIN_CLASSES, MAX_CLASSES = 2, 1000
-MANY_FILES = 1000  # Reading as many takes longer than a tenth of a second.
-SETTLED_SECONDS = 10.0
 MAX_SPLIT_BYTES = 2**30  # limit on the pixels of a split; TFDS needs TensorFlow to prepare a larger one
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -41,7 +31,7 @@ class Description(NamedTuple):
       class_names: The names of the classes, in the order of the labels.
       max_pixel: The pixel value that maps to 1.0.
       framing: How the objects in the images are framed; None if they are not single objects on a plain background.
-      fit: How a user's own images of another size are fitted if `framing` is None; see `image_files.FITS`.
+      fit: How a user's own images of another size are fitted if `framing` is None; see `image_files.Fit`.
       mean, deviation: Those of a `Normalization` that was measured; () for none.
     """
 
@@ -94,7 +84,15 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     MAX_PIXEL = 255
     FRAMING: Framing | None = Framing(box_size=20, center_by_mass=True)  # that of MNIST
 
-    def __init__(self, *, raw_dir: Path | None, data_dir: str, split_seed: int, variant: str):
+    def __init__(
+        self,
+        *,
+        raw_dir: Path | None,
+        data_dir: str,
+        split_seed: int,
+        variant: str,
+        check_unchanged: Callable[[], None],
+    ):
         """Creates a builder without preparing anything yet.
 
         Args:
@@ -102,8 +100,11 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
           data_dir: TFDS's data directory.
           split_seed: Seed of random splits.
           variant: What `variant` returns for these arguments.
+          check_unchanged: Raises a UserError if the raw files are no longer those of `variant`; called after they have
+            been read.
         """
         self._raw_dir = raw_dir
+        self._check_unchanged = check_unchanged
         self._split_seed = split_seed
         config = tfds.core.BuilderConfig(name=variant) if variant else None
         super().__init__(data_dir=data_dir, file_format='array_record', config=config)
@@ -151,6 +152,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
         arrays = self._load_arrays(dl_manager)
+        self._check_unchanged()
         for split, (images, _) in arrays.items():
             if seems_scaled(images, self.MAX_PIXEL):
                 raise UserError(
@@ -185,6 +187,7 @@ class OpenBuilder(ArrayBuilder):
         data_dir: str,
         split_seed: int,
         variant: str,
+        check_unchanged: Callable[[], None],
         options: Mapping[str, Any],
         description: Description | None,
     ):
@@ -205,7 +208,13 @@ class OpenBuilder(ArrayBuilder):
             description = Description(shape, self._contents.class_names, self.MAX_PIXEL, framing, fit)
         self.SHAPE, self.CLASS_NAMES = description.image_shape, description.class_names
         self._description = description
-        super().__init__(raw_dir=raw_dir, data_dir=data_dir, split_seed=split_seed, variant=variant)
+        super().__init__(
+            raw_dir=raw_dir,
+            data_dir=data_dir,
+            split_seed=split_seed,
+            variant=variant,
+            check_unchanged=check_unchanged,
+        )
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int, **options: Any) -> str:
@@ -301,75 +310,3 @@ def _class_counts(contents: Contents) -> np.ndarray:
 def seems_scaled(images: np.ndarray, max_pixel: int) -> bool:
     """Returns whether pixels that must be from 0 to `max_pixel` are at most 1, but not all 0: binary or scaled."""
     return 0 < images.max(initial=0) <= 1 < max_pixel
-
-
-def raw_sha256(raw_dir: Path) -> str:
-    """Returns the digest of a file, or of the names and contents of all files in a directory.
-
-    Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept; see `kept_sha256`.
-    """
-    try:
-        found = _walk(raw_dir) if raw_dir.is_dir() else [('.', str(raw_dir), raw_dir.stat())]
-
-        def compute() -> str:
-            digest = hashlib.sha256()
-            for name, path, _ in found:
-                with open(path, 'rb') as file:
-                    contents = hashlib.file_digest(file, 'sha256').hexdigest()
-                digest.update(os.fsencode(f'{name}\0{contents}\0'))
-            return digest.hexdigest()
-
-        if len(found) <= MANY_FILES:
-            return compute()
-        return kept_sha256('raw', [(name, status) for name, _, status in found], compute)
-    except OSError as error:
-        raise UserError(
-            f'config.dataset.raw_dir must be readable, got {str(raw_dir)!r} '
-            f'({error.strerror}: {error.filename!r}){MOVED}'
-        ) from None
-
-
-def kept_sha256(kind: str, statuses: Sequence[tuple[str, os.stat_result]], compute: Callable[[], str]) -> str:
-    """Returns a digest of files from the cache directory, or computes it and keeps it there.
-
-    Args:
-      kind: What the digest is of; it distinguishes digests of the same files.
-      statuses: The name and the status of each file; the digest is kept under their names, sizes, times of change and
-        inodes.
-      compute: Returns the digest.
-    """
-    listing = hashlib.sha256()
-    for name, status in statuses:
-        listing.update(
-            os.fsencode(f'{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}\0')
-        )
-    # A file that changed a moment ago may change again without another time of change.
-    settled = time.time() - max((status.st_ctime for _, status in statuses), default=0.0) > SETTLED_SECONDS
-    directory = files.cache_directory() if settled else None
-    if directory is None:
-        return compute()
-    path = directory / f'{kind}-{listing.hexdigest()[:32]}'
-    if path.is_file() and re.fullmatch('[0-9a-f]{64}', text := path.read_text(errors='replace')):
-        return text
-    digest = compute()
-    with contextlib.suppress(WriteError):  # The next start only takes longer.
-        files.write_text(path, digest)
-    return digest
-
-
-def _walk(directory: Path) -> list[tuple[str, str, os.stat_result]]:
-    """Returns all regular files in a directory, recursively, in the order of `Path`.
-
-    Returns:
-      The relative path, the path and the status of each file.
-    """
-    found = []
-    for parent, _, names in files.walk(directory):
-        relative = os.path.relpath(parent, directory)
-        for name in names:
-            path = os.path.join(parent, name)
-            with contextlib.suppress(FileNotFoundError):  # a broken link
-                status = os.stat(path)
-                if stat.S_ISREG(status.st_mode):
-                    found.append((name if relative == '.' else f'{relative}/{name}', path, status))
-    return sorted(found, key=lambda item: item[0].split('/'))

@@ -20,13 +20,14 @@ class Csv(OpenBuilder):
 
         Args:
           raw_dir: The CSV, plain, gzipped or in a zip archive; or a directory with CSVs whose names contain those of
-            the splits, such as mnist_train.csv and mnist_test.csv.
+            the splits, such as mnist_train.csv and mnist_test.csv. Of train.csv and train.csv.gz, the plain one is
+            read.
           split_seed: Seed of the split into training and test images.
           test_fraction: The fraction of each class to draw for testing if there is no test file.
         """
         paths = [raw_dir]
         if raw_dir.is_dir():
-            paths = [path for path in raw_dir.iterdir() if csv_tables.is_table(path) and path.name[0] != '.']
+            paths = csv_tables.find(raw_dir)
         if not paths:
             raise UserError(f'config.dataset.raw_dir must contain CSV files, got {str(raw_dir)!r} without any')
         images, labels = {}, {}

@@ -85,6 +85,10 @@ def check_reachable(url: str, timeout: float, hint: str) -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout):
                 failure.clear()
+        except urllib.error.HTTPError as error:
+            failure[0] = str(error.reason)
+            if error.code in (403, 405, 501):  # It answers, but not to HEAD.
+                failure.clear()
         except (OSError, ValueError) as error:
             failure[0] = str(getattr(error, 'reason', error))
 

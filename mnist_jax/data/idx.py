@@ -42,8 +42,8 @@ def find(directory: Path, name: str, prefix: str = '') -> Path:
     Raises:
       UserError: there is no such file, or there are several that differ by more than '.gz'.
     """
-    names = [prefix + name.replace('t10k', test) for test in ('t10k', 'test')]
-    spellings = [spelling for name in names for spelling in (name, name.replace('-idx', '.idx'))]
+    names = [name.replace('t10k', test) for test in ('t10k', 'test')]
+    spellings = [prefix + spelling for name in names for spelling in (name, name.replace('-idx', '.idx'))]
     paths = [directory / f'{spelling}{suffix}' for spelling in spellings for suffix in ('', '.gz')]
     found = list(filter(Path.is_file, paths))
     if len({path.name.removesuffix('.gz') for path in found}) > 1:
@@ -53,7 +53,7 @@ def find(directory: Path, name: str, prefix: str = '') -> Path:
         )
     if found:
         return found[0]
-    expected = names[1 if prefix else 0]  # EMNIST's names have a prefix, and 'test'.
+    expected = prefix + names[1 if prefix else 0]  # EMNIST's names have a prefix, and 'test'.
     raise UserError(f'raw file {expected} (or {expected}.gz) is missing from {str(directory)!r}')
 
 

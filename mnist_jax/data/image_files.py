@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,8 +19,9 @@ SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 HEIC_SUFFIXES = ('.heic', '.heif')
 # HEIC and HEIF files have one of these brands in bytes 8 to 12, after the type of their first box.
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
-CHANNELS = {'auto': 0, 'gray': 1, 'color': 3}  # of `config.dataset.channels`; see `read_pixels`
-FITS = ('resize', 'crop', 'pad')
+Channels = Literal['auto', 'gray', 'color']
+CHANNELS: dict[Channels, int] = {'auto': 0, 'gray': 1, 'color': 3}  # see `read_pixels`
+Fit = Literal['resize', 'crop', 'pad']
 MAX_PIXELS = 50_000_000
 # What the parsers of Pillow and NumPy raise for damaged files.
 PARSER_ERRORS = (
@@ -67,7 +69,10 @@ def read_pixels(file: Path | bytes, channels: int = 0, label: str = '') -> np.nd
     """
     with _opened(file, label) as picture:
         if picture.mode.startswith('I;16'):
-            picture = Image.fromarray(np.rint(np.asarray(picture, np.float32) * (255 / 65535)).astype(np.uint8))
+            values = np.asarray(picture, np.float32)
+            pixels = np.rint(values * (255 / 65535)).astype(np.uint8)
+            pixels[values == picture.info.get('transparency')] = 255
+            picture = Image.fromarray(pixels)
         elif picture.mode.startswith(('I', 'F')):
             name = label or f'image {str(file)!r}'
             raise UserError(f'{name} must have at most 16 bits per pixel, got 32 (mode {picture.mode!r} of Pillow)')
@@ -101,7 +106,7 @@ def fit_pixels(pixels_HxWxC: np.ndarray, size: tuple[int, int], fit: str) -> np.
     Args:
       pixels_HxWxC: The image, uint8.
       size: Height and width of the result.
-      fit: One of `FITS`: 'resize' changes the aspect ratio; 'crop' fills the result and cuts off what is too long, on
+      fit: 'resize' changes the aspect ratio; 'crop' fills the result and cuts off what is too long, on
         both sides alike; 'pad' shows everything, on black.
 
     Returns:
@@ -125,7 +130,7 @@ Preparation = Callable[..., np.ndarray]
 """Reads an image file with `read_pixels`, of which it takes `file` and `label`, and fits it to a size."""
 
 
-def preparation(image_size: Sequence[int], channels: str, fit: str) -> Preparation:
+def preparation(image_size: Sequence[int], channels: Channels, fit: str) -> Preparation:
     """Returns how images are read that `config.dataset` describes with these fields.
 
     Raises:

@@ -4,19 +4,18 @@ import concurrent.futures
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from mnist_jax import files
 from mnist_jax.data import image_files
-from mnist_jax.data.arrays import SPLITS, make_contents, natural_order, stack_images
+from mnist_jax.data.arrays import SPLITS, ImageStacks, make_contents, natural_order
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated
 from mnist_jax.factory import Rate, Width
 
-IGNORED = ('__MACOSX', 'Thumbs.db', 'desktop.ini')  # files of operating systems; hidden ones are ignored too
 SHOWN = 5  # unreadable files that an error or a warning names
 THREADS = 4  # Pillow decodes without Python's lock.
 
@@ -41,8 +40,8 @@ class ImageFolder(OpenBuilder):
         split_seed: int,
         *,
         image_size: Sequence[Width] = (),
-        channels: Literal['auto', 'gray', 'color'] = 'auto',
-        fit: Literal['resize', 'crop', 'pad'] = 'resize',
+        channels: image_files.Channels = 'auto',
+        fit: image_files.Fit = 'resize',
         test_fraction: Rate = 0.2,
         skip_unreadable: bool = False,
     ) -> Contents:
@@ -52,7 +51,7 @@ class ImageFolder(OpenBuilder):
           raw_dir: The directory.
           split_seed: Seed of the split into training and test images.
           image_size: Height and width; () if all images have the same size, which is kept.
-          channels: Whether the images become gray or colored; 'auto': colored if one of them is.
+          channels: Whether the images become gray or colored; 'auto': colored if one file is, as WebP always is.
           fit: How images of other sizes are fitted; see `image_files.fit_pixels`.
           test_fraction: The fraction of each class to draw for testing if there are no directories of splits.
           skip_unreadable: Whether to leave out files that cannot be read, with a warning.
@@ -60,26 +59,31 @@ class ImageFolder(OpenBuilder):
         class_names, files_of_splits = _find_images(raw_dir)
         prepare = image_files.preparation(image_size, channels, fit)
         read = functools.partial(_read, prepare=prepare)
-        images: dict[str, list[_Image]] = {}
-        pixels: dict[str, list[np.ndarray]] = {}
+        stacks = ImageStacks()
+        labels: dict[str, list[int]] = {split: [] for split in files_of_splits}
         unreadable: list[str] = []
         with image_files.without_warnings(), concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
             for split, files_of_split in files_of_splits.items():
-                results = list(executor.map(read, files_of_split))
-                unreadable += [str(result) for result in results if isinstance(result, UserError)]
-                pairs = zip(results, files_of_split, strict=True)
-                kept = [(result, image) for result, image in pairs if not isinstance(result, UserError)]
-                pixels[split], images[split] = [result for result, _ in kept], [image for _, image in kept]
+                results = executor.map(read, files_of_split)
+                for image, result in zip(files_of_split, results, strict=True):
+                    if isinstance(result, UserError):
+                        unreadable.append(str(result))
+                        continue
+                    try:
+                        stacks.add(split, result, image.path)
+                    except UserError:
+                        executor.shutdown(cancel_futures=True)  # Do not read the rest.
+                        raise
+                    labels[split].append(image.label)
         _report_unreadable(raw_dir, unreadable, skip_unreadable)
         for split, files_of_split in files_of_splits.items():
-            if not images[split]:
+            if not labels[split]:
                 raise UserError(
                     f'the split {split!r} of {str(raw_dir)!r} must have at least one readable image, got '
                     f'{len(files_of_split):,} that cannot be read'
                 )
-        arrays = stack_images(pixels, {split: [image.path for image in images[split]] for split in images})
-        labels = {split: np.array([image.label for image in images[split]]) for split in arrays}
-        return make_contents(raw_dir, arrays, labels, test_fraction, split_seed, class_names)
+        arrays = {split: np.array(numbers) for split, numbers in labels.items()}
+        return make_contents(raw_dir, stacks.arrays(), arrays, test_fraction, split_seed, class_names)
 
 
 def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
@@ -126,9 +130,8 @@ def _find_images(raw_dir: Path) -> tuple[list[str], dict[str, list[_Image]]]:
             logging.warning(
                 '%s is not used as the %s split: it has no images in directories of classes', directory, split
             )
-        loose = [path for path in directory.iterdir() if path.suffix.lower() in image_files.SUFFIXES]
-        if loose and found[split]:
-            logging.warning('Ignoring %d images of %s that are in no directory of a class', len(loose), directory)
+        else:
+            _report_loose(directory)
     return class_names, {split: images for split, images in found.items() if images}
 
 
@@ -153,6 +156,7 @@ def labeled_files(directory: Path, class_names: Sequence[str]) -> tuple[list[Pat
     images = _images_of(directories, class_names)
     if not images:
         raise UserError(f'{str(directory)!r} must have images in directories named after classes, got none')
+    _report_loose(directory)
     return [image.path for image in images], np.array([image.label for image in images])
 
 
@@ -162,7 +166,7 @@ def _images_of(directories: Mapping[str, Path], class_names: Sequence[str]) -> l
         _Image(path, label)
         for label, name in enumerate(class_names)
         if name in directories
-        for path in _files(directories[name])
+        for path in files.visible_files(directories[name])
     ]
     return sorted(images, key=lambda image: (image.path.name, image.label, str(image.path)))
 
@@ -172,20 +176,7 @@ def _find_split(raw_dir: Path, names: Sequence[str]) -> Path | None:
 
 
 def _directories(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if path.is_dir() and not _is_ignored(path.name)]
-
-
-def _files(directory: Path) -> list[Path]:
-    """Returns all files in the directory of a class, recursively, except for those to ignore."""
-    found = []
-    for parent, directories, names in files.walk(directory):
-        directories[:] = [name for name in directories if not _is_ignored(name)]
-        found += [Path(parent, name) for name in names if not _is_ignored(name)]
-    return found
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith('.') or name in IGNORED
+    return [path for path in directory.iterdir() if path.is_dir() and not files.is_ignored(path.name)]
 
 
 def _read(image: _Image, prepare: image_files.Preparation) -> np.ndarray | UserError:
@@ -194,6 +185,12 @@ def _read(image: _Image, prepare: image_files.Preparation) -> np.ndarray | UserE
         return prepare(image.path)
     except UserError as error:
         return error
+
+
+def _report_loose(directory: Path) -> None:
+    loose = [path for path in directory.iterdir() if path.suffix.lower() in image_files.SUFFIXES]
+    if loose:
+        logging.warning('Ignoring %d images of %s that are in no directory of a class', len(loose), directory)
 
 
 def _report_unreadable(raw_dir: Path, reasons: Sequence[str], skip: bool) -> None:

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mnist_jax import files
 from mnist_jax.data import image_files
-from mnist_jax.data.arrays import group_by_split, make_contents, stack_images, to_labels
+from mnist_jax.data.arrays import ImageStacks, group_by_split, make_contents, to_labels
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate, Width
@@ -28,14 +29,15 @@ class Parquet(OpenBuilder):
         image_column: str = '',
         label_column: str = '',
         image_size: Sequence[Width] = (),
-        channels: Literal['auto', 'gray', 'color'] = 'auto',
-        fit: Literal['resize', 'crop', 'pad'] = 'resize',
+        channels: image_files.Channels = 'auto',
+        fit: image_files.Fit = 'resize',
         test_fraction: Rate = 0.2,
     ) -> Contents:
         """Reads all files.
 
         Args:
-          raw_dir: The file, or the directory, which is searched recursively; see `group_by_split`.
+          raw_dir: The file, or the directory, which is searched recursively; see `group_by_split`. All files of a split
+            must be in one directory.
           split_seed: Seed of the split into training and test images.
           image_column: The column of the images: encoded, as bytes or as {bytes, path}; '': one of `IMAGES`.
           label_column: The column of the labels: integers or texts; '': one of `LABELS`.
@@ -44,14 +46,20 @@ class Parquet(OpenBuilder):
         """
         paths = [raw_dir]
         if raw_dir.is_dir():
-            paths = sorted(path for path in raw_dir.rglob('*.parquet') if not path.name.startswith('.'))
+            paths = [path for path in files.visible_files(raw_dir) if path.suffix == '.parquet']
         if not paths:
             raise UserError(f'config.dataset.raw_dir must contain .parquet files, got {str(raw_dir)!r} without any')
         prepare = image_files.preparation(image_size, channels, fit)
-        images: dict[str, list[np.ndarray]] = {}
-        labels, names = {}, {}
+        stacks = ImageStacks()
+        labels = {}
         class_names: list[str] = []
         for split, files_of_split in group_by_split(raw_dir, paths).items():
+            first, *others = {path.parent: None for path in files_of_split}
+            if others:  # of another version of the dataset, for example
+                raise UserError(
+                    f'config.dataset.raw_dir must contain the files of the split {split!r} in one directory, got both '
+                    f'{str(first)!r} and {str(others[0])!r}; set it to one of them'
+                )
             columns = [_read_columns(path, image_column, label_column) for path in files_of_split]
             class_names = class_names or columns[0].class_names
             for path, column in zip(files_of_split, columns, strict=True):
@@ -62,14 +70,12 @@ class Parquet(OpenBuilder):
                         f'{", ".join(column.class_names[:5]) or "no names"}'
                     )
             with image_files.without_warnings():
-                images[split] = [
-                    _decode(raw_dir, path, row, cell, prepare)
-                    for path, column in zip(files_of_split, columns, strict=True)
-                    for row, cell in enumerate(column.images)
-                ]
+                for path, column in zip(files_of_split, columns, strict=True):
+                    for row, cell in enumerate(column.images):
+                        label = f'the image in row {row} of {str(path)!r}'
+                        stacks.add(split, _decode(raw_dir, path, label, cell, prepare), label)
             labels[split] = np.concatenate([column.labels for column in columns])
-            names[split] = [f'image {index} of {split!r}' for index in range(len(images[split]))]
-        return make_contents(raw_dir, stack_images(images, names), labels, test_fraction, split_seed, class_names)
+        return make_contents(raw_dir, stacks.arrays(), labels, test_fraction, split_seed, class_names)
 
 
 class _Columns(NamedTuple):
@@ -111,8 +117,7 @@ def _find_column(path: Path, columns: list[str], field: str, name: str, choices:
     return found[0]
 
 
-def _decode(raw_dir: Path, path: Path, row: int, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
-    label = f'the image in row {row} of {str(path)!r}'
+def _decode(raw_dir: Path, path: Path, label: str, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
     contents = cell.get('bytes') if isinstance(cell, dict) else cell
     if contents is None and isinstance(cell, dict) and cell.get('path'):
         image = path.parent / str(cell['path'])

@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import inspect
 import io
 import shutil
 from collections.abc import Mapping
@@ -14,7 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mnist_jax import files
-from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder, kept_sha256
+from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
+from mnist_jax.data.content_digests import code_sha256, kept_sha256
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import package_name
@@ -61,10 +60,19 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
+        return self._find_variant()
+
+    def _find_variant(self) -> str:
         variant = self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
         # Users may change the code of their own builders without a new VERSION.
-        code = _code_digest(self.make_builder) if package_name(self.make_builder) is None else ''
-        return '-'.join(filter(None, [variant, code]))
+        own = [part for part in self.make_builder.__mro__ if issubclass(part, ArrayBuilder) and not package_name(part)]
+        return '-'.join(filter(None, [variant, code_sha256(own)[:8]]))
+
+    def _check_unchanged(self) -> None:
+        if self._raw_dir is not None and self._data_dir.resolve().is_relative_to(self._raw_dir.resolve()):
+            return  # Preparing the data writes files to the directory of the raw files.
+        if self._find_variant() != self._variant:
+            raise UserError('the raw files of config.dataset must not change while they are read; run again')
 
     @functools.cached_property
     def _path(self) -> Path:
@@ -81,6 +89,7 @@ class PreparedDataset:
                 data_dir=str(self._data_dir),
                 split_seed=self._split_seed,
                 variant=self._variant,
+                check_unchanged=self._check_unchanged,
                 **open_fields,
             )
         except UserError:  # The raw files are invalid.
@@ -164,7 +173,7 @@ class PreparedDataset:
             self._check_streamed(name)
         record_files = [self._open_files(name) for name, _ in ranges]
         starts = np.cumsum([0, *map(len, record_files)])
-        parts = [start + np.array(indices) for start, (_, indices) in zip(starts, ranges, strict=False)]
+        parts = [start + np.array(indices, np.int64) for start, (_, indices) in zip(starts, ranges, strict=False)]
         return Stream(record_files, np.concatenate(parts))
 
     def size(self, field: str, spec: str) -> int:
@@ -256,15 +265,3 @@ class PreparedDataset:
         return UserError(
             f'the prepared dataset {self.name} is damaged ({part}): {reason}; delete {path!r} and run again'
         )
-
-
-def _code_digest(part: type) -> str:
-    """Returns a digest of the functions and the plain constants that the body of a class defines; '' without any."""
-    lines = []
-    for name, value in vars(part).items():
-        if name.isupper() and isinstance(value, int | str | tuple):
-            lines.append(f'{name} = {value!r}')
-        elif inspect.isfunction(function := getattr(value, '__func__', value)):
-            with contextlib.suppress(OSError):  # What was typed in has no source.
-                lines.append(inspect.getsource(function))
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:8] if lines else ''

@@ -78,6 +78,8 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '', hint: str
             try:
                 _extract(path, names, Path(extracted))
             except DAMAGED as error:
+                if isinstance(error, OSError) and error.errno is not None:  # The disk is full, for example.
+                    raise
                 reason = first_line(error).rstrip(':')
                 raise UserError(
                     f'raw file {str(path)!r} must be an archive like {archive}, got a damaged one or another file '

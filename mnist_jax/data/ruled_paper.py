@@ -1,4 +1,4 @@
-"""Removes the lines of ruled paper (lined, squared, millimetre, with a margin) from the picture of a drawing.
+"""Removes the lines of ruled paper (lined, squared, millimeter, with a margin) from the picture of a drawing.
 
 A line of ruled paper is straight, thin, of even darkness, and runs from one edge of the picture to the other; a stroke
 of a digit hardly ever does. The lines of one direction are found and removed in these steps:
@@ -36,7 +36,7 @@ MIN_STRIPS, MIN_STRIPS_RULED = 13, 4
 END_STRIPS, END_ROWS = 2, 5  # size of the areas at both ends of a line that it must reach; lines may be a little curved
 MAX_HALF = 10  # pixels from the middle of a line to its edge
 WHITE = 255.0  # the gray level of the darkest ink
-DENSE = 0.4  # if lines cover a larger fraction of the rows, as on millimetre paper, all rows are cleaned alike
+DENSE = 0.4  # if lines cover a larger fraction of the rows, as on millimeter paper, all rows are cleaned alike
 INK = 1.4  # minimum darkness of ink on a line, as a multiple of the line's
 MIN_EVIDENCE = 2  # minimum number of reasons to believe that lines are ruling
 MANY = 4  # minimum number of parallel lines that cannot be strokes
@@ -129,7 +129,7 @@ def _erase_residue(ink_HxW: np.ndarray, known_HxW: np.ndarray, bands_HxW: np.nda
     parts_HxW, count = scipy.ndimage.label(dark_HxW, np.ones((3, 3)))
     indices = np.arange(count + 1)
     depth_HxW = scipy.ndimage.distance_transform_edt(dark_HxW)
-    # If lines are everywhere, as on millimetre paper, only the thickness tells them from the drawing.
+    # If lines are everywhere, as on millimeter paper, only the thickness tells them from the drawing.
     bands_HxW = bands_HxW & (bands_HxW[known_HxW].mean() <= MAX_BANDS)
     sizes, masses, depths = (
         measure(weights_HxW, parts_HxW, indices)

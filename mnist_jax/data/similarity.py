@@ -15,7 +15,7 @@ DIMENSIONS = (12, 24, 48)
 MAX_CANDIDATES, SAMPLES = 20_000_000, 1000
 MAX_IMAGES, MAX_PAIRS = 200_000, 1_000_000  # limits of the search, which would take minutes
 OUTLIER_NEIGHBORS, MAX_REFERENCES = 5, 1000
-CHUNK = 4096  # images that are converted to float32 at a time
+CHUNK_PIXELS = 2**22  # pixels that are converted to floating point at a time
 
 
 class Pairs(NamedTuple):
@@ -52,8 +52,9 @@ def near_duplicates(images_NxHxWxC: np.ndarray, minimum: float = NEAR_CORRELATIO
     groups = same_images(images_NxHxWxC)
     unique = np.unique(groups)
     radius = np.sqrt(2 - 2 * minimum)
-    features, usable = _block_features(images_NxHxWxC[unique])
-    unique, components = unique[usable], _principal_components(features[usable], DIMENSIONS[-1])
+    features, usable = _block_features(images_NxHxWxC)
+    unique = unique[usable[unique]]
+    components = _principal_components(features[unique], DIMENSIONS[-1])
     for dimensions in DIMENSIONS:
         tree = scipy.spatial.cKDTree(components[:, :dimensions])
         sample = components[:: max(1, len(unique) // SAMPLES), :dimensions]
@@ -121,8 +122,9 @@ def _block_features(images_NxHxWxC: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     count = height * width * channels
     features = np.zeros((len(images_NxHxWxC), sizes.size * channels), np.float32)
     usable = np.zeros(len(images_NxHxWxC), bool)
-    for start in range(0, len(images_NxHxWxC), CHUNK):
-        images = images_NxHxWxC[start : start + CHUNK].astype(np.float32)
+    chunk = max(1, CHUNK_PIXELS // count)
+    for start in range(0, len(images_NxHxWxC), chunk):
+        images = images_NxHxWxC[start : start + chunk].astype(np.float32)
         mean = images.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
         norm = np.sqrt(np.maximum((images.astype(np.float64) ** 2).sum((1, 2, 3), keepdims=True) - count * mean**2, 0))
         sums = np.add.reduceat(np.add.reduceat(images, rows, axis=1), columns, axis=2)

@@ -1,6 +1,7 @@
 """Image-classification datasets of TFDS that are prepared already."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mnist_jax.data.arrays import make_contents, to_images
-from mnist_jax.data.builder import Contents, OpenBuilder
+from mnist_jax import files
+from mnist_jax.data.arrays import SPLITS, make_contents, to_images
+from mnist_jax.data.builder import MAX_SPLIT_BYTES, Contents, OpenBuilder
 from mnist_jax.data.downloads import CONNECT_SECONDS, check_reachable
 from mnist_jax.errors import UserError, comma_separated, first_line
 from mnist_jax.factory import Rate
@@ -32,20 +34,10 @@ class TfdsFolder(OpenBuilder):
             ) from None
         directory = Path(found.data_dir)
         if not directory.exists():
-            hint = (
-                f'on a machine with a network, run tfds build {builder} --file_format=array_record, and copy the '
-                f'result to {str(directory)!r}'
-            )
-            if urls := getattr(found, 'url_infos', None):  # the checksums of what it downloads, by address
-                check_reachable(next(iter(urls)), CONNECT_SECONDS, hint)
-            logging.info('Preparing the TFDS dataset %s in %s; this happens once', builder, directory)
-            try:
-                found.download_and_prepare()
-            except Exception as error:  # TFDS raises whatever its downloads and its parsers raise.
-                raise UserError(
-                    f'the TFDS dataset {builder!r} cannot be prepared ({first_line(error)}); many builders need '
-                    f'TensorFlow: pip install tensorflow; or, {hint}'
-                ) from None
+            files.make_directory(directory.parent, 'TFDS_DATA_DIR')
+            with files.locked(directory.parent / 'prepare.lock'):
+                if not directory.exists():  # Another process may have prepared it in the meantime.
+                    _prepare(builder, found, directory)
         return directory
 
     @classmethod
@@ -59,7 +51,7 @@ class TfdsFolder(OpenBuilder):
         label: str = 'label',
         test_fraction: Rate = 0.2,
     ) -> Contents:
-        """Reads all splits, without TensorFlow.
+        """Reads all splits, without TensorFlow, except for additional ones that are too large or have no labels.
 
         Args:
           raw_dir: The directory with dataset_info.json; or one above it, if only one version lies below.
@@ -93,9 +85,38 @@ class TfdsFolder(OpenBuilder):
             if len(shapes) != 1:
                 sizes = ', '.join(map(str, itertools.islice(shapes, 5))) or 'none'
                 raise UserError(f'the images of {str(raw_dir)!r} must have one size, got {sizes} in split {split!r}')
+            reason = _why_unusable(pairs)
+            if reason and split not in SPLITS:  # such as STL-10's unlabeled images
+                logging.warning('Leaving out the split %s of %s: %s', split, raw_dir, reason)
+                continue
             images[split] = to_images(f'the images of {str(raw_dir)!r}', np.stack([array for array, _ in pairs]))
             labels[split] = np.array([number for _, number in pairs])
         return make_contents(raw_dir, images, labels, test_fraction, split_seed, names or ())
+
+
+def _why_unusable(pairs: Sequence[tuple[np.ndarray, int]]) -> str:
+    """Returns why images and labels cannot be a split of a dataset; '' if nothing is wrong."""
+    if len(pairs) * pairs[0][0].size > MAX_SPLIT_BYTES:
+        return f'it has more than {MAX_SPLIT_BYTES:,} bytes of pixels'
+    return 'it has examples without a label' if min(label for _, label in pairs) < 0 else ''
+
+
+def _prepare(name: str, builder: tfds.core.DatasetBuilder, directory: Path) -> None:
+    """Prepares the dataset called `name` in TFDS's directory."""
+    hint = (
+        f'on a machine with a network, run tfds build {name} --file_format=array_record, and copy the result to '
+        f'{str(directory)!r}'
+    )
+    if urls := getattr(builder, 'url_infos', None):  # the checksums of what it downloads, by address
+        check_reachable(next(iter(urls)), CONNECT_SECONDS, hint)
+    logging.info('Preparing the TFDS dataset %s in %s; this happens once', name, directory)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS raises whatever its downloads and its parsers raise.
+        raise UserError(
+            f'the TFDS dataset {name!r} cannot be prepared ({first_line(error)}); many builders need TensorFlow: '
+            f'pip install tensorflow; or, {hint}'
+        ) from None
 
 
 def _open(raw_dir: Path) -> tfds.core.DatasetBuilder:

@@ -72,6 +72,13 @@ def test_a_wrong_size_in_the_header_does_not_allocate_memory(tmp_path, contents,
         idx.read(path, dimensions=3)
 
 
+def test_a_prefix_may_contain_what_separates_the_parts_of_a_name(tmp_path):
+    (tmp_path / 'my-idx-train-images.idx3-ubyte').touch()
+    prefix = idx.find_prefix(tmp_path)
+    assert prefix == 'my-idx-'
+    assert idx.find(tmp_path, 'train-images-idx3-ubyte', prefix).name == 'my-idx-train-images.idx3-ubyte'
+
+
 def test_plain_files_are_preferred_to_gzipped_files(tmp_path):
     (tmp_path / 'b.gz').touch()
     assert idx.find(tmp_path, 'b') == tmp_path / 'b.gz'

@@ -28,9 +28,9 @@ from raw_data import (
 
 from mnist_jax import files
 from mnist_jax.config import load_module
-from mnist_jax.data import builder, csv_tables, image_files, image_folder
+from mnist_jax.data import arrays, content_digests, csv_tables, image_files, image_folder, tfds_folder
 from mnist_jax.data.arrays import make_contents, natural_order, number_classes, to_images, to_labels
-from mnist_jax.data.builder import Description
+from mnist_jax.data.builder import Description, OpenBuilder
 from mnist_jax.data.framing import Framing
 from mnist_jax.data.source import source_of
 from mnist_jax.errors import UserError
@@ -220,6 +220,8 @@ def test_images_are_read_as_they_are_shown(tmp_path):
     deep = np.array([[0, 65535], [257, 32896]], np.uint16)
     Image.fromarray(deep).save(tmp_path / 'deep.png')
     assert image_files.read_pixels(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [1, 128]]
+    Image.fromarray(deep).save(tmp_path / 'deep.png', transparency=257)
+    assert image_files.read_pixels(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [255, 128]]
     Image.fromarray(np.array([[514, 771]], np.uint16)).save(tmp_path / 'dark.tiff')  # scaled like any other image
     assert image_files.read_pixels(tmp_path / 'dark.tiff')[..., 0].tolist() == [[2, 3]]
     for pixels in (np.array([[70000]], np.int32), np.array([[np.inf]], np.float32)):
@@ -241,6 +243,7 @@ def test_images_are_read_as_they_are_shown(tmp_path):
         ([1, 3, 3], ['1', '2', '3'], [0, 2, 2]),  # EMNIST's letters start with 1.
         ([5, 9, 7], ['5', '7', '9'], [0, 2, 1]),
         ([-1, 1, 1], ['-1', '1'], [0, 1, 1]),
+        ([0, 1000, 0], ['0', '1000'], [0, 1, 0]),  # There are at most 1,000 classes.
         (['b', 'a 10', 'a 9'], ['a 9', 'a 10', 'b'], [2, 1, 0]),
     ],
 )
@@ -343,12 +346,103 @@ def test_hugging_face_names_the_classes(tmp_path):
 
 
 def test_the_directory_of_a_parquet_file_can_name_its_split(tmp_path):
-    for path, part in (('default/train/0000', slice(6)), ('default/train/test-0000', slice(6, 8)), ('test/0', [8, 9])):
-        (tmp_path / 'train' / path).parent.mkdir(parents=True, exist_ok=True)
+    for path, part in (
+        ('default/train/0000', slice(6)),
+        ('default/train/test-0000', slice(6, 8)),
+        ('default/train/test-1', [8, 9]),
+    ):
         write_parquet(tmp_path / 'train' / f'{path}.parquet', GRAY[part], LABELS[part])
     source = prepare('parquet', tmp_path, tmp_path / 'train')
     assert np.array_equal(source.split('train').image[..., 0], GRAY[:6])
     assert np.array_equal(source.split('test').image[..., 0], GRAY[6:])
+
+
+def test_parquet_files_in_linked_directories_are_read_and_hidden_ones_ignored(tmp_path):
+    write_parquet(tmp_path / 'raw' / 'train' / '0.parquet', GRAY, LABELS)
+    write_parquet(tmp_path / 'raw' / '.cache' / 'train.parquet', GRAY, LABELS)
+    write_parquet(tmp_path / 'elsewhere' / '0.parquet', GRAY[:4], LABELS[:4])
+    (tmp_path / 'raw' / 'test').symlink_to(tmp_path / 'elsewhere')
+    source = prepare('parquet', tmp_path, tmp_path / 'raw')
+    assert np.array_equal(source.split('train').image[..., 0], GRAY)
+    assert np.array_equal(source.split('test').image[..., 0], GRAY[:4])
+
+
+def test_a_split_in_two_directories_of_parquet_files_is_refused(tmp_path):
+    write_parquet(tmp_path / 'raw' / 'data' / 'train-0.parquet', GRAY, LABELS)
+    write_parquet(tmp_path / 'raw' / 'default' / 'train' / '0.parquet', GRAY, LABELS)
+    assert "must contain the files of the split 'train' in one directory" in refusal(
+        'parquet', tmp_path, tmp_path / 'raw'
+    )
+
+
+def test_of_a_plain_and_a_compressed_csv_the_plain_one_is_read(tmp_path):
+    rows = ''.join(f'{label},{index},0,0,0\n' for index, label in enumerate([0, 1, 0, 1]))
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'data_train.CSV').write_text(rows)
+    (tmp_path / 'raw' / 'data_train.csv.gz').write_bytes(gzip.compress(b'0,9,9,9,9\n1,9,9,9,9\n'))
+    (tmp_path / 'raw' / 'data_test.csv.gz').write_bytes(gzip.compress(b'0,8,8,8,8\n'))
+    source = prepare('csv', tmp_path, tmp_path / 'raw')
+    assert source.split('train').image[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert source.split('test').image.ravel().tolist() == [8, 8, 8, 8]
+
+
+def test_a_table_may_have_as_many_lines_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_tables, 'MAX_LINES', 3)
+    (tmp_path / 'table.csv').write_text('0,1,1,1,1\n' * 3)
+    assert len(csv_tables.read_open(tmp_path / 'table.csv')[0]) == 3
+    (tmp_path / 'table.csv').write_text('0,1,1,1,1\n' * 4)
+    with pytest.raises(UserError, match='must have at most 3 lines, got more'):
+        csv_tables.read_open(tmp_path / 'table.csv')
+
+
+def test_images_that_would_fill_the_memory_are_refused_while_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, 'MAX_SPLIT_BYTES', 2 * GRAY[0].size)
+    write_folder(tmp_path / 'images', GRAY, LABELS)
+    write_parquet(tmp_path / 'table.parquet', GRAY, LABELS)
+    for name, raw_dir in (('image_folder', 'images'), ('parquet', 'table.parquet')):
+        message = refusal(name, tmp_path, tmp_path / raw_dir)
+        assert "at most 60 bytes of pixels, got more in the first 3 images of 'train', whose size is (6, 5)" in message
+
+
+def test_raw_files_that_change_while_they_are_read_are_refused(tmp_path):
+    raw = tmp_path / 'raw.txt'
+    raw.write_text('1')
+
+    with tfds.core.registered.skip_registration():
+
+        class Changing(OpenBuilder):
+            """A file that another program changes after it was read."""
+
+            @classmethod
+            def read(cls, raw_dir, split_seed):
+                raw_dir.write_text('2')
+                return make_contents(raw_dir, {'train': GRAY[..., None]}, {'train': LABELS}, 0.2, split_seed)
+
+    make_changing = source_of('changing', Changing)
+    data = make_changing(
+        data_dir=str(tmp_path / 'data'), raw_dir=str(raw), train='train', validation='', test='test'
+    ).data
+    with pytest.raises(UserError, match='must not change while they are read; run again'):
+        data.prepare()
+    assert not list((tmp_path / 'data').rglob('*.array_record*'))
+
+
+def test_the_digest_of_code_is_that_of_the_whole_class_and_does_not_depend_on_addresses(tmp_path):
+    digests = []
+    for number, body in enumerate(["NAMES = ['a', 'b']", "NAMES = ['b', 'a']", 'STEPS = (len,)', 'STEPS = (len,)']):
+        (tmp_path / f'part{number}.py').write_text(f'class Part:\n    {body}\n')
+        part = load_module(tmp_path / f'part{number}.py', f'part{number}').Part
+        digests.append(content_digests.code_sha256([part]))
+    assert digests[0] != digests[1] != digests[2] == digests[3]
+
+
+def test_the_digest_of_a_class_without_source_is_that_of_its_constants():
+    classes = [
+        type('Typed', (), {'NAMES': names, 'STEPS': (len,), 'read': eval('lambda: 1')}) for names in ('ab', 'ba', 'ab')
+    ]
+    first, second, third = (content_digests.code_sha256([part]) for part in classes)
+    assert first == third != second
+    assert content_digests.code_sha256([type('Empty', (), {})]) == ''
 
 
 def test_the_paths_in_a_parquet_file_must_lie_below_raw_dir(tmp_path):
@@ -377,6 +471,16 @@ def test_tfds_keeps_the_names_and_the_order_of_the_classes(tmp_path):
     source = prepare('tfds', tmp_path, tmp_path / 'raw')
     assert source.class_names == ('c', 'a', 'b') and source.image_shape == (6, 6, 3)
     assert np.array_equal(source.split('train').image, COLOR) and np.array_equal(source.split('train').label, LABELS)
+
+
+def test_additional_splits_of_tfds_may_be_too_large_or_have_no_labels(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tfds_folder, 'MAX_SPLIT_BYTES', COLOR.size)
+    images = {'train': COLOR, 'test': COLOR[:5], 'extra': np.concatenate([COLOR, COLOR]), 'unlabelled': COLOR[:3]}
+    labels = {'train': LABELS, 'test': LABELS[:5], 'extra': np.tile(LABELS, 2), 'unlabelled': [-1] * 3}
+    write_tfds(tmp_path / 'raw', images, labels)
+    assert prepare('tfds', tmp_path / 'data', tmp_path / 'raw').data.digests.keys() == {'train', 'test'}
+    assert f'the split extra of {tmp_path / "raw"}: it has more than 1,080 bytes of pixels' in caplog.text
+    assert 'the split unlabelled' in caplog.text and 'it has examples without a label' in caplog.text
 
 
 def test_the_transposed_images_of_tfds_emnist_are_a_warning(tmp_path, monkeypatch, caplog):
@@ -671,28 +775,28 @@ def test_flat_images_are_square():
 
 
 def test_many_files_are_read_once_and_again_if_one_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, 'MANY_FILES', 5)
-    monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
+    monkeypatch.setattr(content_digests, 'MANY_FILES', 5)
+    monkeypatch.setattr(content_digests, 'SETTLED_SECONDS', -1.0)
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
     raw_dir = write_folder(tmp_path / 'raw', GRAY, LABELS)
-    expected = builder.raw_sha256(raw_dir)
+    expected = content_digests.raw_sha256(raw_dir)
     (cached,) = tmp_path.glob('raw-*')
     assert cached.read_text() == expected
-    monkeypatch.setattr(builder.hashlib, 'file_digest', lambda *_: pytest.fail('read again'))
-    assert builder.raw_sha256(raw_dir) == expected
+    monkeypatch.setattr(content_digests.hashlib, 'file_digest', lambda *_: pytest.fail('read again'))
+    assert content_digests.raw_sha256(raw_dir) == expected
     monkeypatch.undo()
-    monkeypatch.setattr(builder, 'MANY_FILES', 5)
-    monkeypatch.setattr(builder, 'SETTLED_SECONDS', -1.0)
+    monkeypatch.setattr(content_digests, 'MANY_FILES', 5)
+    monkeypatch.setattr(content_digests, 'SETTLED_SECONDS', -1.0)
     monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
     cached.write_text('damaged')
-    assert builder.raw_sha256(raw_dir) == expected and cached.read_text() == expected
+    assert content_digests.raw_sha256(raw_dir) == expected and cached.read_text() == expected
     changed = raw_dir / '0' / '000.png'
     changed.write_bytes(encode(GRAY[1]))
-    assert builder.raw_sha256(raw_dir) != expected
-    monkeypatch.setattr(builder, 'SETTLED_SECONDS', 1000.0)
+    assert content_digests.raw_sha256(raw_dir) != expected
+    monkeypatch.setattr(content_digests, 'SETTLED_SECONDS', 1000.0)
     write_folder(raw_dir, GRAY[:1], [0], names='new')
     count = len(list(tmp_path.glob('raw-*')))
-    builder.raw_sha256(raw_dir)  # It changed a moment ago, so its digest is not kept.
+    content_digests.raw_sha256(raw_dir)  # It changed a moment ago, so its digest is not kept.
     assert len(list(tmp_path.glob('raw-*'))) == count
 
 
@@ -704,9 +808,9 @@ def test_the_digest_of_raw_files_is_that_of_earlier_versions(tmp_path):
     for path in sorted(filter(Path.is_file, tmp_path.rglob('*'))):
         contents = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(os.fsencode(f'{path.relative_to(tmp_path)}\0{contents}\0'))
-    assert builder.raw_sha256(tmp_path) == digest.hexdigest()
+    assert content_digests.raw_sha256(tmp_path) == digest.hexdigest()
     single = hashlib.sha256(f'.\0{hashlib.sha256(b"b").hexdigest()}\0'.encode()).hexdigest()
-    assert builder.raw_sha256(tmp_path / 'b') == single
+    assert content_digests.raw_sha256(tmp_path / 'b') == single
 
 
 OWN_DATASET = '''

@@ -1,5 +1,6 @@
 """Datasets that are downloaded from their publishers: small files in the same formats, and a server that has them."""
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -17,7 +18,8 @@ from conftest import ROOT
 from raw_data import idx_bytes, prepare, refusal
 
 from mnist_jax.config import load_config
-from mnist_jax.data import characters, color_images
+from mnist_jax.data import characters, color_images, published
+from mnist_jax.data.downloads import check_reachable
 from mnist_jax.data.source import source_of
 from mnist_jax.errors import UserError
 from mnist_jax.training.plan import make_model
@@ -355,6 +357,36 @@ def test_a_download_with_another_digest_is_refused(tmp_path, serve):
     with pytest.raises(UserError, match=r'must have the digest sha256:.*, got sha256:.*; delete it and run again'):
         source.data.prepare()
     assert not list((tmp_path / 'data').rglob('dataset_info.json'))
+
+
+def test_a_server_that_does_not_answer_to_head_is_reachable():
+    class GetOnly(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(('127.0.0.1', 0), GetOnly) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        check_reachable(f'http://127.0.0.1:{server.server_port}/file', 20, 'a hint')
+        GetOnly.do_HEAD = GetOnly.do_GET
+        with pytest.raises(UserError, match=r'\(Not Found\); a hint'):
+            check_reachable(f'http://127.0.0.1:{server.server_port}/file', 20, 'a hint')
+        server.shutdown()
+        thread.join()
+
+
+def test_a_full_disk_is_not_a_damaged_archive(tmp_path, monkeypatch):
+    write_tar(tmp_path / 'cifar-10-binary.tar.gz', cifar10_files()[0])
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(published.shutil, 'copyfileobj', fill)
+    with pytest.raises(OSError, match='No space left'):
+        prepare('cifar10', tmp_path / 'data', tmp_path)
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path):

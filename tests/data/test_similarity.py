@@ -44,6 +44,17 @@ def test_many_random_pairs_are_found_like_by_brute_force():
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
+def test_the_result_does_not_depend_on_how_many_images_are_converted_at_a_time(monkeypatch):
+    images = random_images(30)
+    images[7] = np.minimum(images[3], 250) + 2
+    labels = np.arange(30) % 2
+    pairs, scores = similarity.near_duplicates(images), similarity.outlier_scores(images, labels)
+    monkeypatch.setattr(similarity, 'CHUNK_PIXELS', 1)
+    assert pairs.indices.tolist() == [[3, 7]]
+    assert np.array_equal(similarity.near_duplicates(images).indices, pairs.indices)
+    assert np.array_equal(similarity.outlier_scores(images, labels), scores)
+
+
 def test_too_many_similar_images_are_not_searched(monkeypatch):
     monkeypatch.setattr(similarity, 'MAX_CANDIDATES', 10)
     images = np.repeat(random_images(1), 50, axis=0) + np.arange(50, dtype=np.uint8).reshape(-1, 1, 1, 1) % 3
