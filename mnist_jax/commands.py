@@ -1,7 +1,6 @@
 """The flags of the command line, and one function per --mode."""
 
 import contextlib
-import itertools
 import re
 import sys
 from collections import deque
@@ -16,7 +15,7 @@ from mnist_jax.config_checks import check_config
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, launch_processes
 from mnist_jax.errors import UserError
 from mnist_jax.factory import Section, choose
-from mnist_jax.files import user_path
+from mnist_jax.files import check_directory, user_path
 from mnist_jax.workdir.metrics_log import configure_logging
 from mnist_jax.workdir.provenance import program
 
@@ -65,7 +64,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'workdir',
     None,
-    "The directory of the run; by default, 'runs/<config name>'; predict, serve: the model that comes with mnist_jax",
+    'train: the directory of the run, by default runs/<config name>; eval, report, export, stress: that of a run; with '
+    '--run: where to write, by default runs/ensemble or runs/comparison; predict, serve: that of a run, by default '
+    'the model that comes with mnist_jax; other modes: where to write, by default in runs/',
 )
 flags.DEFINE_string(
     'step',
@@ -180,13 +181,14 @@ def parse(argv: list[str]) -> Callable[[], int | None]:
         raise UserError(f'arguments must be flags, which start with --, got {positional[0]!r}')
     configure_logging()
     mode = choose('--mode', FLAGS.mode, MODES)
-    for name in itertools.chain.from_iterable(other.flags for other in MODES.values()):
-        value = FLAGS[name].value
-        if FLAGS[name].present and (value in ('', []) or (isinstance(value, list) and '' in value)):
-            raise UserError(f'--{name} must not be empty; give a value, or omit the flag')
-        if FLAGS[name].present and name not in mode.flags:
-            reason = 'it uses the configs of the runs' if name == 'config' else '--help says which mode uses it'
-            raise UserError(f'--{name} is not used by --mode={FLAGS.mode}; {reason}')
+    for flag in map(FLAGS.__getitem__, FLAGS):  # also those of absl, which have no effect
+        if not flag.present:
+            continue
+        if flag.value in ('', []) or (isinstance(flag.value, list) and '' in flag.value):
+            raise UserError(f'--{flag.name} must not be empty; give a value, or omit the flag')
+        if flag.name not in (*mode.flags, 'mode', 'flagfile'):
+            reason = 'it uses the configs of the runs' if flag.name == 'config' else '--help says which mode uses it'
+            raise UserError(f'--{flag.name} is not used by --mode={FLAGS.mode}; {reason}')
     _read_overrides(overrides)
     is_child = FLAGS.processes == 0 and FLAGS['process_id'].present  # see `_launch`
     return mode.run if FLAGS.processes is None or is_child else _launch
@@ -243,7 +245,8 @@ def _launch() -> int:
         raise UserError(f'--processes starts all processes itself and must not be combined with --{others[0]}')
     if not 1 <= FLAGS.processes <= MAX_PROCESSES:
         raise UserError(f'--processes must be from 1 to {MAX_PROCESSES}, got {FLAGS.processes}')
-    return launch_processes([*sys.argv[1:], '--processes=0'], FLAGS.processes, [sys.executable, *program()[1:]])
+    arguments = [argument for argument in sys.argv[1:] if argument != '--']  # Flags after it would not be flags.
+    return launch_processes([*arguments, '--processes=0'], FLAGS.processes, [sys.executable, *program()[1:]])
 
 
 def train() -> int:
@@ -388,8 +391,7 @@ def stress() -> None:
         stress_runs(FLAGS.run, _workdir('comparison'))
     else:
         workdir = _run_directory()
-        if not workdir.is_dir():
-            raise UserError(f'--workdir must be the directory of a run, got {str(workdir)!r}')
+        check_directory(workdir, '--workdir', 'the directory of a run')
         stress_runs([str(workdir)], workdir)
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from mnist_jax.config import ConfigDict
@@ -15,20 +14,19 @@ from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
 from mnist_jax.distributed import processes
 from mnist_jax.errors import NonFiniteError, UserError
-from mnist_jax.files import JsonObject, printable, user_path
+from mnist_jax.files import JsonObject, check_directory, printable, user_path
 from mnist_jax.inference import ensemble
 from mnist_jax.inference.calibration import assess, cross_entropy
 from mnist_jax.inference.ensemble import Ensemble
 from mnist_jax.inference.restored import MAX_BATCH, RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.inference.teacher import read_teacher
 from mnist_jax.learning import metrics
-from mnist_jax.learning.state import Variables
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
 from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
-from mnist_jax.workdir.snapshot import Snapshot, params_sha256
+from mnist_jax.workdir.snapshot import Snapshot, count_parameters, params_sha256
 
 
 def evaluate_snapshot(
@@ -70,7 +68,12 @@ def evaluate_snapshot(
         'cross_entropy': float(totals['cross_entropy']) / float(totals['count']),
         'correct': int(totals['correct']),
         **_about(
-            _count(variables), params_sha256(variables), matrix, examples.label, probabilities_NxK, source.class_names
+            count_parameters(variables),
+            params_sha256(variables),
+            matrix,
+            examples.label,
+            probabilities_NxK,
+            source.class_names,
         ),
         'deterministic': experiment.replicas.deterministic and _trained_deterministically(workdir),
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
@@ -107,10 +110,6 @@ def _about(
         'confusion_matrix': matrix.tolist(),
         'statistics': metrics.statistics(matrix, class_names),
     }
-
-
-def _count(variables: Variables) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _about_weights(experiment: Experiment, snapshot: Snapshot, examples: Examples) -> JsonObject:
@@ -260,8 +259,8 @@ def _from_predictions(model: RestoredModel, probabilities_NxK: np.ndarray, label
 def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None = None) -> JsonObject:
     """Evaluates a checkpoint on image files in directories named after the classes of the run.
 
-    The images are prepared as for prediction. Needs only the workdir and these files; writes `eval-input-NAME.json` and
-    `predictions-input-NAME.npz` in the workdir, where NAME is the name of `directory`.
+    The images are prepared as for prediction; all of them must be usable. Needs only the workdir and these files.
+    Writes `eval-input-NAME.json` and `predictions-input-NAME.npz` in the workdir, where NAME is that of `directory`.
 
     Args:
       workdir: The workdir of the run.
@@ -272,11 +271,7 @@ def evaluate_folder(workdir: str | Path, directory: str | Path, step: str | None
       UserError: a directory is not named after a class, or a file cannot be read.
     """
     directory = user_path(directory, '--input').absolute()
-    if not directory.is_dir():
-        problem = 'is a file' if directory.exists() else 'does not exist'
-        raise UserError(
-            f'--input must be a directory with one directory per class, got {str(directory)!r}, which {problem}'
-        )
+    check_directory(directory, '--input', 'a directory with one directory per class')
     model = ensemble.load_model(workdir, step)
     paths, label_N = image_folder.labeled_files(directory, model.class_names)
     parts, digest = [], hashlib.sha256()

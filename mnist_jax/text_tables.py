@@ -32,3 +32,8 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None:
         return 'NA'
     return f'{value:,}' if isinstance(value, int) else f'{value:.{digits}f}'
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun, such as '1 run' or '1,200 runs'."""
+    return f'{count:,} {noun}{"s" * (count != 1)}'

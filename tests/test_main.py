@@ -122,6 +122,9 @@ def test_summary_prints_the_layer_table_and_nothing_else(forked):
         (('--mode=eval',), '--mode=eval needs --workdir'),
         (('--mode=eval', '--workdir=nowhere'), "--workdir must be the directory of a run, got 'nowhere'"),
         (('--mode=eval', '--workdir=file'), "--workdir must be the directory of a run, got 'file'"),
+        (('--mode=eval', '--workdir=study'), "must be the directory of a run, got 'study', which holds a study"),
+        (('cnn', '--verbosity=1'), '--verbosity is not used by --mode=train'),
+        (('--mode=predict', '--input=file', '--output=file/a.csv'), 'the parent of --output must be a directory, but '),
         (('--mode=eval', '--workdir=empty'), "got 'empty', which contains no config.json"),
         (('--mode=eval', '--workdir='), '--workdir must not be empty; give a value, or omit the flag'),
         (('--mode=compare',), '--mode=compare needs --run'),
@@ -134,6 +137,8 @@ def test_summary_prints_the_layer_table_and_nothing_else(forked):
 def test_wrong_input_is_one_line_and_exit_status_2(forked, tmp_path, arguments, message):
     (tmp_path / 'file').touch()
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'study').mkdir()
+    (tmp_path / 'study' / 'study.json').write_text('{}')
     if arguments and not arguments[0].startswith('-'):
         arguments = (config_flag(arguments[0]), *arguments[1:])
     finished = forked(*arguments)
@@ -142,7 +147,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(forked, tmp_path, arguments, 
     assert last.startswith('error: ') and message in last
     assert 'Traceback' not in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} - {'new'} == {'file', 'empty'}
+    assert {path.name for path in tmp_path.iterdir()} - {'new'} == {'file', 'empty', 'study'}
     assert not list(tmp_path.rglob('*.array_record*'))
 
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from mnist_jax.data.framing import Framing
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject
 from mnist_jax.inference import packaged
@@ -12,13 +13,15 @@ from mnist_jax.inference.restored import RestoredModel
 from mnist_jax.models.architectures import CNN
 from mnist_jax.models.layers import BatchNorm
 
+FRAMING = Framing(box_size=20, center_by_mass=True)  # what docs/draw.js does
+
 
 def to_javascript(model: RestoredModel, about: str) -> str:
     """Returns a script that defines `MODEL`: the layers of a CNN, with batch normalization folded into its kernels.
 
     Args:
       model: The model, whose architecture is `cnn` with ReLU, with batch normalization or none, and whose pixels are
-        normalized as 'unit'.
+        normalized as 'unit'; trained in float32 on images framed as those of MNIST.
       about: What the page says about the model.
 
     Raises:
@@ -28,7 +31,16 @@ def to_javascript(model: RestoredModel, about: str) -> str:
     if normalize != 'unit':
         raise UserError(f"a model for the browser must have dataset.normalize 'unit', got {normalize!r}")
     if not isinstance(cnn, CNN) or cnn.activation != 'relu' or cnn.normalization not in ('none', 'batch'):
-        raise UserError('a model for the browser must be a cnn with ReLU, and batch normalization or none')
+        raise UserError(
+            'a model for the browser must be a cnn with ReLU, and batch normalization or none, got '
+            f'{model.plan.config.model.to_dict()}'
+        )
+    framing = model.plan.source.data.description.framing
+    if framing != FRAMING or model.plan.config.dtype != 'float32':
+        raise UserError(
+            f'a model for the browser must be trained in float32 on images framed as {FRAMING}, got '
+            f'{model.plan.config.dtype} and {framing}'
+        )
     variables = model.snapshot.state.variables
     layers: list[JsonObject] = []
     number = 0

@@ -31,7 +31,7 @@ FIELDS: dict[str, JsonObject] = {
         },
     },
     'feature_maps': {
-        'description': 'Whether the response contains the feature maps of every layer.',
+        'description': 'Whether the response contains the feature maps of every layer whose output is an image.',
         'type': 'boolean',
     },
     'allow_blank': {
@@ -63,6 +63,11 @@ class Endpoint:
     def __init__(self, model: RestoredModel):
         self._model = model
         self._lock = threading.Lock()
+
+    @property
+    def frames(self) -> bool:
+        """Whether images are framed as single objects on a plain background."""
+        return self._model.plan.source.data.description.framing is not None
 
     def answer(self, body: bytes) -> JsonObject:
         """Returns the prediction for a request whose body matches `SCHEMA`.

@@ -45,15 +45,23 @@ class Views(NamedTuple):
         """The number of views."""
         return (2 * self.shift + 1) ** 2 * (1 + self.flip)
 
-    def of(self, image_BxHxWxC: jax.Array) -> list[jax.Array]:
-        """Returns all views of images; the first one is the images themselves."""
-        size, (height, width) = self.shift, image_BxHxWxC.shape[1:3]
+    def map(self, function: Callable[[jax.Array], jax.Array], image_BxHxWxC: jax.Array) -> list[jax.Array]:
+        """Returns what `function` returns for each view of images, whose first view is the images themselves."""
+        if self.number == 1:
+            return [function(image_BxHxWxC)]
+        size = self.shift
         padded = jnp.pad(image_BxHxWxC, ((0, 0), (size, size), (size, size), (0, 0)))
         moves = sorted(
             itertools.product(range(-size, size + 1), repeat=2), key=lambda move: (max(map(abs, move)), move)
         )
-        views = [padded[:, size + y : size + y + height, size + x : size + x + width] for y, x in moves]
-        return views + [view[:, :, ::-1] for view in views] if self.flip else views
+
+        def of_shift(start_2: jax.Array) -> list[jax.Array]:
+            view = jax.lax.dynamic_slice(padded, (0, start_2[0], start_2[1], 0), image_BxHxWxC.shape)
+            return [function(view), function(view[:, :, ::-1])] if self.flip else [function(view)]
+
+        # In a loop, the function is compiled once, not for each of up to 578 views.
+        outputs = jax.lax.map(of_shift, jnp.array(moves, jnp.int32) + size)
+        return [output for outputs_VxBxK in outputs for output in outputs_VxBxK]
 
 
 class Ensemble(RestoredModel):
@@ -192,12 +200,14 @@ class Ensemble(RestoredModel):
         """The variables of all runs."""
         return [member.variables for member in self.members]
 
+    def _combined(self, member: RestoredModel, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
+        logits_BxK = member.plan.infer(variables, image_BxHxWxC)
+        return logits_BxK if self.combine == 'logits' else jax.nn.softmax(logits_BxK)
+
     def _probabilities(self, variables: PyTree, image_BxHxWxC: jax.Array) -> jax.Array:
         outputs = []
         for member, own in zip(self.members, variables, strict=True):
-            for view in self.views.of(image_BxHxWxC):
-                logits_BxK = member.plan.infer(own, view)
-                outputs.append(logits_BxK if self.combine == 'logits' else jax.nn.softmax(logits_BxK))
+            outputs += self.views.map(functools.partial(self._combined, member, own), image_BxHxWxC)
         mean_BxK = tree_sum(outputs) / len(outputs)
         return jax.nn.softmax(mean_BxK) if self.combine == 'logits' else mean_BxK
 

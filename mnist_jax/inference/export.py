@@ -80,8 +80,10 @@ def to_onnx(model: RestoredModel) -> bytes:
     with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack, ops.portable():
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, logging.NOTSET)
-        import jax2onnx
-
+        try:
+            import jax2onnx
+        except ImportError as error:  # It is installed without its dependencies.
+            raise UserError(f'--onnx needs what jax2onnx imports: {first_line(error)}') from None
         try:
             onnx_model = jax2onnx.to_onnx(
                 model.inference_function(),

@@ -1,6 +1,6 @@
 """Predicts the classes of a user's own images: image files, directories, IDX files, and Kaggle's test CSV.
 
-An image that cannot be predicted is skipped and reported, unless it is the only one.
+An image that cannot be predicted is skipped and reported, unless no other is left.
 """
 
 import csv
@@ -78,6 +78,8 @@ def predict(
     if is_csv and output is None:
         output = Path('submission.csv')
     format_predictions = _choose_format(output, paths, is_csv)
+    if output is not None:
+        files.check_parent(output, '--output')  # before hours of predictions
     about = packaged.describe(Path(workdir))
     model = load_model(workdir, step)
     opened = [(_open_csv if is_csv else _open_file)(path, model) for path in paths]
@@ -94,7 +96,10 @@ def predict(
         files.make_directory(output.parent, 'the parent of --output')
         files.write_text(output, text)
         remark = f' ({predictions[0].preprocessing})' if is_csv and predictions[0].preprocessing else ''
-        print(f'wrote {len(predictions):,} predictions to {files.printable(str(output))}{remark}', flush=True)
+        print(
+            f'wrote {text_tables.counted(len(predictions), "prediction")} to {files.printable(str(output))}{remark}',
+            flush=True,
+        )
     for reason in skipped.reasons:
         print(f'skipped: {reason}', file=sys.stderr)
     return SKIPPED_STATUS if skipped.reasons else 0

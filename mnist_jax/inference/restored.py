@@ -20,15 +20,15 @@ from mnist_jax.data.records import Examples
 from mnist_jax.distributed.devices import start_backend, to_host
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import NonFiniteError, UserError
-from mnist_jax.files import user_path
+from mnist_jax.files import check_directory, user_path
 from mnist_jax.inference import packaged
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning.step import inference_variables
 from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.plan import Plan, make_plan
-from mnist_jax.workdir.checkpoints import Checkpoints
+from mnist_jax.workdir.checkpoints import Checkpoints, held_by
 from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
-from mnist_jax.workdir.snapshot import Snapshot, params_sha256
+from mnist_jax.workdir.snapshot import Snapshot, count_parameters, params_sha256
 
 MAX_BATCH = 256  # images per call of the compiled model
 EXAMPLES_AT_ONCE = 4096  # of a split, which may be on disk
@@ -44,20 +44,20 @@ def open_workdir(workdir: Path, field: str = '--workdir') -> tuple[Checkpoints, 
     Raises:
       UserError: `workdir` is not a directory, or it lacks a config or a checkpoint.
     """
-    if not workdir.is_dir():
-        problem = 'is a file' if workdir.exists() else 'does not exist'
-        raise UserError(f'{field} must be the directory of a run, got {str(workdir)!r}, which {problem}')
+    check_directory(workdir, field, 'the directory of a run')
     checkpoints = Checkpoints(workdir)
     config = checkpoints.read_config()
     if config is None and (workdir / ENSEMBLE_FILE).is_file():
         raise UserError(
             f'{field} must be the directory of a run, got {str(workdir)!r}, an ensemble, which '
-            'only --mode=eval, predict, serve, export and stress accept, as their --workdir'
+            'only --mode=eval, predict, serve, export and stress accept as their --workdir, and stress as a --run'
         )
     if packaged.holds_weights(workdir):
         raise UserError(
             f'{field} must be the directory of a run with checkpoints, got {str(workdir)!r}, which has only weights'
         )
+    if config is None and (held := held_by(workdir)):
+        raise UserError(f'{field} must be the directory of a run, got {str(workdir)!r}, which holds {held}')
     if config is None or not checkpoints.steps():
         missing = 'config.json' if config is None else 'checkpoint'
         raise UserError(
@@ -162,7 +162,7 @@ class RestoredModel:
     @property
     def parameter_count(self) -> int:
         """The number of parameters and batch statistics."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.snapshot.state.variables))
+        return count_parameters(self.snapshot.state.variables)
 
     @property
     def params(self) -> PyTree:
@@ -184,7 +184,8 @@ class RestoredModel:
 
         Args:
           images: NxHxWxC, or NxHxW if C is 1, with the pixel values of the dataset (0 to 255 for most), not scaled.
-          allow_dark: Whether no pixel needs to be above 1. If all are, they seem to be scaled.
+          allow_dark: Whether all pixels may be at most 1. Otherwise such images are refused, because they seem to be
+            scaled.
 
         Raises:
           UserError: the shape is wrong, or a pixel value is out of range.

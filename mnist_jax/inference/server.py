@@ -103,7 +103,9 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, endpoint: Endpoint, host: str, port: int):
         self.endpoint, self.rate_limiter = endpoint, RateLimiter(REQUESTS_PER_SECOND, BURST)
-        self.page = files.read_bytes(PAGE)
+        # The page puts transparent pixels on what `image_files.read` or `read_pixels` puts them on.
+        framed = b' data-framed' if endpoint.frames else b''
+        self.page = files.read_bytes(PAGE).replace(b'<html lang="en"', b'<html lang="en"' + framed)
         self._free_slots = threading.BoundedSemaphore(MAX_REQUESTS)
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = family
@@ -174,14 +176,20 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # `timeout` limits each read. This limits the whole request, so that a slow client cannot keep its slot.
-        self._deadline = threading.Timer(TIMEOUT_SECONDS, self._disconnect)
-        self._deadline.daemon = True
-        self._deadline.start()
+        self._start_deadline()
 
     def finish(self) -> None:
         self._deadline.cancel()
         super().finish()
+
+    def _start_deadline(self) -> None:
+        """Limits the time until the request is read, or the response sent: a slow client must not keep its slot.
+
+        `timeout` limits only each call that reads.
+        """
+        self._deadline = threading.Timer(TIMEOUT_SECONDS, self._disconnect)
+        self._deadline.daemon = True
+        self._deadline.start()
 
     def _disconnect(self) -> None:
         with contextlib.suppress(OSError):  # It may be closed already.
@@ -204,7 +212,7 @@ class RequestHandler(BaseHTTPRequestHandler):
                 http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 f'Content-Type must be application/json, got {self.headers.get("Content-Type", "none")[:60]}',
             )
-        length = self.headers.get('Content-Length', '')
+        length = self._content_length()
         if not (length.isascii() and length.isdigit()) or self.headers.get('Transfer-Encoding'):
             raise RequestError(
                 http.HTTPStatus.LENGTH_REQUIRED, 'a request must have a Content-Length and no Transfer-Encoding'
@@ -221,7 +229,14 @@ class RequestHandler(BaseHTTPRequestHandler):
                 http.HTTPStatus.BAD_REQUEST,
                 f'the request body must be as long as Content-Length, got {len(body)} bytes',
             )
-        return 'application/json', json.dumps(self.server.endpoint.answer(body)).encode()
+        self._deadline.cancel()  # Other requests may come first, and some models take seconds.
+        try:
+            return 'application/json', json.dumps(self.server.endpoint.answer(body)).encode()
+        finally:
+            self._start_deadline()
+
+    def _content_length(self) -> str:
+        return self.headers.get('Content-Length', '').strip()
 
     def _refuse_method(self) -> tuple[str, bytes]:
         raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}')
@@ -272,8 +287,10 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         """Refuses requests from pages of another site whose name resolves to this machine (DNS rebinding)."""
-        hosts = self.headers.get_all('Host', [''])
-        name = re.sub(r':\d+$', '', hosts[0]).strip('[]').lower()
+        hosts = self.headers.get_all('Host')
+        if hosts is None:  # Browsers always send it.
+            return
+        name = re.sub(r':\d*$', '', hosts[0].strip()).strip('[]').removesuffix('.').lower()
         if self.server.is_loopback and (len(hosts) > 1 or not (name == 'localhost' or _is_loopback(name))):
             raise RequestError(
                 http.HTTPStatus.FORBIDDEN,
@@ -282,7 +299,7 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _discard_body(self) -> None:
         """Reads the body of a refused request; otherwise its client would not see the response."""
-        length = self.headers.get('Content-Length', '')
+        length = self._content_length()
         if self._body_was_read or not (length.isascii() and length.isdigit() and len(length) < 12):
             return
         self.wfile.flush()

@@ -89,7 +89,7 @@ class Profiler:
         try:
             jax.profiler.stop_trace()
             operations = read_operations(self._directory)
-            title = f'Traced {self._traced:,} training step{"s" * (self._traced != 1)}'
+            title = f'Traced {text_tables.counted(self._traced, "training step")}'
             text = '\n'.join([title, '', *operations_table(operations)])
             files.write_text(self._directory / 'operations.txt', f'{text}\n')
             path = _newest(self._directory, '.trace.json.gz')

@@ -45,11 +45,15 @@ HELD = {
 """What a directory holds, by the name of a file in it."""
 
 
+def held_by(workdir: Path, except_for: str = '') -> str | None:
+    """Returns what a directory holds, one of `HELD`; None if it holds nothing, or only `except_for`."""
+    return next((held for pattern, held in HELD.items() if held != except_for and any(workdir.glob(pattern))), None)
+
+
 def check_holds_only(workdir: Path, kind: str) -> None:
     """Raises a UserError if the directory holds something else than `kind`, one of `HELD`."""
-    for pattern, held in HELD.items():
-        if held != kind and any(workdir.glob(pattern)):
-            raise UserError(f'--workdir {str(workdir)!r} holds {held}; use another --workdir for {kind}')
+    if held := held_by(workdir, kind):
+        raise UserError(f'--workdir {str(workdir)!r} holds {held}; use another --workdir for {kind}')
 
 
 class Checkpoints:

@@ -214,8 +214,9 @@ def format_result(result: JsonObject) -> str:
     overall = statistics['overall']
     lower, upper = overall['accuracy_interval']
     class_names = list(statistics['by_class'])
+    examples = text_tables.counted(result['count'], 'example')
     lines = [
-        f'{result["dataset"]}, split {result["split"]!r}, {result["count"]:,} examples, step {result["step"]:,}',
+        f'{result["dataset"]}, split {result["split"]!r}, {examples}, step {result["step"]:,}',
         '',
         f'accuracy   {result["accuracy"]:.4f} (95% confidence interval {lower:.4f} to {upper:.4f})',
         *_top_k_lines(result),
@@ -272,7 +273,7 @@ def _run_lines(result: JsonObject) -> list[str]:
     if 'runs' not in result:
         return []
     views = f', {result["views"]} views of each image' if result['views'] > 1 else ''
-    runs = f'{len(result["runs"])} run{"s" * (len(result["runs"]) > 1)}'
+    runs = f'{text_tables.counted(len(result["runs"]), "run")}'
     return [f'ensemble   mean of the {result["combine"]} of {runs}{views}'] + [
         f'  alone    {run["accuracy"]:.4f}  {run["workdir"]}, step {run["step"]:,}; right only in the ensemble: '
         f'{run["only_first"]}, only alone: {run["only_second"]}, p-value {_format_p_value(run["p_value"])}'

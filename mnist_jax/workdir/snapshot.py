@@ -24,6 +24,11 @@ def params_sha256(variables: Variables) -> str:
     return tree_sha256((variables.params, variables.batch_stats)).hex()
 
 
+def count_parameters(variables: Variables) -> int:
+    """Returns the number of parameters and batch statistics."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables))
+
+
 def tree_sha256(tree: PyTree) -> bytes:
     """Returns the SHA-256 of all leaves in sorted order of their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -94,6 +94,11 @@ def test_the_page_classifies_pixels_like_the_model(browser, trained, tmp_path):
             {'dataset__normalize': 'none'},
             "a model for the browser must have dataset.normalize 'unit', got 'none'",
         ),
+        (
+            'cnn',
+            {'dtype': 'bfloat16'},
+            'a model for the browser must be trained in float32 on images framed as Framing',
+        ),
     ],
 )
 def test_other_models_are_refused(data_dir, tmp_path, model, fields, message):

@@ -65,7 +65,7 @@ def test_views_are_shifted_and_mirrored_images(runs, images, tmp_path):
     together = make(runs[2:], tmp_path, views=Views(1, True))
     np.testing.assert_allclose(together.predict(images), mean, rtol=1e-5, atol=1e-6)
     assert together.views.number == 18
-    assert np.array_equal(Views(1, True).of(jax.numpy.asarray(images))[0], images)
+    assert np.array_equal(Views(1, True).map(lambda view: view, jax.numpy.asarray(images))[0], images)
 
 
 def test_an_ensemble_is_evaluated_and_used_like_a_run(runs, images, tmp_path, capsys):

@@ -91,6 +91,12 @@ def test_a_model_that_cannot_be_converted_is_one_line(trained, monkeypatch):
         to_onnx(RestoredModel.load(trained))
 
 
+def test_a_missing_dependency_of_the_converter_is_one_line(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+    with pytest.raises(UserError, match='--onnx needs what jax2onnx imports: import of jax2onnx halted'):
+        to_onnx(RestoredModel.load(trained))
+
+
 def test_onnx_is_refused_for_bfloat16(trained, monkeypatch):
     model = RestoredModel.load(trained)
     with model.plan.config.unlocked():

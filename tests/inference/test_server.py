@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, environment, open_page
 from digit_images import draw_digit, font_paths
+from PIL import Image
 
 from mnist_jax.errors import NonFiniteError
 from mnist_jax.inference.endpoint import Endpoint, RequestError
@@ -119,7 +121,7 @@ def test_wrong_paths_content_types_hosts_and_methods_are_refused(server):
     assert send(server, 'GET', '/nothing')[0] == send(server, 'POST', '/', b'{}')[0] == 404
     assert send(server, body=b'{}', **{'Content-Type': 'text/plain'})[0] == 415
     assert send(server, body=b'{}', Host='example.com')[0] == 403
-    for host in ('localhost:80', 'LOCALHOST', '[::1]:8000', '127.0.0.1'):
+    for host in ('localhost:80', 'LOCALHOST', '[::1]:8000', '127.0.0.1', '127.0.0.1:', 'localhost.'):
         assert send(server, body=b'{}', Host=host)[0] == 400
     assert send(server, 'PUT')[0] == send(server, 'OPTIONS')[0] == 405
     assert send(server, 'TRACE') == (405, {'error': 'the method must be GET or POST, got TRACE'})
@@ -139,6 +141,36 @@ def test_malformed_request_lines_are_answered_with_a_status_and_headers(server, 
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert response.status == status and list(json.loads(response.read())) == ['error']
+
+
+@pytest.mark.parametrize(
+    ('start', 'status'),
+    [
+        (b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length:  2 \r\n', 400),
+        (b'GET /schema HTTP/1.0\r\n', 200),
+    ],
+)
+def test_spaces_around_a_header_and_requests_without_a_host_are_valid(server, start, status):
+    with socket.create_connection(('127.0.0.1', server.server_address[1]), timeout=20) as connection:
+        connection.sendall(start + b'Content-Type: application/json\r\n\r\n{}')
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == status and json.loads(response.read())
+
+
+def test_a_slow_model_answers_and_a_slow_client_does_not_keep_its_slot(trained, monkeypatch):
+    monkeypatch.setattr('mnist_jax.inference.server.TIMEOUT_SECONDS', 2.0)
+    endpoint = Endpoint(RestoredModel.load(trained))
+    monkeypatch.setattr(endpoint, 'answer', lambda body: time.sleep(3) or {'class': '7'})
+    with Server(endpoint, '127.0.0.1', 0) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        with socket.create_connection(('127.0.0.1', running.server_address[1]), timeout=20) as slow:
+            slow.sendall(b'POST /predict HTTP/1.1\r\n')
+            assert send(running, body=b'{}') == (200, {'class': '7'})
+            assert slow.recv(1) == b''
+        running.shutdown()
+        thread.join()
 
 
 def test_a_missing_content_type_is_reported_as_such(server):
@@ -271,6 +303,8 @@ def test_an_image_is_opened_instead_of_drawn(server, browser, tmp_path):
     from playwright.sync_api import expect
 
     draw_digit(font_paths()[0], 7, 60, dark=True).convert('RGB').resize((300, 200)).save(tmp_path / 'seven.png')
+    alpha = draw_digit(font_paths()[0], 4, 40, dark=False)
+    Image.merge('LA', (alpha.point(lambda _: 255), alpha)).convert('RGBA').save(tmp_path / 'light.png')
     (tmp_path / 'text.png').write_text('not an image')
     with open_page(browser, server.url) as page:
         with page.expect_request('**/predict') as request:
@@ -278,6 +312,12 @@ def test_an_image_is_opened_instead_of_drawn(server, browser, tmp_path):
         rows = request.value.post_data_json['image']
         assert (len(rows), len(rows[0])) == (171, 256)
         expect(page.locator('#prediction')).to_have_text('7')
+        # Of a light digit on transparency, as the command line reads it, and not enlarged.
+        with page.expect_request('**/predict') as request:
+            page.locator('#file').set_input_files(tmp_path / 'light.png')
+        rows = request.value.post_data_json['image']
+        assert (len(rows), len(rows[0])) == (80, 120) and rows[0][0] == [0, 0, 0]
+        expect(page.locator('#prediction')).to_have_text('4')
         page.locator('#file').set_input_files(tmp_path / 'text.png')
         expect(page.locator('#message')).to_have_text('text.png is not an image that this browser can read.')
         # A stroke replaces the image.
