@@ -32,6 +32,8 @@ _softmax = Operation(
 def matrix_products(a_NxMxK: jax.Array, b_NxKxL: jax.Array) -> jax.Array:
     """Returns the products a @ b of N pairs of matrices."""
     dtype = jnp.result_type(a_NxMxK, b_NxKxL)
+    count = jnp.broadcast_shapes(a_NxMxK.shape[:1], b_NxKxL.shape[:1])
+    a_NxMxK, b_NxKxL = (jnp.broadcast_to(array, (*count, *array.shape[1:])) for array in (a_NxMxK, b_NxKxL))
     return _matrix_products(a_NxMxK.astype(dtype), b_NxKxL.astype(dtype))
 
 

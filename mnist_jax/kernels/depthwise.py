@@ -24,6 +24,7 @@ def depthwise_conv(
     `padding` is 'SAME' or 'VALID'.
     """
     dtype = jnp.result_type(image_BxHxWxC, kernel_hxwxC, bias_C)
+    bias_C = jnp.broadcast_to(bias_C, kernel_hxwxC.shape[-1:])
     arrays = (array.astype(dtype) for array in (image_BxHxWxC, kernel_hxwxC, bias_C))
     return _depthwise(padding, stride, relu)(*arrays, jnp.float32(stride))
 
@@ -33,7 +34,7 @@ def plain_depthwise_conv(
 ) -> jax.Array:
     """Specifies `depthwise_conv`. The last argument tells the kernel the stride."""
     output = _convolve(image, kernel, padding, stride) + bias.reshape(1, 1, 1, -1)
-    return jnp.maximum(output, 0) if relu else output
+    return jax.nn.relu(output) if relu else output
 
 
 def _convolve(image: jax.Array, kernel: jax.Array, padding: str, stride: int) -> jax.Array:

@@ -14,7 +14,7 @@ from mnist_jax.kernels.primitive import Operation
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'identity': lambda x: x,
     'relu': jax.nn.relu,
-    'leaky_relu': jax.nn.leaky_relu,
+    'leaky_relu': lambda x: jnp.where(x > 0, x, 0.01 * x),  # jax.nn.leaky_relu has another slope at 0.
     'gelu': jax.nn.gelu,
     'silu': jax.nn.silu,
     'tanh': jnp.tanh,
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the sums of x and of its squares per channel, over the examples whose mask is 1, not 0."""
-    return _moments(x_BxHxWxC, mask_B.astype(jnp.float32))
+    return _moments(x_BxHxWxC, jnp.broadcast_to(mask_B, x_BxHxWxC.shape[:1]).astype(jnp.float32))
 
 
 def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:

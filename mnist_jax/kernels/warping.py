@@ -39,7 +39,8 @@ class Motion(NamedTuple):
 
 def warp(image_BxHxWxC: jax.Array, motion: Motion) -> jax.Array:
     """Moves the pixels of images by bilinear interpolation, and changes their values; pixels from outside are 0."""
-    return _warp(image_BxHxWxC, jnp.stack(motion, axis=-1))
+    numbers = (jnp.broadcast_to(number_B, image_BxHxWxC.shape[:1]) for number_B in motion)
+    return _warp(image_BxHxWxC, jnp.stack(list(numbers), axis=-1))
 
 
 def plain_warp(image_BxHxWxC: jax.Array, motion_Bx9: jax.Array) -> jax.Array:
@@ -68,7 +69,8 @@ def distort(image_BxHxWxC: jax.Array, noise_Bx2xHxW: jax.Array, taps_T: jax.Arra
       noise_Bx2xHxW: For each pixel of the result, how far down and right its source is, before smoothing.
       taps_T: The filter along each of both axes, an odd number of weights; outside of the image, the noise is 0.
     """
-    return _distort(image_BxHxWxC, noise_Bx2xHxW, taps_T)
+    batch, height, width, _ = image_BxHxWxC.shape
+    return _distort(image_BxHxWxC, jnp.broadcast_to(noise_Bx2xHxW, (batch, 2, height, width)), taps_T)
 
 
 def plain_distort(image_BxHxWxC: jax.Array, noise_Bx2xHxW: jax.Array, taps_T: jax.Array) -> jax.Array:

@@ -195,8 +195,9 @@ def erase(smallest: Fraction = 0.02, largest: Fraction = 0.2, elongation: AtLeas
     """Sets a random rectangle to 0 (Zhong et al. 2020).
 
     Args:
-      smallest, largest: Its area as a fraction of that of the image.
-      elongation: The largest ratio of its sides, at least 1.
+      smallest, largest: Its area as a fraction of that of the image. It is smaller if one of its sides would be longer
+        than the image.
+      elongation: The largest ratio of its sides, at least 1; both are measured as fractions of those of the image.
     """
     if smallest > largest:
         raise ValueError(f'smallest must be at most largest={largest:g}, got {smallest:g}')

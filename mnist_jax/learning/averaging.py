@@ -1,6 +1,6 @@
 """Averages of a run's variables over its updates, which often generalize better than the variables themselves.
 
-After each update, the average moves towards the new variables by a fraction of the distance, its rate. Each constructor
+After each update, the average moves toward the new variables by a fraction of the distance, its rate. Each constructor
 returns an `Averaging`, which computes the rate.
 """
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from mnist_jax.learning.optimizers import Optimizer
 from mnist_jax.learning.state import TrainState
 from mnist_jax.learning.step import apply_to_chunk
 
+PROBED_EPOCHS = 8
 PROBES = 7  # images of the batches that check a model; unlikely to be another size in it
 TOLERANCE, SMALLEST = 1e-3, 1e-6  # relative differences between logits that are equal except for rounding
 ROUNDING_FACTOR = 100.0  # by which a difference may exceed that of another rounding
@@ -97,12 +99,13 @@ def _contains_products(jaxpr: Jaxpr) -> bool:
     )
 
 
-def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
+def check_optimizer(optimizer: Optimizer, state: TrainState, accumulate: int = 1) -> None:
     """Checks that the updates of an optimizer depend on the learning rate, and go against the gradient.
 
     Args:
       optimizer: The optimizer.
       state: A state; only the shapes are used.
+      accumulate: The number of gradients after which it makes an update. The updates of frozen parameters are 0.
 
     Raises:
       UserError: they do not.
@@ -110,9 +113,9 @@ def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
     arguments = (state.params, state.opt_state, state.params, jax.ShapeDtypeStruct((), jnp.float32))
 
     def update(grads: PyTree, opt_state: PyTree, params: PyTree, learning_rate: jax.Array) -> PyTree:
-        return optimizer.update(grads, opt_state, params, learning_rate=learning_rate)[0]
+        return optimizer.update(grads, opt_state, params, learning_rate=learning_rate)
 
-    jaxpr = jax.make_jaxpr(update)(*arguments)
+    jaxpr = jax.make_jaxpr(lambda *arguments: update(*arguments)[0])(*arguments)
     inputs = [False] * (len(jaxpr.in_avals) - 1) + [True]
     if not any(lockstep.depends_on(jaxpr, inputs)):
         raise UserError(
@@ -123,8 +126,11 @@ def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
     zeros, ones = (
         jax.tree.map(lambda leaf, value=value: jnp.full(leaf.shape, value), state.params) for value in (0.0, 1.0)
     )
-    first = jax.jit(update)(ones, optimizer.init(zeros), zeros, jnp.float32(1))
-    if all((np.asarray(leaf) > 0).all() for leaf in jax.tree.leaves(first)):
+    compiled, opt_state = jax.jit(update), optimizer.init(zeros)
+    for _ in range(accumulate):
+        first, opt_state = compiled(ones, opt_state, zeros, jnp.float32(1))
+    signs = np.concatenate([np.sign(leaf).ravel() for leaf in jax.tree.leaves(first)])
+    if signs.max(initial=0) > 0 <= signs.min(initial=0):
         raise UserError(
             'the updates of the optimizer must go against the gradient, got updates along it; a transformation of '
             'optax with a learning rate, such as optax.adam(1e-3), has the opposite sign already'
@@ -132,7 +138,7 @@ def check_optimizer(optimizer: Optimizer, state: TrainState) -> None:
 
 
 def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[int, ...]) -> None:
-    """Computes the logits of an image in two orders of a batch, which give it different neighbors in its chunk.
+    """Computes the logits of an image, in the middle of its chunk, with different other images in it.
 
     Raises:
       UserError: the logits of the image differ, so they would depend on how a batch is divided into chunks; or they
@@ -149,17 +155,22 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
         return apply_to_chunk(model, variables, image_BxHxWxC, chunk, jax.random.key(0))[0]
 
     @jax.jit
-    def logits_of_first_chunk(index_2xB: jax.Array, mask_2xB: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the logits BxK in training and in inference."""
+    def logits_of_first_chunk(
+        index_2xB: jax.Array, mask_2xB: jax.Array, first: jax.Array | int = 0
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits BxK in training and, with the image `first` at the start of the chunk, in inference."""
         chunks = [
             (jnp.asarray(images)[index_B], index_B, mask_B) for index_B, mask_B in zip(index_2xB, mask_2xB, strict=True)
         ]
         trained = lockstep.run_in_lockstep(logits_of_chunk, chunks, lambda tree: tree)[0]
-        return trained, jnp.asarray(model.apply(variables, chunks[0][0]))
+        return trained, jnp.asarray(model.apply(variables, chunks[0][0].at[0].set(jnp.asarray(images)[first])))
 
-    # Each order has the same sums over the batch except for rounding, so that batch normalization does not count.
+    # Each order has the same sums over the batch except for rounding, so that batch normalization does not count. In
+    # training, the first image of a chunk stays: the random numbers of the chunk depend on its index.
+    own = PROBES // 2
     index_2xB = np.arange(2 * PROBES).reshape(2, PROBES)
-    exchanged_2xB = np.concatenate([index_2xB[:, :1], index_2xB[::-1, 1:]], axis=1)
+    exchanged_2xB = index_2xB[::-1].copy()
+    exchanged_2xB[:, [0, own]] = index_2xB[:, [0, own]]
     reordered_2xB = index_2xB.copy()  # This order changes only the rounding, which a deep model amplifies.
     reordered_2xB[1, 1:] = index_2xB[1, :0:-1]
     repadded_2xB = index_2xB.copy()
@@ -169,7 +180,7 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
     batches = (
         (index_2xB, full_2xB),
         (reordered_2xB, full_2xB),
-        (exchanged_2xB, full_2xB),
+        (exchanged_2xB, full_2xB, PROBES),
         (index_2xB, padded_2xB),
         (repadded_2xB, padded_2xB),
     )
@@ -180,16 +191,16 @@ def check_independence(model: nn.Module, state: TrainState, image_shape: tuple[i
             raise UserError('the model must return logits, of which the loss takes the softmax, got probabilities')
         tolerance = max(
             TOLERANCE * _largest(own_BxK - own_BxK[:1]),  # relative to the differences between the images
-            SMALLEST * _largest(own_BxK[0]),
-            ROUNDING_FACTOR * _largest(own_BxK[0] - reordered_BxK[0]),
+            SMALLEST * _largest(own_BxK[own]),
+            ROUNDING_FACTOR * _largest(own_BxK[own] - reordered_BxK[own]),
         )
-        mixed = _largest_change(own_BxK[0], exchanged_BxK[0])
+        mixed = _largest_change(own_BxK[own], exchanged_BxK[own])
         if not mixed <= tolerance:
             raise UserError(
                 'the model must not mix the examples of a batch, except through nn.BatchNorm or training.batch_sum, '
                 f'but the logits of an image change by {mixed:.2g} if the other images of its chunk change'
             )
-        padded = _largest_change(padded_BxK[0], repadded_BxK[0])
+        padded = _largest_change(padded_BxK[own], repadded_BxK[own])
         if not padded <= tolerance:
             raise UserError(
                 'the model must not count padding rows, whose training.mask is 0, but the logits of an image change by '
@@ -219,7 +230,11 @@ def check_loss(loss: Loss, num_classes: int) -> None:
 
 
 def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
-    """Computes what augmentation makes of an image in two chunks, with different neighbors.
+    """Computes what augmentation makes of an image at two positions of a chunk, with different other images.
+
+    Args:
+      augment: Steps that are applied to every image.
+      image_shape: The shape of an image.
 
     Returns:
       Whether it mixes the images of a chunk, as mixup does; in that case, nothing is compared.
@@ -230,20 +245,26 @@ def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
     images = np.random.default_rng(0).integers(0, 256, (2 * PROBES, *image_shape)).astype(np.float32)
 
     @jax.jit
-    def augmented(order_B: jax.Array) -> Batch:
+    def augmented(order_B: jax.Array, epoch: int) -> Batch:
         chunk = {'image': jnp.asarray(images)[order_B], 'label': jnp.zeros(PROBES, jnp.int32)}
         chunk |= {'mask': jnp.ones(PROBES), 'index': order_B}
-        return augment(chunk, jax.random.key(0), jnp.int32(0))
+        return augment(chunk, jax.random.key(0), jnp.int32(epoch))
 
     order_B = np.arange(PROBES)
-    first, second = (augmented(order) for order in (order_B, np.append(order_B[:1], order_B[1:] + PROBES)))
-    if first['image'].shape != (PROBES, *image_shape):
+    shapes = jax.eval_shape(augmented, order_B, 0)
+    if shapes['image'].shape != (PROBES, *image_shape):
         raise UserError(
-            f'an augmentation must keep the shape of its images, {(PROBES, *image_shape)}, got {first["image"].shape}'
+            f'an augmentation must keep the shape of its images, {(PROBES, *image_shape)}, got {shapes["image"].shape}'
         )
-    if 'labels' in first:
+    if 'labels' in shapes:
         return True
-    difference = _largest_change(*(np.asarray(result['image'])[0] for result in (first, second)))
+    difference = 0.0
+    # A step may change only some images at random, differently in each epoch.
+    for epoch, own in itertools.product(range(PROBED_EPOCHS), (0, PROBES // 2, PROBES - 1)):
+        others_B = order_B + PROBES
+        others_B[-1 - own] = own
+        first, second = (np.asarray(augmented(order, epoch)['image']) for order in (order_B, others_B))
+        difference = np.fmax(difference, _largest_change(first[own], second[-1 - own]))
     if not difference <= TOLERANCE * _largest(images):
         raise UserError(
             'an augmentation must not mix the images of a chunk, except by returning Mixed, got one in which an image '

@@ -83,11 +83,20 @@ def with_accumulation(optimizer: Optimizer, steps: int) -> Optimizer:
     accumulating = optax.MultiSteps(optimizer, steps).gradient_transformation()
 
     def update(grads: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
-        updates, state = accumulating.update(grads, state, params, **extra)
-        # A gradient of NaN must be noticed in its own step, not when the mean is used.
+        return accumulating.update(grads, state, params, **extra)
+
+    # A gradient of NaN must be noticed in its own step, not when the mean is used.
+    return with_nonfinite(optax.GradientTransformationExtraArgs(accumulating.init, update))
+
+
+def with_nonfinite(optimizer: Optimizer) -> Optimizer:
+    """Returns `optimizer`, but with an update that is not finite wherever the gradient is not, for the train step."""
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None, **extra: object) -> tuple[PyTree, PyTree]:
+        updates, state = optimizer.update(grads, state, params, **extra)
         return jax.tree.map(lambda update, grad: update + 0.0 * grad, updates, grads), state
 
-    return optax.GradientTransformationExtraArgs(accumulating.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def accumulated_updates(state: optax.OptState) -> tuple[jax.Array, jax.Array] | tuple[None, None]:

@@ -20,7 +20,7 @@ def constant() -> Schedule:
 
 
 def cosine(warmup: NonNegative = 0.0, final: Fraction = 0.0) -> Schedule:
-    """Rises linearly from 0 over `warmup` epochs, then falls to `final` along half a cosine (Loshchilov 2017)."""
+    """Rises linearly from 0 over `warmup` epochs, then falls to `final` by half a cosine (Loshchilov, Hutter 2017)."""
 
     def factor(epoch: jax.Array, epochs: float) -> jax.Array:
         rising = epoch / max(warmup, 1e-9)
@@ -48,7 +48,7 @@ def one_cycle(rise: Fraction = 0.3, initial: Fraction = 0.04, final: Fraction = 
 def step_decay(every: Positive = 1.0, factor: Fraction = 0.5) -> Schedule:
     """Multiplies by `factor` after every `every` epochs."""
     # Without this margin, a whole number of epochs that is rounded down would decay one update late: XLA multiplies by
-    # the rounded reciprocal of the number of updates in an epoch.
+    # the rounded reciprocal of the number of updates in an epoch. After 2**21 updates, it decays one update early.
     return lambda epoch, epochs: factor ** jnp.floor(epoch / every * (1 + 2**-21))
 
 

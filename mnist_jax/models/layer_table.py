@@ -114,7 +114,7 @@ def _shape_error(image_shape: tuple[int, ...], reason: str) -> UserError:
 
 def _layer(variables: PyTree, path: tuple[str, ...], output: Output, is_frozen: Callable[[str], bool]) -> Layer:
     kind, shape = output.kind, output.array.shape[1:]
-    parameters = _own_arrays(variables['params'], path)
+    parameters = _own_arrays(variables.get('params', {}), path)
     frozen = {name: array for name, array in parameters.items() if is_frozen('/'.join((*path, name)))}
     kernel = math.prod(parameters['kernel'].shape) if 'kernel' in parameters else 0
     return Layer(

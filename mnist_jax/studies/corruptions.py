@@ -95,7 +95,7 @@ def thicken(images_NxHxWxC: np.ndarray, size: float, rng: np.random.Generator) -
 
 
 def thin(images_NxHxWxC: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Moves each pixel by this fraction towards the smallest in a square of 3 x 3 pixels."""
+    """Moves each pixel by this fraction toward the smallest in a square of 3 x 3 pixels."""
     smallest = scipy.ndimage.grey_erosion(images_NxHxWxC, (1, 3, 3, 1), mode='constant')
     return (1 - amount) * images_NxHxWxC + amount * smallest
 
@@ -121,6 +121,10 @@ def compress(images_NxHxWxC: np.ndarray, quality: float, rng: np.random.Generato
     pixels = np.rint(255 * images_NxHxWxC).astype(np.uint8)
 
     def through_jpeg(image_HxWxC: np.ndarray) -> np.ndarray:
+        if image_HxWxC.shape[-1] not in (1, 3):
+            return np.concatenate(
+                [through_jpeg(channel) for channel in np.split(image_HxWxC, image_HxWxC.shape[-1], 2)], 2
+            )
         encoded = io.BytesIO()
         Image.fromarray(image_HxWxC.squeeze(-1) if image_HxWxC.shape[-1] == 1 else image_HxWxC).save(
             encoded, 'jpeg', quality=int(quality)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 
 from mnist_jax.errors import UserError, comma_separated
 
-DIGITS = 4  # significant digits of a number that is drawn: enough for any hyperparameter, and readable in tables
+DIGITS = 4  # significant digits of a number that is drawn, readable in tables; more in a narrow interval
 
 Point = dict[str, Any]
 """The values of the varied config fields of a trial, by dotted name."""
@@ -70,7 +71,9 @@ class Interval:
         """Returns a number of the interval with few digits, or the next smaller whole one."""
         if self.whole:
             return min(math.floor(value), int(self.high))
-        return min(max(float(f'{value:.{DIGITS}g}'), self.low), self.high)
+        width = (self.high - self.low) / max(abs(self.low), abs(self.high))
+        digits = DIGITS + max(0, math.floor(1e-9 - math.log10(width)) - 1)
+        return min(max(float(f'{value:.{digits}g}'), self.low), self.high)
 
     def spread(self, count: int) -> list:
         """See `Domain`."""
@@ -87,7 +90,12 @@ def choice(*values: Any) -> Choice:
     """Returns the domain of these values, such as `choice('adam', 'sgd')` or `choice((64,), (128, 128))`."""
     if not values:
         raise UserError('choice must have at least one value, got none')
-    return Choice(tuple(map(plain, values)))
+    values = tuple(map(plain, values))
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError):
+        raise UserError(f'the values of a choice must be ones that JSON can hold, got {values!r}') from None
+    return Choice(values)
 
 
 def uniform(low: float, high: float) -> Interval:

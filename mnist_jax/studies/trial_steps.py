@@ -60,7 +60,7 @@ def check(config: ConfigDict) -> int:
         after_one = after_one or to_host(state)
     assert after_one is not None
     guess = math.log(len(experiment.source.class_names))
-    is_cross_entropy = config.loss.name == 'cross_entropy'
+    is_cross_entropy = config.loss.name == 'cross_entropy' and experiment.source.class_weights is None
     unchanged = _unchanged_parameters(first, after_one, experiment)
     # With dropout, the accuracy is better without it; with batch normalization, its moving averages lag behind.
     accuracy = max(float(sums['correct'] / sums['count']), _accuracy_on(experiment, to_host(state), batch))

@@ -220,9 +220,11 @@ def make_experiment(
     in_lockstep = model_checks.check_model(
         plan.model, plan.abstract_snapshot.state, source.image_shape, len(source.class_names)
     )
-    if package_name(OPTIMIZERS[config.optimizer.name]) is None:
-        model_checks.check_optimizer(plan.optimizer, plan.abstract_snapshot.state)
+    # Before this call, nothing may be computed by JAX.
     replicas = start_backend(config.devices, plan.xla_products, plan.own_model, config.deterministic, fewer_devices)
+    accumulate = config.optimizer.get('accumulate', 1)
+    if package_name(OPTIMIZERS[config.optimizer.name]) is None:
+        model_checks.check_optimizer(plan.optimizer, plan.abstract_snapshot.state, accumulate)
     if plan.own_model:  # The models of this package do not mix examples.
         model_checks.check_independence(plan.model, plan.create_state(), source.image_shape)
     if package_name(LOSSES[config.loss.name]) is None:
@@ -236,7 +238,6 @@ def make_experiment(
             f'{" without validation examples" if source.validated else ""}), got {config.batch_size}'
         )
     steps_per_epoch = batches.steps_per_epoch(train_size, config.batch_size)
-    accumulate = config.optimizer.get('accumulate', 1)
     if accumulate > config.epochs * steps_per_epoch > 0:
         raise UserError(
             f'config.optimizer.accumulate must be at most the number of batches of the run, '
@@ -251,7 +252,7 @@ def make_experiment(
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     mixing = [step['name'] for step in config.augmentation if step['name'] in MIXING]
     own_steps = [step for step in config.augmentation if package_name(AUGMENTATIONS[step['name']]) is None]
-    own_augment = make_augmentation(own_steps, source.max_pixel)
+    own_augment = make_augmentation([{**step, 'probability': 1.0} for step in own_steps], source.max_pixel)
     if own_augment is not None and model_checks.check_augmentation(own_augment, source.image_shape):
         mixing += [step['name'] for step in own_steps]
     if mixing and chunk_size == 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mnist_jax.config import ConfigDict, config_fields
 from mnist_jax.config_checks import check_attributes, check_config
@@ -24,7 +26,7 @@ from mnist_jax.learning.augmentation import AUGMENTATIONS
 from mnist_jax.learning.averaging import AVERAGES, Averaging
 from mnist_jax.learning.callbacks import Callbacks, EarlyStopping, ReduceLROnPlateau
 from mnist_jax.learning.losses import LOSSES, Loss
-from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_accumulation, with_clipping
+from mnist_jax.learning.optimizers import OPTIMIZERS, Optimizer, with_accumulation, with_clipping, with_nonfinite
 from mnist_jax.learning.state import TrainState, create_state
 from mnist_jax.models.architectures import MODELS, is_own_model
 from mnist_jax.models.layer_table import format_table, list_layers
@@ -170,9 +172,12 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
             f"config.schedule.name must be 'constant' if config.reduce_lr.patience={config.reduce_lr.patience} is set, "
             f'got {config.schedule.name!r}: only one of them may change the learning rate'
         )
-    optimizer = with_clipping(
-        build('config.optimizer', OPTIMIZERS, options, reserved=SECTIONS['optimizer'].shared), **clip
+    optimizer = optax.with_extra_args_support(
+        build('config.optimizer', OPTIMIZERS, options, reserved=SECTIONS['optimizer'].shared)
     )
+    if package_name(OPTIMIZERS[config.optimizer.name]) is None:
+        optimizer = with_nonfinite(optimizer)
+    optimizer = with_clipping(optimizer, **clip)
     averaging = build('config.average', AVERAGES, average, reserved=SECTIONS['average'].shared)
     interpolates = averaging is not None and averaging.interpolation > 0
     if interpolates and config.schedule.name != 'constant':
@@ -244,6 +249,11 @@ def _source_and_model(config: ConfigDict, description: Description | None = None
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
+    if constructor := MODELS.get(config.get('name')):  # else, `build` reports the name
+        signature = inspect.signature(constructor)
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+        if not takes_any and 'num_classes' not in signature.parameters:
+            raise UserError(f'the model must have an attribute num_classes, got {config.name}{signature}')
     model = build('config.model', MODELS, config, num_classes=num_classes)
     model_checks.check_interface(model)
     if not is_own_model(model):

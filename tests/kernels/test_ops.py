@@ -1,5 +1,6 @@
 """The operations against their plain forms and against Flax."""
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_jax.kernels import attention, depthwise, norms, ops
+from mnist_jax.kernels import attention, depthwise, norms, ops, warping
 from mnist_jax.kernels.build import kernels_available
+from mnist_jax.kernels.warping import Motion
 
 
 def normal(seed, shape):
@@ -287,6 +289,47 @@ def test_activations_are_accurate_for_numbers_of_any_size(activation):
             'tanh': lambda: np.tanh(wide),
         }[activation]()
     np.testing.assert_allclose(norms.activate(x, activation), expected, rtol=2e-6, atol=2e-7)
+
+
+def test_the_slope_of_leaky_relu_at_0_is_that_of_negative_numbers_in_both_forms():
+    zeros, ones = jnp.zeros((2, 3, 1, 1)), jnp.ones(1)
+    for scale in (
+        functools.partial(norms.plain_scale, 'leaky_relu'),
+        functools.partial(norms.scale, activation='leaky_relu'),
+    ):
+        gradient = jax.grad(lambda x, scale=scale: scale(x, ones, jnp.zeros(1)).sum())(zeros)
+        np.testing.assert_array_equal(gradient, np.full(zeros.shape, 0.01, np.float32))
+
+
+def test_the_gradient_of_a_depthwise_relu_at_0_is_0_in_both_forms():
+    image, kernel, bias = jnp.zeros((1, 3, 3, 2)), jnp.ones((3, 3, 2)), jnp.zeros(2)
+    for used in (contextlib.nullcontext(), ops.portable()):
+        with used:
+            gradient = jax.grad(lambda image: depthwise.depthwise_conv(image, kernel, bias, 'SAME', relu=True).sum())(
+                image
+            )
+        np.testing.assert_array_equal(gradient, np.zeros(image.shape))
+
+
+def test_arrays_with_one_example_or_channel_are_broadcast_as_in_the_plain_form():
+    image = normal(0, (4, 5, 5, 3))
+    one = Motion(*(jnp.array([number]) for number in (0.8, 0.6, 1.1, 0.1, 1, -1, 0.5, 2, 1.2)))
+    noise, taps = normal(1, (1, 2, 5, 5)), jnp.array([0.25, 0.5, 0.25])
+    kernel, bias = normal(2, (3, 3, 3)), normal(3, (1,))
+    a, b, mask = normal(4, (3, 2, 4)), normal(5, (1, 4, 5)), jnp.ones(1)
+    pairs = [
+        (warping.warp(image, one), warping.plain_warp(image, jnp.stack([jnp.repeat(number, 4) for number in one], -1))),
+        (warping.distort(image, noise, taps), warping.plain_distort(image, jnp.repeat(noise, 4, 0), taps)),
+        (
+            depthwise.depthwise_conv(image, kernel, bias, 'SAME'),
+            depthwise.plain_depthwise_conv('SAME', 1, False, image, kernel, jnp.repeat(bias, 3), jnp.float32(1)),
+        ),
+        (attention.matrix_products(a, b), np.asarray(a) @ np.asarray(b)),
+        (attention.matrix_products(a[:1], jnp.repeat(b, 3, 0)), np.asarray(a[:1]) @ np.asarray(b)[[0, 0, 0]]),
+        (norms.moments(image, mask)[0], np.asarray(image).sum((0, 1, 2))),
+    ]
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (3, 2), (65, 16), (130, 49), (7, 100)])

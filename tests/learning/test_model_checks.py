@@ -1,12 +1,16 @@
 """Models that the train step would train wrongly are refused."""
 
 import functools
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from conftest import ROOT, environment
 from linen_models import ResidualCNN, VisionTransformer
 from ml_collections import ConfigDict
 
@@ -40,6 +44,10 @@ class Deterministic(nn.Module):
         return nn.Dense(self.num_classes)(nn.Dropout(0.5)(x.mean((1, 2)), deterministic))
 
 
+class Unnumbered(nn.Module):
+    classes: int
+
+
 class CountingPadding(nn.Module):
     """Subtracts the mean over all rows of the batch, those of padding included."""
 
@@ -71,6 +79,50 @@ class AttentionOverExamples(nn.Module):
         return nn.Dense(self.num_classes)(nn.MultiHeadDotProductAttention(num_heads=2)(x_BxF))
 
 
+class Accumulated(nn.Module):
+    """Adds to each image those before it in its chunk."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        return nn.Dense(self.num_classes)(jnp.cumsum(image_BxHxWxC.reshape(len(image_BxHxWxC), -1), 0))
+
+
+class RelativeToTheFirst(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        return nn.Dense(self.num_classes)((image_BxHxWxC - 0.5 * image_BxHxWxC[:1]).reshape(len(image_BxHxWxC), -1))
+
+
+class OverExamples(nn.Module):
+    """Takes the axis of the examples for that of time."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        rows_BxHxW = image_BxHxWxC.mean(-1)
+        return nn.Dense(self.num_classes)(nn.RNN(nn.SimpleCell(8), time_major=True)(rows_BxHxW).mean(1))
+
+
+class NoisyAndNormalized(nn.Module):
+    """Dropout and noise before batch normalization."""
+
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, image_BxHxWxC, training=None):
+        x_BxF = nn.Dense(8)(image_BxHxWxC.reshape(len(image_BxHxWxC), -1))
+        x_BxF = nn.Dropout(0.5, deterministic=training is None)(x_BxF)
+        x_BxF = nn.BatchNorm(use_running_average=training is None)(x_BxF)
+        if training is not None:
+            x_BxF = x_BxF + 0.1 * jax.random.normal(self.make_rng('dropout'), x_BxF.shape)
+        return nn.Dense(self.num_classes)(x_BxF)
+
+
 class DeepAndMixing(nn.Module):
     """Many layers with batch normalization, after one that mixes the examples in a part of the calls."""
 
@@ -93,6 +145,9 @@ class DeepAndMixing(nn.Module):
     [
         Standardized,
         AttentionOverExamples,
+        Accumulated,
+        RelativeToTheFirst,
+        OverExamples,
         functools.partial(DeepAndMixing, in_training=True),
         functools.partial(DeepAndMixing, in_training=False, depth=10),
     ],
@@ -121,7 +176,9 @@ def test_a_model_that_counts_padding_or_returns_probabilities_is_refused(model, 
         check_independence(model(3), state, (28, 28, 1))
 
 
-@pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer, functools.partial(DeepAndMixing, depth=60)])
+@pytest.mark.parametrize(
+    'model', [ResidualCNN, VisionTransformer, NoisyAndNormalized, functools.partial(DeepAndMixing, depth=60)]
+)
 def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
     check_independence(model(), create_state(model(), sgd(), (28, 28, 1), seed=0), (28, 28, 1))
 
@@ -134,6 +191,7 @@ def test_batch_norm_attention_and_dropout_do_not_count_as_mixing(model):
             lambda num_classes: nn.Dense(num_classes),
             r'the model must define __call__\(self, image, training=None\), got Dense\(inputs: ',
         ),
+        (Unnumbered, r'the model must have an attribute num_classes, got linen\(classes: int, '),
         (
             Deterministic,
             r'the model must define __call__\(self, image, training=None\), got Deterministic\(x, deterministic=True\)',
@@ -154,11 +212,51 @@ def test_an_optimizer_without_the_learning_rate_of_the_step_is_refused(small, mo
     config.optimizer = ConfigDict({'name': 'own', 'learning_rate': 0.1})
     with pytest.raises(UserError, match='must depend on the keyword argument learning_rate of its update'):
         make_experiment(config)
-    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.adam(1e-3)))
-    with pytest.raises(UserError, match='must go against the gradient, got updates along it'):
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: optax.scale_by_lion())
+    with pytest.raises(UserError, match='must depend on the keyword argument learning_rate of its update'):
         make_experiment(config)
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.adam(1e-3)))
+    frozen, accumulating = config.copy_and_resolve_references(), config.copy_and_resolve_references()
+    frozen.init.freeze = ('Dense_0',)
+    accumulating.optimizer.accumulate = 3
+    for changed in (config, frozen, accumulating):
+        with pytest.raises(UserError, match='must go against the gradient, got updates along it'):
+            make_experiment(changed)
     monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.scale_by_adam()))
     make_experiment(config)
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_with_an_optimizer_that_hides_it(small, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, 'own', lambda: from_optax(optax.scale_by_lion()))
+    config = small()
+    config.optimizer = ConfigDict({'name': 'own', 'learning_rate': 0.1})
+    plan = make_plan(config)
+    state = plan.create_state()
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.inf), state.params)
+    updates, _ = plan.optimizer.update(grads, state.opt_state, state.params, learning_rate=jnp.float32(0.1))
+    assert not any(np.isfinite(leaf).any() for leaf in jax.tree.leaves(updates))
+
+
+OWN_OPTIMIZER = """
+import optax
+from ml_collections import ConfigDict
+
+from mnist_jax.config import load_config
+from mnist_jax.learning.optimizers import OPTIMIZERS, from_optax
+from mnist_jax.training.experiment import make_experiment
+
+OPTIMIZERS['own'] = lambda: from_optax(optax.scale_by_lion())
+config = load_config('configs/mlp.py')
+config.optimizer = ConfigDict({'name': 'own', 'learning_rate': 0.1})
+config.devices = 2
+print(len(make_experiment(config).replicas), 'devices')
+"""
+
+
+def test_the_check_of_an_optimizer_does_not_start_jax_before_its_devices_are_configured(data_dir):
+    options = {'cwd': ROOT, 'env': environment(data_dir), 'capture_output': True, 'text': True}
+    process = subprocess.run([sys.executable, '-c', OWN_OPTIMIZER], **options, check=False)
+    assert process.stdout == '2 devices\n', process.stderr
 
 
 def half(image_BxHxWxC, draw):
@@ -167,6 +265,19 @@ def half(image_BxHxWxC, draw):
 
 def centered(image_BxHxWxC, draw):
     return image_BxHxWxC - image_BxHxWxC.mean()
+
+
+def accumulated(image_BxHxWxC, draw):
+    return image_BxHxWxC.at[1:].add(image_BxHxWxC[:-1])
+
+
+def sometimes_centered(image_BxHxWxC, draw):
+    is_centered_B = draw.uniform(1)[0] > 0.8
+    return jnp.where(is_centered_B[:, None, None, None], centered(image_BxHxWxC, draw), image_BxHxWxC)
+
+
+def by_position(image_BxHxWxC, draw):
+    return image_BxHxWxC * (1 + 0.1 * jnp.arange(len(image_BxHxWxC)))[:, None, None, None]
 
 
 def darker(image_BxHxWxC, draw):
@@ -180,12 +291,13 @@ def mixed(image_BxHxWxC, draw):
 def test_an_augmentation_that_mixes_images_or_changes_their_shape_is_refused(small, monkeypatch):
     def make(step, **fields):
         monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: step)
-        return make_experiment(small(augmentation=({'name': 'own'},), **fields))
+        return make_experiment(small(augmentation=({'name': 'own', 'probability': 0.05},), **fields))
 
     with pytest.raises(UserError, match=r'must keep the shape of its images, \(7, 28, 28, 1\), got \(7, 14, 28, 1\)'):
         make(half)
-    with pytest.raises(UserError, match='must not mix the images of a chunk, except by returning Mixed'):
-        make(centered)
+    for step in (centered, accumulated, sometimes_centered, by_position):
+        with pytest.raises(UserError, match='must not mix the images of a chunk, except by returning Mixed'):
+            make(step)
     make(darker)
     make(mixed)
     with pytest.raises(

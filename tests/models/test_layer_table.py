@@ -59,6 +59,16 @@ def test_layer_table_of_a_recurrent_model():
     assert sum(layer.trainable for layer in layers.values()) == 10 + 3 * (3 * 4 + 4 * 4) + 4 * 4
 
 
+class WithoutParameters(nn.Module):
+    @nn.compact
+    def __call__(self, image, training=None):
+        return Flatten()(image)
+
+
+def test_layer_table_of_a_model_without_parameters():
+    assert [layer.trainable for layer in list_layers(WithoutParameters(), (2, 2, 1))] == [0]
+
+
 def test_a_model_that_shrinks_its_image_to_nothing_is_an_error():
     model = make_model({'name': 'cnn', 'stages': ((4,),) * 4, 'pool': (2,) * 4, 'padding': 'valid'}, 10)
     with pytest.raises(UserError, match='does not fit images'):

@@ -102,6 +102,14 @@ def test_domains_on_the_command_line(text, domain):
     assert parse_domain('field', text) == domain
 
 
+def test_a_narrow_interval_has_many_values_too():
+    for make, low, high in ((uniform, 0.9995, 0.99999), (log_uniform, 0.9995, 0.99999), (uniform, 0.99, 1.0)):
+        values = {make(low, high).at(index / 1000) for index in range(1000)}
+        assert len(values) > 400 and low <= min(values) < max(values) <= high
+    assert uniform(0.0, 0.5).at(0.123456789) == 0.06173  # The values of earlier versions stay.
+    assert uniform(0.9, 1.0).at(0.123456789) == 0.9123
+
+
 def test_numbers_of_numpy_become_plain_ones():
     assert str(log_uniform(np.float64(1e-4), np.float32(0.5))) == 'log_uniform(0.0001, 0.5)'
     nested = choice((np.int64(8),), [np.float64(0.5), 'a'])
@@ -127,6 +135,7 @@ def test_texts_that_are_no_domain(text):
         (lambda: integers(1, 2.5), r'integers\(low, high\) must have whole numbers with low < high, got'),
         (lambda: uniform(0, float('nan')), 'uniform'),
         (lambda: choice(), 'choice must have at least one value'),
+        (lambda: choice({64}, 1j), r'the values of a choice must be ones that JSON can hold, got \(\{64\}, 1j\)'),
     ],
 )
 def test_wrong_limits(make, message):

@@ -27,7 +27,7 @@ def corrupted(name, images, strength, seed=0):
 
 
 @pytest.mark.parametrize('name', CORRUPTIONS)
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels', [1, 2, 3])
 def test_corruptions_change_images_more_the_stronger_they_are(name, channels):
     images = np.repeat(np.zeros((4, 28, 28, 1), np.float32), channels, axis=-1)
     images[:, 6:22, 11:17] = 0.9

@@ -44,6 +44,11 @@ def test_a_model_that_cannot_learn_fails_and_names_the_parameter(small, capsys, 
     assert 'FAILED    after 200 updates' in output
 
 
+def test_a_weighted_first_loss_is_not_compared_with_a_guess(small, capsys):
+    check(small('mlp', devices=1, dataset__class_weights=(50.0,) * 10))
+    assert 'FAILED    the first loss' not in capsys.readouterr().out
+
+
 def test_updates_that_are_not_finite_are_counted(small, capsys):
     assert check(small('mlp', devices=1, optimizer__learning_rate=1e38)) == 1
     # The first one leads to parameters of 1e38, which are finite.
