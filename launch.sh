@@ -38,8 +38,7 @@ install() {
         echo "Installing $1 into $venv (once)" >&2
         touch "$venv/installing"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" || {
-            # What was installed before still works, unless it was this that failed.
-            [[ $1 == requirements.txt ]] || rm "$venv/installing"
+            rm "$venv/installing"  # What was installed before still works; without a stamp, the next start tries again.
             exit 1
         }
         echo "$current" >"$stamp"
@@ -79,7 +78,7 @@ setup() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' "$root/launch.sh"
+    sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p;}' "$root/launch.sh"
     ;;
 setup)
     setup

@@ -32,9 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import flags
+from programs import MODELS, NEWER_MODELS
 
 ROOT = Path(__file__).parent.parent
 OURS = {'ours': 'float32', 'ours.fast': 'TF32', 'ours.bfloat16': 'bfloat16'}
@@ -48,7 +51,6 @@ OTHERS = {
 MODULES = {'torch': 'torch', 'keras': 'keras'}  # what a program needs, by the start of its name
 MODELS_AT_ONCE = 4  # models whose programs start at the same time, before any of them is measured
 TEST_PROCESSES = 8
-MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
 MEASURED_INGREDIENTS = (
     'rotation with scale and shift',
     'elastic distortion',
@@ -465,18 +467,6 @@ def _time_rows(times: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ['`configs/fast_gpu.py`', 'time', 'test accuracy'], rows
 
 
-def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    """Returns the type of a command-line argument that lists some of the known names."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(','))
-        if not set(names) <= set(known):
-            raise argparse.ArgumentTypeError(f'must be some of {", ".join(known)}, got {text}')
-        return names
-
-    return parse
-
-
 def main() -> None:
     """Runs all parts, or the part that the command line names, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -484,9 +474,9 @@ def main() -> None:
     parser.add_argument('--wheels', type=Path, help='a directory with wheels of missing packages')
     parser.add_argument('--quick', action='store_true', help='run every part on the CPU, with little work')
     parser.add_argument('--output', type=Path, default=Path('accelerator'), help='the directory for the results')
-    parser.add_argument('--parts', type=_names(PARTS), default=tuple(PARTS), help='comma-separated')
-    configs = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-    parser.add_argument('--models', type=_names(configs), default=MODELS, help='names of configs, comma-separated')
+    parser.add_argument('--parts', type=flags.names(PARTS), default=tuple(PARTS), help='comma-separated')
+    models = (*MODELS, *NEWER_MODELS)
+    parser.add_argument('--models', type=flags.names(models), default=MODELS, help='comma-separated')
     parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument('--seconds', type=float, default=60.0, help=argparse.SUPPRESS)
     options = parser.parse_args()

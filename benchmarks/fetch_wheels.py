@@ -16,8 +16,8 @@ from pathlib import Path
 # pip gets them without their dependencies, so every package is listed that those above do not require.
 BINARY = (
     *('array-record', 'attrs', 'certifi', 'charset-normalizer', 'dm-tree', 'docstring-parser'),
-    *('googleapis-common-protos', 'h5py', 'idna', 'immutabledict', 'importlib-resources', 'keras', 'ml-collections'),
-    *('namex', 'optree', 'protobuf', 'psutil', 'requests', 'simple-parsing', 'six', 'tensorboardX'),
+    *('googleapis-common-protos', 'h5py', 'idna', 'immutabledict', 'importlib-resources', 'keras==3.15.1'),
+    *('ml-collections', 'namex', 'optree', 'protobuf', 'psutil', 'requests', 'simple-parsing', 'six', 'tensorboardX'),
     *('tensorflow-datasets', 'tensorflow-metadata', 'termcolor', 'toml', 'urllib3', 'wrapt'),
 )
 PURE = ('promise',)  # published as source only; its wheel runs everywhere

@@ -19,11 +19,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import flags
 from ml_collections import ConfigDict
 
 from mnist_jax.config import default_config, load_config
@@ -117,14 +118,16 @@ def train_once(job: tuple[str, str, int, str]) -> None:
 
 def _pin_to_a_core(counter: Any) -> None:
     """Binds this process to a core of its own."""
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    if not hasattr(os, 'sched_setaffinity'):  # macOS does not have it.
+        return
     with counter.get_lock():
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[counter.value % len(cores)]})
         counter.value += 1
-    os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
-def measure_accuracy(dataset: str, names: list[str], seeds: int, jobs: int, directory: Path) -> None:
+def measure_accuracy(dataset: str, names: Sequence[str], seeds: int, jobs: int, directory: Path) -> None:
     """Trains all runs, and prints the table."""
     directory.mkdir(parents=True, exist_ok=True)
     context = get_context('spawn')
@@ -193,7 +196,7 @@ def time_ratios(
         yield name, ratios
 
 
-def measure_time(config: ConfigDict, names: list[str], rounds: int, seconds: float) -> None:
+def measure_time(config: ConfigDict, names: Sequence[str], rounds: int, seconds: float) -> None:
     """Measures all ingredients, and prints the table."""
     print('| ingredient | time of a step (range) |\n|---|---|')
     for name, ratios in time_ratios(config, names, rounds, seconds):
@@ -204,29 +207,26 @@ def main() -> None:
     """Runs the chosen measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('accuracy', 'time'))
-    parser.add_argument('--names', default=','.join(INGREDIENTS), help='comma-separated ingredients')
+    parser.add_argument(
+        '--names', type=flags.names(INGREDIENTS), default=tuple(INGREDIENTS), help='comma-separated ingredients'
+    )
     parser.add_argument('--dataset', default='mnist', choices=('mnist', 'fashion_mnist'))
-    parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--jobs', type=int, default=2)
+    parser.add_argument('--seeds', type=flags.at_least(2), default=5)
+    parser.add_argument('--jobs', type=flags.at_least(1), default=2)
     parser.add_argument(
         '--directory',
         type=Path,
         default=Path('/tmp/ingredients'),
         help='where results are kept; those that are there are not measured again, even if the code has changed',
     )
-    parser.add_argument('--config', default='configs/cnn.py')
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--config', type=flags.config_path, default='configs/cnn.py')
+    parser.add_argument('--rounds', type=flags.at_least(1), default=5)
     parser.add_argument('--seconds', type=float, default=1.0, help='per program in each round')
     options = parser.parse_args()
-    names = options.names.split(',')
-    if unknown := [name for name in names if name not in INGREDIENTS]:
-        parser.error(f'--names must be some of {", ".join(INGREDIENTS)}, got {", ".join(unknown)}')
     if options.what == 'accuracy':
-        if options.seeds < 2:
-            parser.error(f'--seeds must be at least 2, got {options.seeds}')
-        measure_accuracy(options.dataset, names, options.seeds, options.jobs, options.directory)
+        measure_accuracy(options.dataset, options.names, options.seeds, options.jobs, options.directory)
     else:
-        measure_time(load_config(options.config), names, options.rounds, options.seconds)
+        measure_time(load_config(options.config), options.names, options.rounds, options.seconds)
 
 
 if __name__ == '__main__':

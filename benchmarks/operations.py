@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flags
 import jax
 import jax.numpy as jnp
 
@@ -138,8 +139,8 @@ def median_milliseconds(functions: list[Callable[[], PyTree]], rounds: int) -> l
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--batch', type=int, default=128, help='examples per batch')
-    parser.add_argument('--rounds', type=int, default=20, help='calls of each operation')
+    parser.add_argument('--batch', type=flags.at_least(1), default=128, help='examples per batch')
+    parser.add_argument('--rounds', type=flags.at_least(1), default=20, help='calls of each operation')
     options = parser.parse_args()
     start_backend(1)
     columns = ('operation', 'forward: ms, GFLOP/s', 'XLA', 'forward and gradients: ms, GFLOP/s', 'XLA')

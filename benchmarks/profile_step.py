@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import flags
+
 # The kernels that compute a product or a convolution; see kernels/ops.py.
 LAYER_KERNELS = ('layer', 'layer_relu', 'input_gradient', 'kernel_gradient')
 CUSTOM_CALL = re.compile(
@@ -123,8 +125,8 @@ def format_table(directory: Path, steps: int) -> str:
 def main() -> None:
     """Profiles in a separate process, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/cnn.py')
-    parser.add_argument('--steps', type=int, default=10, help='the number of steps to trace')
+    parser.add_argument('--config', type=flags.config_path, default='configs/cnn.py')
+    parser.add_argument('--steps', type=flags.at_least(1), default=10, help='the number of steps to trace')
     parser.add_argument('--directory', type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.directory:
@@ -133,7 +135,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         # XLA dumps the program of the step only when it compiles it.
         environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
-        environment['XLA_FLAGS'] = f'--xla_dump_to={directory} --xla_dump_hlo_as_text'
+        own = os.environ.get('XLA_FLAGS', '')
+        environment['XLA_FLAGS'] = f'{own} --xla_dump_to={directory} --xla_dump_hlo_as_text'.strip()
         command = [sys.executable, *sys.argv, f'--directory={directory}']
         process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         print(f'{float(process.stdout.split()[-1]):.1f} ms per step (without the profiler)\n')

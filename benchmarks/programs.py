@@ -14,6 +14,7 @@ import argparse
 import importlib
 import itertools
 import json
+import math
 import os
 import resource
 import sys
@@ -24,6 +25,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
+
+# The configs that all programs train in the same way: those of published experiments, and others, which are not
+# written in Keras.
+MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
+NEWER_MODELS = ('lenet5', 'resnet', 'depthwise', 'mixer', 'vit')
 
 
 class Task(TypedDict):
@@ -99,13 +105,19 @@ class MnistJax:
         return (time.perf_counter() - start) * count / done
 
     def evaluate(self, count: int) -> float:
-        """Evaluates as `training/evaluation.py` does, repeating the test split as often as needed."""
+        """Evaluates as `training/evaluation.py` does, repeating the test split as often as needed.
+
+        Returns:
+          The seconds for `count` full batches: the last batch of the split may be smaller, and is padded.
+        """
         start = time.perf_counter()
-        split = self._experiment.source.split('test')
-        while count > 0:
-            for _ in itertools.islice(self._batch_results(self._experiment, self._state.variables, split), count):
-                count -= 1
-        return time.perf_counter() - start
+        split, images, remaining = self._experiment.source.split('test'), 0, count
+        while remaining > 0:
+            results = self._batch_results(self._experiment, self._state.variables, split)
+            for sums, _ in itertools.islice(results, remaining):
+                remaining -= 1
+                images += int(sums['count'])
+        return (time.perf_counter() - start) * count * self._experiment.eval_batch_size / images
 
 
 class MnistJaxFast(MnistJax):
@@ -179,12 +191,20 @@ class Keras:
         return self.image[indices], self.label[indices]
 
     def train(self, count: int) -> float:
-        """Calls `fit` once, on `count` batches; creates the arrays before starting the clock."""
+        """Calls `fit` once, on at least `count` batches; creates the arrays before starting the clock.
+
+        Epochs are at most as long as those of the training split, so that the memory does not grow with the speed.
+
+        Returns:
+          The seconds for `count` batches.
+        """
         size = self._task['batch_size']
-        image, label = self._examples(count * size)
+        batches = min(count, len(self.image) // size)
+        epochs = math.ceil(count / batches)
+        image, label = self._examples(batches * size)
         start = time.perf_counter()
-        self.model.fit(image, label, batch_size=size, epochs=1, verbose=0)
-        return time.perf_counter() - start
+        self.model.fit(image, label, batch_size=size, epochs=epochs, verbose=0)
+        return (time.perf_counter() - start) * count / (epochs * batches)
 
     def evaluate(self, count: int) -> float:
         """Calls `evaluate` once, on `count` batches; creates the arrays before starting the clock."""
@@ -316,11 +336,15 @@ class Torch:
         start = time.perf_counter()
         self.model.eval()
         total_loss = correct = 0
+        size = self._task['eval_batch_size']
+        batches = len(self.image) // size
         with self._torch.inference_mode():
-            for indices in self._shuffled_indices(count, self._task['eval_batch_size']):
-                logits = self._forward(self.image[indices])
-                total_loss += self._loss(logits, self.label[indices])
-                correct += (logits.argmax(-1) == self.label[indices]).sum()
+            for number in range(count):
+                rows = slice(number % batches * size, (number % batches + 1) * size)  # in order, without a copy
+                label = self.label[rows]
+                logits = self._forward(self.image[rows])
+                total_loss += self._loss(logits, label)
+                correct += (logits.argmax(-1) == label).sum()
         float(total_loss), int(correct)  # waits for the device
         return time.perf_counter() - start
 
@@ -468,6 +492,14 @@ PROGRAMS: dict[str, type[Program]] = {
 EVALUATION_ONLY = ('onnxruntime', 'openvino')
 
 
+def peak_memory() -> int:
+    """Returns the largest resident memory of this process so far, in bytes."""
+    status = Path('/proc/self/status')
+    if status.exists():  # Linux's `ru_maxrss` starts with the memory of the parent process.
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if 'VmHWM' in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
 def main() -> None:
     """Builds the program, runs a first training step, and answers requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -484,7 +516,7 @@ def main() -> None:
     for line in sys.stdin:
         phase, count = line.split()
         seconds = run[phase](int(count))
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak_bytes = peak_memory()
         print(json.dumps({'seconds': seconds, 'peak_bytes': peak_bytes}), flush=True)
 
 

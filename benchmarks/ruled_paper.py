@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+import flags
 import numpy as np
 
+from mnist_jax.errors import UserError
 from mnist_jax.inference.restored import RestoredModel
 
 TESTS = Path(__file__).parent.parent / 'tests'
@@ -30,9 +32,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', default='runs/cnn', help='the directory of the run')
     parser.add_argument('--seed', type=int, default=1, help='the seed of the pictures')
-    parser.add_argument('--count', type=int, default=100, help='the number of pictures per line')
+    parser.add_argument('--count', type=flags.at_least(1), default=100, help='the number of pictures per line')
     arguments = parser.parse_args()
-    model = RestoredModel.load(arguments.workdir)
+    try:
+        model = RestoredModel.load(arguments.workdir)
+    except UserError as error:
+        parser.error(str(error))
     images, labels = read_mnist_test()
     digits = np.arange(arguments.count) % 10
 

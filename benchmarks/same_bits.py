@@ -18,6 +18,8 @@ import sys
 import time
 from typing import TypedDict
 
+import flags
+
 
 class Result(TypedDict):
     """The result on one number of devices; the first two steps do not count in `images_per_second`."""
@@ -56,7 +58,7 @@ def train(config_path: str, overrides: list[str], steps: int, devices: int) -> R
 def main() -> int:
     """Trains on each number of devices, compares, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/cnn.py')
+    parser.add_argument('--config', type=flags.config_path, default='configs/cnn.py')
     parser.add_argument(
         '--set',
         action='append',
@@ -64,17 +66,21 @@ def main() -> int:
         metavar='FIELD=VALUE',
         help='a config field; its value is a Python literal',
     )
-    parser.add_argument('--steps', type=int, default=50, help='from 3 to the number of steps in an epoch')
-    parser.add_argument('--devices', default='1,2,4,8', help='comma-separated')
+    parser.add_argument('--steps', type=flags.at_least(3), default=50, help='from 3 to the number of steps in an epoch')
+    numbers = [str(number) for number in range(1, 65)]
+    parser.add_argument('--devices', type=flags.names(numbers), default=('1', '2', '4', '8'), help='comma-separated')
     parser.add_argument('--only', type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         print(json.dumps(train(options.config, options.set, options.steps, options.only)))
         return 0
     results: list[Result] = []
-    for devices in map(int, options.devices.split(',')):
+    for devices in map(int, options.devices):
         command = [sys.executable, *sys.argv, f'--only={devices}']
-        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        process = subprocess.run(command, stdout=subprocess.PIPE)
+        if process.returncode:
+            return 2
+        result = json.loads(process.stdout)
         results.append(result)
         losses = result['losses']
         difference = max(abs(loss - other) for loss, other in zip(losses, results[0]['losses'], strict=True))

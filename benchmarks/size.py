@@ -12,12 +12,14 @@ Prints a Markdown table: images/s and peak memory for every size.
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TypedDict
+
+import flags
+from programs import peak_memory
 
 SIZES: dict[str, dict[str, int]] = {
     'baseline': {},
@@ -79,8 +81,7 @@ def measure(
             calls += 1
             steps += len(group)
     elapsed = time.perf_counter() - start
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    return {'images_per_second': config.batch_size * steps / elapsed, 'peak_bytes': peak_bytes}
+    return {'images_per_second': config.batch_size * steps / elapsed, 'peak_bytes': peak_memory()}
 
 
 def widened(widths: tuple, factor: int) -> tuple:
@@ -91,10 +92,14 @@ def widened(widths: tuple, factor: int) -> tuple:
 def main() -> None:
     """Measures every size, and prints one row of the table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/cnn.py')
+    parser.add_argument('--config', type=flags.config_path, default='configs/cnn.py')
     parser.add_argument('--seconds', type=float, default=10.0, help='per size')
     parser.add_argument('--only', type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    from mnist_jax.config import load_config
+
+    if not {'hidden', 'stages'} & set(load_config(options.config).model):
+        parser.error(f"--config must select a model with the field 'hidden' or 'stages', got {options.config}")
     if options.only is not None:
         print(json.dumps(measure(options.config, options.seconds, **options.only)))
         return

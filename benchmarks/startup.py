@@ -14,13 +14,15 @@ reading the command line, describing the run, and saving the first checkpoint.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import flags
+import throughput
 
 # Runs the command line, prints the time from the start of the process to the end of the first step, and exits.
 PROGRAM = """
@@ -73,7 +75,7 @@ def seconds_by_part(config: str, cache: Path) -> dict[str, float]:
     """Returns the seconds of each part of a start."""
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'START_TIME': str(time.time())}
     command = [sys.executable, '-c', PARTS, config]
-    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     lines = [line.rpartition(': ') for line in process.stdout.splitlines()]
     ends = [0.0, *(float(end) for *_, end in lines)]
     return {part: end - begin for (part, *_), begin, end in zip(lines, ends, ends[1:], strict=False)}
@@ -83,15 +85,15 @@ def first_step_seconds(config: str, cache: Path, workdir: Path) -> float:
     """Returns the seconds from the start of a process to the end of its first step."""
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(cache), 'START_TIME': str(time.time())}
     command = [sys.executable, '-c', PROGRAM, f'--config={config}', f'--workdir={workdir}']
-    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(process.stdout.split()[-1])
 
 
 def main() -> None:
     """Measures the starts, and prints their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/cnn.py')
-    parser.add_argument('--runs', type=int, default=3, help='the number of starts with a filled cache')
+    parser.add_argument('--config', type=flags.config_path, default='configs/cnn.py')
+    parser.add_argument('--runs', type=flags.at_least(1), default=3, help='the number of starts with a filled cache')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory) / 'cache'
@@ -99,7 +101,7 @@ def main() -> None:
             first_step_seconds(options.config, cache, Path(directory) / f'run{run}') for run in range(options.runs + 1)
         )
         parts = seconds_by_part(options.config, cache)
-    print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {Path(options.config).stem}')
+    print(f'{throughput.processor()}, {Path(options.config).stem}')
     print(f'empty compilation cache: {cold:.1f} s')
     print(
         f'filled compilation cache: {", ".join(f"{seconds:.1f}" for seconds in warm)} s; '

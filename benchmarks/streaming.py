@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import flags
 import jax
 import numpy as np
 
@@ -110,7 +111,7 @@ def measure_speed(data_dir: str, rounds: int, steps: int) -> None:
     ratios = []
     for index in range(rounds + 1):
         speeds = {}
-        for name, experiment in experiments.items():
+        for name, experiment in sorted(experiments.items(), reverse=bool(index % 2)):
             start = time.perf_counter()
             for _ in range(steps):
                 states[name], sums = experiment.train_step(states[name], next(batches[name]))
@@ -126,8 +127,13 @@ def main() -> None:
     """Prepares the dataset if it is missing, and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', required=True, help='the directory of the prepared dataset (1.7 GB)')
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--steps', type=int, default=60, help='training steps of the CNN per round')
+    parser.add_argument('--rounds', type=flags.at_least(1), default=7)
+    parser.add_argument(
+        '--steps',
+        type=flags.at_least(1),
+        default=960,
+        help='training steps of the CNN per round; with few, what is read ahead from the disk counts too little',
+    )
     parser.add_argument('--only', choices=['memory', 'speed', 'prepare'], help='do only this part')
     options = parser.parse_args()
     source.SOURCES['synthetic'] = functools.partial(source.Source, 'synthetic', Synthetic)

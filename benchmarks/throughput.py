@@ -25,11 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+import flags
 import numpy as np
-from programs import EVALUATION_ONLY, Task
+from programs import EVALUATION_ONLY, MODELS, NEWER_MODELS, Task
 
 from mnist_jax.config import load_config
 from mnist_jax.data.source import SOURCES
@@ -37,9 +39,6 @@ from mnist_jax.factory import build, defaults
 from mnist_jax.models.architectures import MODELS as ARCHITECTURES
 
 HERE = Path(__file__).parent
-MODELS = ('mlp', 'cnn', 'fashion_cnn', 'convnet_valid', 'convnet_same', 'digits_cnn', 'kaggle_mlp', 'kaggle_cnn')
-# Without a published experiment; not written in Keras.
-NEWER_MODELS = ('lenet5', 'resnet', 'depthwise', 'mixer', 'vit')
 # The programs of programs.py, and their titles in the tables.
 PROGRAMS = {
     'ours': 'mnist_jax',
@@ -189,7 +188,7 @@ def write_task(model: str, directory: Path) -> tuple[Path, Task]:
     return path, task
 
 
-def measure(model: str, names: list[str], rounds: int, seconds: float, warm_up: float) -> Measurements:
+def measure(model: str, names: Sequence[str], rounds: int, seconds: float, warm_up: float) -> Measurements:
     """Measures the programs of these names on a model; leaves out those that cannot run it."""
     results: Measurements = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -311,18 +310,29 @@ def processor() -> str:
 def main() -> None:
     """Measures, prints the tables and appends to the history."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', default=','.join(MODELS), help=f'comma-separated; also {", ".join(NEWER_MODELS)}')
-    parser.add_argument('--programs', default=','.join(PROGRAMS), help='comma-separated; ours is mnist_jax')
-    parser.add_argument('--rounds', type=int, default=5)
+    models = (*MODELS, *NEWER_MODELS)  # Of other configs, the other programs would train another model.
+    parser.add_argument(
+        '--models', type=flags.names(models), default=MODELS, help=f'comma-separated; also {", ".join(NEWER_MODELS)}'
+    )
+    parser.add_argument(
+        '--programs',
+        type=flags.names(PROGRAMS),
+        default=tuple(PROGRAMS),
+        help='comma-separated; ours, mnist_jax, is one of them',
+    )
+    parser.add_argument('--rounds', type=flags.at_least(1), default=5)
     parser.add_argument('--seconds', type=float, default=3.0, help='per program in each round')
     parser.add_argument('--warm-up', type=float, default=3.0, help='seconds per program before the rounds')
     parser.add_argument('--history', type=Path, default=HERE / 'history.jsonl', help='the JSON lines file to append to')
     options = parser.parse_args()
+    if 'ours' not in options.programs:
+        parser.error(f'--programs must contain ours, got {",".join(options.programs)}')
+    if not options.history.parent.is_dir():
+        parser.error(f'--history must be in a directory that exists, got {str(options.history)!r}')
     commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, capture_output=True, text=True)
     results = {}
-    for model in options.models.split(','):
-        names = options.programs.split(',')
-        results[model] = measure(model, names, options.rounds, options.seconds, options.warm_up)
+    for model in options.models:
+        results[model] = measure(model, options.programs, options.rounds, options.seconds, options.warm_up)
         row = {
             'when': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'commit': commit.stdout.strip(),

@@ -43,7 +43,8 @@ def keras_accuracy(task_path: Path, seed: int) -> float:
 
     task = json.loads(task_path.read_text())
     keras.utils.set_random_seed(seed)
-    model = programs.Keras(task).model
+    program = programs.Keras(task)
+    model = program.model
     rates = tf.constant(task['rates'])
 
     class Rates(keras.optimizers.schedules.LearningRateSchedule):
@@ -59,8 +60,7 @@ def keras_accuracy(task_path: Path, seed: int) -> float:
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=task['loss']['label_smoothing']),
         metrics=['accuracy'],
     )
-    image, label = keras_results.read_split(task_path, 'train')
-    targets = np.eye(10, dtype=np.float32)[label]
+    image, targets = program.image, np.eye(10, dtype=np.float32)[program.label]
     pixels = task['shift']
     if pixels:
         padded = np.pad(image, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)])

@@ -9,11 +9,11 @@ Here, over 6 seeds, each on one core of an AMD EPYC (AVX-512): test accuracy 0.9
 
 from ml_collections import ConfigDict
 
-from mnist_jax.config import load_config
+from mnist_jax.config import CONFIGS, load_config
 
 
 def get_config() -> ConfigDict:
     """Returns the config of convnet_valid with padding."""
-    config = load_config('configs/convnet_valid.py')
+    config = load_config(CONFIGS / 'convnet_valid.py')
     config.model.padding = 'same'
     return config

@@ -241,7 +241,7 @@ def test_every_module_is_in_the_api_reference():
         if path.stem != '__init__'
     }
     pages = ''.join(text for page, text in PAGES.items() if page.startswith('docs/reference/'))
-    assert set(re.findall(r'^::: ([\w.]+)$', pages, re.MULTILINE)) == {*modules, 'mnist_jax.load'}
+    assert set(re.findall(r'^::: ([\w.]+)$', pages, re.MULTILINE)) == {*modules, 'mnist_jax.load', 'mnist_jax.study'}
 
 
 @pytest.mark.parametrize(

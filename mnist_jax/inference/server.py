@@ -239,7 +239,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         return self.headers.get('Content-Length', '').strip()
 
     def _refuse_method(self) -> tuple[str, bytes]:
-        raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}')
+        raise RequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, self._wrong_method())
+
+    def _wrong_method(self) -> str:
+        return f'the method must be GET, HEAD or POST, got {self.command}'
 
     def _respond(self, method: Callable[[], tuple[str, bytes]]) -> None:
         """Sends the content type and the body that `method` returns, or the error that it raises."""
@@ -265,7 +268,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         status = http.HTTPStatus(code)
         text = message or status.phrase
         if code == 501:  # not implemented: there is no function for this method
-            status, text = http.HTTPStatus.METHOD_NOT_ALLOWED, f'the method must be GET or POST, got {self.command}'
+            status, text = http.HTTPStatus.METHOD_NOT_ALLOWED, self._wrong_method()
         self.close_connection = True
         self.request_version = 'HTTP/1.0'  # A malformed request line leaves HTTP/0.9, which has no status and headers.
         self._send(status, 'application/json', json.dumps({'error': text}).encode(), {'Connection': 'close'})

@@ -124,7 +124,7 @@ def test_wrong_paths_content_types_hosts_and_methods_are_refused(server):
     for host in ('localhost:80', 'LOCALHOST', '[::1]:8000', '127.0.0.1', '127.0.0.1:', 'localhost.'):
         assert send(server, body=b'{}', Host=host)[0] == 400
     assert send(server, 'PUT')[0] == send(server, 'OPTIONS')[0] == 405
-    assert send(server, 'TRACE') == (405, {'error': 'the method must be GET or POST, got TRACE'})
+    assert send(server, 'TRACE') == (405, {'error': 'the method must be GET, HEAD or POST, got TRACE'})
     status, answer = send(server, 'GET', '/' + 70_000 * 'x')
     assert status == 414 and list(answer) == ['error'] and 'Too Long' in answer['error']
     status, schema = send(server, 'GET', '/schema')
