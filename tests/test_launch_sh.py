@@ -13,7 +13,8 @@ case "$*" in
     '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>"$LOG" ;;
     *'-m pip install'*)
         echo "pip $(basename "${@: -1}")" >>"$LOG"
-        if [[ -n ${KILL:-} ]]; then kill -9 $PPID; fi ;;
+        if [[ -n ${KILL:-} ]]; then kill -9 $PPID; fi
+        exit ${FAIL:-0} ;;
     *) echo "in $PWD: $*" >>"$LOG" ;;
 esac
 """
@@ -68,6 +69,15 @@ def test_an_interrupted_installation_starts_over(launch, command):
         launch('setup')
     launch(command, KILL='1', status=-9)
     assert launch('setup') == ['venv', *SETUP]
+
+
+def test_a_failed_installation_keeps_what_was_installed_before(launch):
+    launch('setup')
+    with open(launch.root / 'requirements.txt', 'a') as file:
+        file.write('# changed\n')
+    for _ in range(2):
+        assert launch('setup', FAIL='1', status=1) == ['pip requirements.txt']
+    assert launch('setup') == ['pip requirements.txt']
 
 
 def test_it_passes_all_arguments_on_from_any_directory(launch, tmp_path):
