@@ -3,8 +3,8 @@
     python -m mnist_jax.main --config=configs/mnist_best.py
 
 Muon with a one-cycle learning rate over 40 epochs of rotated, scaled, sheared and shifted digits, with dropout.
-Chosen by its accuracy on the last 20% of the training split. So far over 4 seeds, each on one core of an AMD EPYC
-(Zen 4, AVX-512): test accuracy 0.9974 ± 0.0004 (0.9967 to 0.9976); 81 min of training.
+Chosen by its accuracy on the last 20% of the training split. Over 6 seeds, each on one core of an AMD EPYC (Zen 4,
+AVX-512): test accuracy 0.9975 ± 0.0004 (0.9967 to 0.9978); 81 min of training. The ensemble of all 6: 0.9978.
 """
 
 from ml_collections import ConfigDict
