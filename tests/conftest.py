@@ -34,9 +34,6 @@ ROOT = Path(__file__).parent.parent
 MAX_MAPPINGS = 20_000
 REPRODUCIBLE_COLUMNS = slice(0, 9)  # the columns of metrics.csv that do not depend on the machine
 
-# Tests compile the same small programs again and again, also in other processes; JAX caches only slow compilations.
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 start_backend(8, xla_products=True, own_model=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

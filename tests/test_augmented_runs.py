@@ -35,24 +35,21 @@ def digest(config, workdir, **options):
 
 
 def test_devices_calls_and_interruptions_do_not_change_the_bits(small, tmp_path):
-    config = {'augmentation': EVERYTHING, 'chunks': 8, 'dataset__train': 'train[:400]'}
+    config = {'augmentation': EVERYTHING, 'chunks': 4, 'batch_size': 67, 'dataset__train': 'train[:400]'}
     once = digest(small('mlp', **config, devices=1), tmp_path / 'once')
-    assert digest(small('mlp', **config, devices=8), tmp_path / '8') == once
-    in_calls = small('mlp', **config, devices=2, steps_per_call=3, dataset__on_device='on')
-    assert digest(in_calls, tmp_path / 'calls') == once
-    assert digest(small('mlp', **{**config, 'augmentation': ()}, devices=1), tmp_path / 'plain') != once
+    other = small('mlp', **config, devices=4, steps_per_call=3, dataset__on_device='on')
 
     def stop(step, request):
         if step == 9:  # in the middle of the second epoch
             request.signal = 15
 
     with pytest.raises(Interrupted):
-        digest(small('mlp', **config, devices=1), tmp_path / 'stopped', on_step=stop)
-    assert digest(small('mlp', **config, devices=1), tmp_path / 'stopped') == once
+        digest(other, tmp_path / 'stopped', on_step=stop)
+    assert digest(other, tmp_path / 'stopped') == once
 
 
 def test_each_epoch_has_other_images_and_evaluation_the_original_ones(small):
-    augmented, plain = (make_experiment(small(augmentation=steps, devices=1)) for steps in (EVERYTHING, ()))
+    augmented, plain = (make_experiment(small(augmentation=steps, devices=1)) for steps in (EVERYTHING[::8], ()))
     split = plain.source.split('train').take(permutation(0, 0, 300)[:20])
     images, index = split.image.astype(np.float32), np.arange(20, dtype=np.int32)
     epochs = [augmented.augment(images, index, epoch) for epoch in (0, 1, 0)]

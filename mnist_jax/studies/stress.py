@@ -1,5 +1,6 @@
 """Measures robustness: the accuracy of runs on corrupted images, and on images that an attack has changed."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,6 +143,7 @@ def attack(model: RestoredModel, examples: Split, epsilon: float, steps: int) ->
     return np.concatenate(parts)
 
 
+@functools.cache  # One program serves all attacks on a model.
 def _loss_gradient(model: RestoredModel) -> Callable[[jax.Array, jax.Array], jax.Array]:
     def loss(image_BxHxWxC: jax.Array, label_B: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model.logits(image_BxHxWxC), label_B).sum()

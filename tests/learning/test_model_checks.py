@@ -86,7 +86,7 @@ class Accumulated(nn.Module):
 
     @nn.compact
     def __call__(self, image_BxHxWxC, training=None):
-        return nn.Dense(self.num_classes)(jnp.cumsum(image_BxHxWxC.reshape(len(image_BxHxWxC), -1), 0))
+        return nn.Dense(self.num_classes)(jnp.cumsum(image_BxHxWxC.reshape(len(image_BxHxWxC), -1), axis=0))
 
 
 class RelativeToTheFirst(nn.Module):
