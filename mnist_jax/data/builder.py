@@ -184,14 +184,17 @@ class OpenBuilder(ArrayBuilder):
         self,
         *,
         raw_dir: Path | None,
-        data_dir: str,
         split_seed: int,
-        variant: str,
-        check_unchanged: Callable[[], None],
         options: Mapping[str, Any],
         description: Description | None,
+        **fields: Any,
     ):
         """Reads the raw files, unless `description` is that of the data that is prepared already.
+
+        Args:
+          raw_dir, split_seed, **fields: See `ArrayBuilder`.
+          options: The keyword-only arguments of `read`.
+          description: The description of the prepared data; None if it is not prepared.
 
         Raises:
           UserError: the raw files are invalid.
@@ -208,13 +211,7 @@ class OpenBuilder(ArrayBuilder):
             description = Description(shape, self._contents.class_names, self.MAX_PIXEL, framing, fit)
         self.SHAPE, self.CLASS_NAMES = description.image_shape, description.class_names
         self._description = description
-        super().__init__(
-            raw_dir=raw_dir,
-            data_dir=data_dir,
-            split_seed=split_seed,
-            variant=variant,
-            check_unchanged=check_unchanged,
-        )
+        super().__init__(raw_dir=raw_dir, split_seed=split_seed, **fields)
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int, **options: Any) -> str:
