@@ -1,5 +1,6 @@
 """Square images in CSV files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from mnist_jax.data.arrays import group_by_split, make_contents
 from mnist_jax.data.builder import Contents, OpenBuilder
 from mnist_jax.errors import UserError
 from mnist_jax.factory import Rate
+
+SUFFIX = re.compile(r'(\.csv)?(\.gz|\.zip)?$')  # what may differ between copies of a file
 
 
 class Csv(OpenBuilder):
@@ -27,7 +30,7 @@ class Csv(OpenBuilder):
         """
         paths = [raw_dir]
         if raw_dir.is_dir():
-            paths = csv_tables.find(raw_dir)
+            paths = _find(raw_dir)
         if not paths:
             raise UserError(f'config.dataset.raw_dir must contain CSV files, got {str(raw_dir)!r} without any')
         images, labels = {}, {}
@@ -39,3 +42,10 @@ class Csv(OpenBuilder):
                 raise UserError(f'the CSV files of a split must have images of one size, got {sizes}')
             images[split], labels[split] = (np.concatenate(arrays) for arrays in zip(*tables, strict=True))
         return make_contents(raw_dir, images, labels, test_fraction, split_seed)
+
+
+def _find(directory: Path) -> list[Path]:
+    """Returns the CSV files in a directory; of those that differ only by their compression, the plain one."""
+    paths = [path for path in directory.iterdir() if csv_tables.is_table(path) and not path.name.startswith('.')]
+    plain_last = sorted(paths, key=lambda path: (path.suffix.lower() == '.csv', path.name))
+    return list({SUFFIX.sub('', path.name.lower()): path for path in plain_last}.values())

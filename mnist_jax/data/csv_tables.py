@@ -23,7 +23,6 @@ from mnist_jax.errors import MAX_INT, UserError, comma_separated, first_line
 SIDE = 28  # pixels per row and per column of an image
 NUM_CLASSES = 10
 SUFFIXES = ('.csv', '.csv.gz', '.zip')
-SUFFIX = re.compile(r'(\.csv)?(\.gz|\.zip)?$')
 # The names of the pixel columns, row by row: those of Kaggle, the same counted from 1, and row x column.
 PIXEL_NAMES = (
     [f'pixel{i}' for i in range(SIDE * SIDE)],
@@ -53,13 +52,6 @@ class _Columns(NamedTuple):
 def is_table(path: Path) -> bool:
     """Returns whether the name of a file is that of a CSV, plain or compressed."""
     return path.name.lower().endswith(SUFFIXES)
-
-
-def find(directory: Path) -> list[Path]:
-    """Returns the CSV files in a directory; of those that differ only by their compression, the plain one."""
-    paths = [path for path in sorted(directory.iterdir()) if is_table(path) and not path.name.startswith('.')]
-    plain_last = sorted(paths, key=lambda path: path.suffix.lower() == '.csv')
-    return list({SUFFIX.sub('', path.name.lower()): path for path in plain_last}.values())
 
 
 def sha256(path: Path, member: str) -> str:
