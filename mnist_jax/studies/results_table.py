@@ -68,6 +68,7 @@ PUBLISHED = (
 )
 RECIPES = (
     Experiment('mnist_best', has_ensemble=True),
+    Experiment('fashion_best', seeds=5, has_ensemble=True),
     Experiment('digits_best', seeds=20, has_ensemble=True),
     Experiment('mnist_1k', seeds=10),
     Experiment('mnist_5k', seeds=10),
