@@ -375,6 +375,7 @@ def explore() -> None:
     from mnist_jax.studies.label_audit import audit_config, audit_labels
 
     config = _config()
+    check_config(config)
     if config.folds:
         audit_config(config)  # Report invalid fields before anything is written.
     workdir = _workdir(f'explore-{config.dataset.name}')

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import RequiredValueError
 
 from mnist_jax.errors import UserError, comma_separated, did_you_mean
 from mnist_jax.factory import Section, arguments, choose, describe, lists_to_tuples, parse_value
@@ -115,6 +116,7 @@ def load_config(path: str | Path) -> ConfigDict:
         raise UserError(f'get_config() in {str(path)!r} failed: {_describe(error)}') from None
     if not isinstance(config, ConfigDict):
         raise UserError(f'get_config() in {str(path)!r} must return a ConfigDict, got {type(config).__name__}')
+    check_values(config)
     try:
         config.unlock()  # A dict put into a locked config is not locked; locking the config again locks it too.
         return config.lock()
@@ -248,6 +250,18 @@ def _set_field(config: ConfigDict, name: str, text: str | bool, annotation: Any)
     value = text if isinstance(text, bool) else parse_value(f'--config.{name}', text, annotation)
     with parent.ignore_type():  # The file may have set a float to an integer, or an optional field to None.
         parent[field] = value
+
+
+def check_values(config: ConfigDict, prefix: str = '') -> None:
+    """Raises a UserError if a field has no value, but a `required_placeholder`, which ConfigDict cannot even unlock."""
+    for name, value in config.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            check_values(value, f'{prefix}{name}.')
+        elif isinstance(value, FieldReference):
+            try:
+                value.get()
+            except RequiredValueError:
+                raise UserError(f'config.{prefix}{name} must have a value, got a required placeholder') from None
 
 
 def _check_field(name: str, values: Mapping[str, Any]) -> None:

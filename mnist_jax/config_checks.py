@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_jax.config import ConfigDict, config_fields, default_config
+from mnist_jax.config import ConfigDict, check_values, config_fields, default_config
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range, comma_separated, did_you_mean
 
 MINUTES_PER_YEAR = 525_600
@@ -31,6 +31,7 @@ INTEGER_RANGES = {
 def check_config(config: ConfigDict) -> None:
     """Raises a UserError unless `config` has the fields of the default config, of their types and in their ranges."""
     default = default_config()
+    check_values(config)
     _check_fields('', config)
     for name, value in default.items():
         if not isinstance(config[name], type(value)):

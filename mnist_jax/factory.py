@@ -140,7 +140,7 @@ def construct(
     """Calls `constructor` with the checked `options` of the config section `field`, and with `extra`; see `build`."""
     extra = extra or {}
     accepted = arguments(constructor, extra)
-    unknown = [name for name in options if name not in accepted]
+    unknown = [] if takes_any(constructor) else [name for name in options if name not in accepted]
     if unknown:
         names = ', '.join(f'{field}.{name}' for name in unknown)
         raise UserError(
@@ -156,11 +156,17 @@ def construct(
 
 
 def arguments(constructor: Callable, extra: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
-    """Returns the arguments of a constructor that are config fields: all except those in `extra`."""
+    """Returns the named arguments of a constructor that are config fields: all except those in `extra`."""
     parameters = inspect.signature(constructor, eval_str=True).parameters
     # Linen adds `parent` and `name` to the constructor of every module; they are not config fields.
     excluded = {*extra, 'parent', 'name'}
-    return {name: parameter for name, parameter in parameters.items() if name not in excluded}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in parameters.items() if name not in excluded and p.kind not in variadic}
+
+
+def takes_any(constructor: Callable) -> bool:
+    """Returns whether a constructor takes arguments of any name, `**fields`."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(constructor).parameters.values())
 
 
 def defaults(constructor: Callable) -> dict[str, Any]:
@@ -255,7 +261,7 @@ def _optional_kind(annotation: Any) -> Any:
 def _parse_literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -280,4 +286,6 @@ def describe(annotation: Any) -> str:
     """Returns the type of an annotation in words, for error messages."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
+    if annotation is inspect.Parameter.empty:
+        return 'of any type'
     return f'of type {getattr(annotation, "__name__", annotation)}'

@@ -154,13 +154,16 @@ def train(
         trackers = stack.enter_context(Trackers(config, workdir, first_step, processes.is_main()))
         metrics_log = MetricsLog(workdir, config.epochs, first_step, processes.is_main(), trackers.log)
         with stop_on_signals() as request:
-            with checkpoints.open(lambda: _renew(locks)) as writer:
-                if first is not None:
-                    writer.save(snapshot)
-                with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
-                    snapshot = Loop(experiment, writer, metrics_log, request, on_step, profiler).run(snapshot, until)
-            request.unsaved = False
-            metrics_log.complete()
+            try:
+                with checkpoints.open(lambda: _renew(locks)) as writer:
+                    if first is not None:
+                        writer.save(snapshot)
+                    with Profiler(workdir / 'profile', config.profile_steps if processes.is_main() else 0) as profiler:
+                        loop = Loop(experiment, writer, metrics_log, request, on_step, profiler)
+                        snapshot = loop.run(snapshot, until)
+                request.unsaved = False
+            finally:
+                metrics_log.complete()
             # A signal that arrived after the last step has been answered, but nothing has stopped.
             if signal_number := processes.agree_on_stop(request, at_once=True)[0]:
                 raise Interrupted(signal_number, f'after step {int(snapshot.state.step):,}')

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from conftest import ROOT
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from mnist_jax.config import (
     check_resumable,
@@ -236,6 +236,13 @@ def test_values_are_of_the_type_of_their_field():
     assert config.model.scale is None
     config, _ = overridden(model__name='conv_net', model__names='a, b', early_stopping__restore_best=False)
     assert config.model.names == ('a', 'b') and config.early_stopping.restore_best is False
+
+
+def test_a_field_must_have_a_value():
+    config = default_config()
+    config.epochs = config_dict.required_placeholder(int)
+    with pytest.raises(UserError, match=r'config\.epochs must have a value, got a required placeholder'):
+        check_config(config)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def test_choose_returns_the_value_for_a_name():
     assert choose('--mode', 'a', {'a': 1, 'b': 2}) == 1
 
 
+def test_a_constructor_may_take_fields_of_any_name():
+    table = {'any': lambda size, *rest, **fields: (size, rest, fields)}
+    assert build('part', table, {'name': 'any', 'wide': 3}, size=7) == (7, (), {'wide': 3})
+    with pytest.raises(UserError, match=r'part\.size is missing; it must be of any type'):
+        build('part', table, {'name': 'any', 'wide': 3})
+
+
 def test_an_argument_that_the_section_reserves_is_an_error():
     with pytest.raises(UserError) as error:
         build('section', {'own': lambda size=1, rate=0.5: None}, {'name': 'own', 'size': 2}, reserved=('rate', 'limit'))

@@ -32,6 +32,7 @@ AXIS = 'devices'
 DISABLED_PASSES = ('cse', 'cse_barrier_expander')
 GPU_FLAG = 'xla_gpu_deterministic_ops'
 CACHED_SECONDS = 0.2  # Programs that take longer to compile are cached.
+OWN_THREADS = 'MNIST_JAX_NPROC'  # the PJRT_NPROC that this module has set, here or in the process that started this one
 XLA_THREADS = 16  # XLA's threads for several CPU devices; enough for 8 devices
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
@@ -92,8 +93,19 @@ def _configure_cpu(devices: int, cores: int, kernels: bool) -> None:
     # of their sums. So if XLA, not the kernels, computes the products, the number of threads is constant. With the
     # kernels, one device is up to a third faster with no more threads than cores. The backend reads PJRT_NPROC when it
     # starts.
-    threads = max(2, cores) if devices == 1 and kernels else max(XLA_THREADS, 2 * devices)
-    os.environ.setdefault('PJRT_NPROC', str(threads))
+    threads = str(max(2, cores) if devices == 1 and kernels else max(XLA_THREADS, 2 * devices))
+    set_before = os.environ.get('PJRT_NPROC')
+    is_own = set_before == os.environ.get(OWN_THREADS)  # else, the user has chosen the number
+    if set_before is None or (is_own and not _is_started()):
+        os.environ['PJRT_NPROC'] = os.environ[OWN_THREADS] = threads
+    elif is_own and set_before != threads and not kernels:
+        logging.warning(
+            'JAX already runs with %s threads instead of %s, so XLA may round its products differently than in other '
+            'runs. To prevent this, set the environment variable PJRT_NPROC=%s when Python starts',
+            set_before,
+            threads,
+            threads,
+        )
     set_threads(max(1, cores // devices))
     _keep_freed_memory()
     # If the backend is already running, as in a notebook or a test, its devices are used as they are.

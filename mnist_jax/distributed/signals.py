@@ -25,6 +25,7 @@ class StopRequest:
         self.signal = 0  # number of the signal that asks to stop; 0 if none does
         self.unsaved = False  # whether there is unsaved work
         self.polls = 0  # number of polls; see `processes.agree_on_stop`
+        self._handled = 0  # number of signals in the main thread
 
     def receive(self, number: int) -> None:
         """Handles the signal `number`; runs in the thread that watches for signals."""
@@ -37,7 +38,8 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal in the main thread: interrupts a process that this program must not end."""
-        if not self.owns_process and not self.unsaved:
+        self._handled += 1
+        if not self.owns_process and (not self.unsaved or self._handled > 1):
             raise KeyboardInterrupt
 
 

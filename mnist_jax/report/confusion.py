@@ -1,5 +1,6 @@
 """Figures of the confusion matrix: heat maps, a flow diagram, and the precision and recall of each class."""
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.colors
@@ -214,7 +215,11 @@ def by_class(statistics: JsonObject) -> ReportFigure:
     classes = statistics['by_class']
     count = len(classes)
     if count > MAX_ROWS:
-        worst = sorted(classes, key=lambda name: min(classes[name][key] or 0.0 for key in ('precision', 'recall')))
+        defined_by_name = {
+            name: [row[key] for key in ('precision', 'recall') if row[key] is not None] for name, row in classes.items()
+        }
+        # Classes that do not occur come last.
+        worst = sorted(classes, key=lambda name: min(defined_by_name[name], default=math.inf))
         classes = {name: classes[name] for name in worst[:MAX_ROWS]}
     figure, ((axis,),) = figures.new_figure(11, 1.2 + 0.3 * len(classes))
     tooltips: dict[str, str] = {}
@@ -229,7 +234,7 @@ def by_class(statistics: JsonObject) -> ReportFigure:
                 labeled.add(key)
                 axis.plot([row[key]], [index], marker, color=color, markersize=7, gid=gid, label=label, linestyle='')
                 tooltips[gid] = f'{name}: {key} {row[key]:.4f}'
-    axis.set_yticks(range(len(classes)), list(classes))
+    axis.set_yticks(range(len(classes)), list(map(figures.shorten, classes)))
     axis.invert_yaxis()
     axis.set(title='Precision and recall by class', xlabel='precision, recall', ylabel='class')
     figures.add_grid(axis)

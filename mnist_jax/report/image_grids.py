@@ -95,7 +95,7 @@ def _draw_examples(
     """Draws test examples, or training examples for which `suggestion_M` has other classes than their labels."""
     if not len(indices):
         return None
-    names = examples.class_names
+    names, short = examples.class_names, [figures.shorten(name) for name in examples.class_names]
     rows = -(-len(indices) // EXAMPLE_COLUMNS)
     figure, axes = figures.new_figure(11, 2.2 * rows, nrows=rows, ncols=EXAMPLE_COLUMNS)
     tooltips: dict[str, str] = {}
@@ -106,19 +106,19 @@ def _draw_examples(
         probabilities = examples.probabilities[index]
         ranking = np.argsort(-probabilities, kind='stable')
         first, second = ranking[:2]
-        truth = names[examples.label[index]]
+        label = examples.label[index]
         gid = f'example-{index}'
         _draw_image(axis, examples.image(index), gid)
         if suggested is not None:
-            caption = f'{index:,}: {truth}\n\u2192 {names[suggested]} {probabilities[suggested]:.1%}'
-        elif first == examples.label[index]:
-            caption = f'{truth} {probabilities[first]:.0%}\nnext {names[second]} {probabilities[second]:.0%}'
+            caption = f'{index:,}: {short[label]}\n\u2192 {short[suggested]} {probabilities[suggested]:.1%}'
+        elif first == label:
+            caption = f'{short[label]} {probabilities[first]:.0%}\nnext {short[second]} {probabilities[second]:.0%}'
         else:
-            caption = f'{truth}\n\u2192 {names[first]} {probabilities[first]:.1%}'
+            caption = f'{short[label]}\n\u2192 {short[first]} {probabilities[first]:.1%}'
         axis.set_title(caption, fontsize=9, loc='center')
-        likely = ', '.join(f'{names[label]} {probabilities[label]:.2%}' for label in ranking[:4])
+        likely = ', '.join(f'{names[other]} {probabilities[other]:.2%}' for other in ranking[:4])
         kind, what = ('test example', 'true class') if suggested is None else ('training example', 'label')
-        tooltips[gid] = f'{kind} {index:,}, {what} {truth}, predicted: {likely}'
+        tooltips[gid] = f'{kind} {index:,}, {what} {names[label]}, predicted: {likely}'
     return ReportFigure(title, about, figure, tooltips)
 
 
@@ -207,7 +207,8 @@ def explanations(
             examples.class_names[label] for label in (examples.label[index], examples.prediction[index])
         )
         _draw_image(axes[0, column], examples.image(index), f'explained-{index}')
-        axes[0, column].set_title(f'{truth} \u2192 {predicted}', fontsize=9, loc='center')
+        caption = f'{figures.shorten(truth)}\n\u2192 {figures.shorten(predicted)}'
+        axes[0, column].set_title(caption, fontsize=9, loc='center')
         tooltips[f'explained-{index}'] = f'test example {index:,}, true class {truth}, predicted {predicted}'
         for row, (method, map_HxW) in enumerate(by_method.items(), 1):
             limit = float(np.abs(map_HxW).max()) or 1.0

@@ -253,6 +253,8 @@ def importance(fields: Sequence[str], points: Sequence[StudyPoint], metric: str)
         scale = _Scale([point.values[field] for point in finite if field in point.values])
         columns.append([scale.position(point.values[field]) if field in point.values else -1.0 for point in finite])
     inputs, targets = np.array(columns).T, np.array([point.mean for point in finite])
+    if not np.ptp(targets):  # A forest predicts equal scores perfectly, whatever the fields.
+        return None
     forest = RandomForestRegressor(200, oob_score=True, random_state=0).fit(inputs, targets)
     # The score on the points of the fit would be high even if no field mattered.
     if forest.oob_score_ <= 0:

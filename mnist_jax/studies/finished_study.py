@@ -12,12 +12,14 @@ from mnist_jax.config import ConfigDict, load_config
 from mnist_jax.distributed.local_launch import MAX_PROCESSES, PROGRAM
 from mnist_jax.errors import Interrupted, UserError, check_integer
 from mnist_jax.evaluate import evaluate_workdir
+from mnist_jax.factory import package_name
 from mnist_jax.files import JsonObject
 from mnist_jax.report.figures import ReportFigure
 from mnist_jax.studies import study_report, workers
-from mnist_jax.studies.space import Condition, Domain, choice, parse_domain, plain
+from mnist_jax.studies.space import Choice, Condition, Domain, choice, parse_domain, plain
 from mnist_jax.studies.study import Standing, Study
 from mnist_jax.studies.sweep import Sweep
+from mnist_jax.workdir.config_sections import SECTIONS
 
 
 class FinishedStudy:
@@ -144,10 +146,10 @@ def run_study(
     arguments = ['--mode=sweep', f'--workdir={sweep.workdir.absolute()}']
     on_cpu = sweep.check()
     count = workers.choose_count(worker_count, on_cpu, arguments)
-    # Another process does not know the parts that this one has added to the tables.
-    if count > 1 and not sweep.uses_only_package_parts():
+    # Another process does not know the parts that this one has added to the tables, and it reads study.json.
+    if count > 1 and (reason := _needs_this_process(sweep)):
         if worker_count is not None:
-            raise UserError(f'workers must be 1 for a config with parts of your own, got {count}')
+            raise UserError(f'workers must be 1 for a config {reason}, got {count}')
         count = 1
     sweep.write()
     status = workers.share_work(sweep.work, count, arguments, PROGRAM)
@@ -157,6 +159,20 @@ def run_study(
         raise RuntimeError(f'a worker of the study ended with the exit status {status}; its output says why')
     study_report.write_report(sweep)
     return FinishedStudy(sweep)
+
+
+def _needs_this_process(sweep: Sweep) -> str:
+    """Returns which property of the config other processes cannot handle; '' for none."""
+    parts: list[object] = []
+    for name, section in SECTIONS.items():
+        entry = sweep.study.vary.get(f'{name}.name')
+        domain = entry.domain if isinstance(entry, Condition) else entry
+        if isinstance(domain, Choice):  # A search that learns from the results may choose any of them later.
+            parts += [section.table.get(str(value)) for value in domain.values]
+    plans = [sweep.plan(task.trial.point) for task in sweep.rounds.next_tasks({})]
+    if None in map(package_name, parts) or not all(plan.of_package for plan in plans):
+        return 'with parts of your own'
+    return '' if sweep.is_described_by_values() else 'with fields that refer to ones that vary'
 
 
 def _domain(field: str, values: Any) -> Domain | Condition:

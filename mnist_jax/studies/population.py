@@ -35,7 +35,10 @@ class Member(NamedTuple):
     def finished(self) -> bool:
         """Whether the run is trained to its end and evaluated, and its config can be read."""
         try:
-            return (self.workdir / 'eval.json').exists() and not read_run(self.workdir, '').progress
+            if not (self.workdir / 'eval.json').exists():
+                return False
+            run = read_run(self.workdir, '')
+            return bool(run.epochs or not run.config.epochs) and not run.progress
         except UserError:
             return False  # Training it again rewrites its config and its result.
 

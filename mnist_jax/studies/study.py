@@ -152,6 +152,11 @@ def read_study(workdir: Path) -> tuple[Study, ConfigDict]:
     if not path.exists():
         raise UserError(f'--workdir {str(workdir)!r} holds no study; to start one, give --config')
     saved = read_definition(path)
+    if saved.get('needs_config'):  # It is missing in studies of older versions.
+        raise UserError(
+            f'--config must be given to resume the study in {str(workdir)!r}, with the flags that describe the study: '
+            'fields of the config refer to ones that vary'
+        )
     try:
         search = {**saved['search'], **({} if saved['trials'] is None else {'trials': saved['trials']})}
         vary = {field: parse_domain(field, text) for field, text in saved['vary'].items()}

@@ -1,9 +1,10 @@
 """What a study must fulfill before any of its trials starts."""
 
 from mnist_jax.config import ConfigDict, config_fields
+from mnist_jax.config_checks import check_config
 from mnist_jax.errors import MAX_INT, UserError, check_integer, did_you_mean
 from mnist_jax.learning.losses import WEIGHTING_FIELDS
-from mnist_jax.studies.space import Choice, Condition, Interval, Space
+from mnist_jax.studies.space import Choice, Condition, Interval, Space, choice
 from mnist_jax.studies.study import Study
 
 MAX_SEEDS = 1000
@@ -25,6 +26,7 @@ COMPARABLE = (
 
 def check_study(study: Study, config: ConfigDict) -> None:
     """Raises a UserError unless a study is valid for the config that it starts from."""
+    check_config(config)
     if not study.vary and study.seeds == 1:
         raise UserError('a study must vary at least one config field, with --vary or --sweep, or have several seeds')
     if not study.vary and study.search.get('name') != 'grid':
@@ -75,7 +77,7 @@ def _check_condition(field: str, condition: Condition, vary: Space, config: Conf
             f'the condition of {field} must be on a field of the config, or one that is varied before it, got '
             f'{condition.field!r}{did_you_mean(condition.field, known)}'
         )
-    domain = vary.get(condition.field)
+    domain = vary.get(condition.field, choice(dict(config_fields(config)).get(condition.field)))
     if isinstance(domain, Choice) and not set(map(repr, domain.values)) & set(map(repr, condition.values)):
         raise UserError(
             f'the condition of {field} must name one of the values of {condition.field}, '

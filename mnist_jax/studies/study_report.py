@@ -180,4 +180,5 @@ def _cell(point: Point, field: str) -> str:
     if field not in point:
         return '-'
     value = point[field]
-    return value if isinstance(value, str) else f'{value:g}' if isinstance(value, float) else str(value)
+    short = f'{value:g}' if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)

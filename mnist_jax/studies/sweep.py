@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
+from ml_collections import FieldReference
 
 from mnist_jax import files
 from mnist_jax.config import (
     CHANGEABLE_FIELDS,
     ConfigDict,
     config_fields,
+    config_from_json,
     config_sha256,
     config_to_json,
     override_fields,
@@ -123,6 +125,7 @@ class Sweep:
             **self._identity(),
             'trials': self.study.search.get('trials'),
             'seeds': self.study.seeds,
+            'needs_config': not self.is_described_by_values(),
             'config': json.loads(config_to_json(self.config)),
         }
         files.write_text(self.workdir / DEFINITION, json.dumps(definition, indent=2) + '\n')
@@ -150,7 +153,10 @@ class Sweep:
 
     def trial_config(self, trial: Trial) -> ConfigDict:
         """Returns the config of a trial, an ordinary run."""
-        config = copy.deepcopy(self.config)
+        return self._trial_config(trial, self.config)
+
+    def _trial_config(self, trial: Trial, base: ConfigDict) -> ConfigDict:
+        config = copy.deepcopy(base)
         texts = {field: value if isinstance(value, str) else repr(value) for field, value in trial.point.items()}
         override_fields(config, texts, lambda: SECTIONS)
         config.seed = self.config.seed + trial.seed
@@ -189,9 +195,15 @@ class Sweep:
         """
         return make_experiment(self.trial_config(self.rounds.next_tasks({})[0].trial)).replicas.on_cpu
 
-    def uses_only_package_parts(self) -> bool:
-        """Returns whether other processes can train the trials: whether none has a part of the user's own."""
-        return all(self.plan(task.trial.point).of_package for task in self.rounds.next_tasks({}))
+    def is_described_by_values(self) -> bool:
+        """Returns whether `study.json` describes all trials: whether no field of the config refers to a varied one."""
+        if not _has_references(self.config):
+            return True
+        values = config_from_json(json.loads(config_to_json(self.config)))
+        return all(
+            config_to_json(self.trial_config(task.trial)) == config_to_json(self._trial_config(task.trial, values))
+            for task in self.rounds.next_tasks({})
+        )
 
     def maximizes(self, point: Point) -> bool:
         """Returns whether a larger value of that metric is better."""
@@ -222,6 +234,9 @@ class Sweep:
     def run(self, task: Task) -> Outcome:
         """Trains a trial up to an epoch, or resumes it, and writes the outcome."""
         trial, path = task.trial, self.trial_workdir(task.trial)
+        if not path.is_dir():  # If it was deleted, its outcomes must not count when the directory exists again.
+            for old in (self.workdir / 'outcomes').glob(f'{trial.name}-epochs*.json'):
+                old.unlink()
         config = self.trial_config(trial)
         stopping = self.plan(trial.point).callbacks.early_stopping
         try:
@@ -299,6 +314,13 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
 
         print(write_report(sweep), end='', flush=True)
     return status
+
+
+def _has_references(config: ConfigDict) -> bool:
+    return any(
+        isinstance(value, FieldReference) or (isinstance(value, ConfigDict) and _has_references(value))
+        for _, value in config.items(preserve_field_references=True)
+    )
 
 
 def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax.config import ConfigDict, config_fields
+from mnist_jax.config import ConfigDict, check_values, config_fields
 from mnist_jax.config_checks import check_attributes, check_config
 from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range
-from mnist_jax.factory import build, choose, construct, defaults, package_name
+from mnist_jax.factory import build, choose, construct, defaults, package_name, takes_any
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.augmentation import AUGMENTATIONS
@@ -147,6 +147,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
       description: The description of its dataset, from its workdir. Without it, a dataset whose image shape and classes
         depend on its raw files is prepared now.
     """
+    check_values(config)
     config = config.copy_and_resolve_references().lock()  # The caller may change it later.
     source, model = _source_and_model(config, description)
     options = config.optimizer.to_dict()
@@ -249,10 +250,10 @@ def _source_and_model(config: ConfigDict, description: Description | None = None
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """Returns the model that the config section `config` describes; raises a UserError for an invalid field."""
-    if constructor := MODELS.get(config.get('name')):  # else, `build` reports the name
-        signature = inspect.signature(constructor)
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-        if not takes_any and 'num_classes' not in signature.parameters:
+    name = config.get('name')
+    if isinstance(name, str) and name in MODELS:  # else, `build` reports the name
+        signature = inspect.signature(MODELS[name])
+        if not takes_any(MODELS[name]) and 'num_classes' not in signature.parameters:
             raise UserError(f'the model must have an attribute num_classes, got {config.name}{signature}')
     model = build('config.model', MODELS, config, num_classes=num_classes)
     model_checks.check_interface(model)

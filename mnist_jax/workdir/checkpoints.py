@@ -1,6 +1,7 @@
 """What a workdir keeps so that a run can be resumed or evaluated: `config.json`, digests, Orbax checkpoints."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -322,8 +323,8 @@ class Checkpoints:
         for step in steps:
             directory = self.workdir / 'damaged'
             files.make_directory(directory, '--workdir: the directory of damaged checkpoints')
-            count = len(list(directory.iterdir()))
-            (self._directory / str(step)).rename(directory / f'{step}-{count}')
+            targets = (directory / f'{step}-{number}' for number in itertools.count())
+            (self._directory / str(step)).rename(next(target for target in targets if not target.exists()))
 
 
 def _is_step(name: str) -> bool:
@@ -334,8 +335,9 @@ def _default_values(config: ConfigDict) -> dict[str, Any]:
     """Returns the defaults of the fields that the sections of `config` may leave out, by dotted name."""
     values: dict[str, Any] = {}
     for name, section in SECTIONS.items():
+        part = config.get(name, {}).get('name')
         # Without its table entry, the config is invalid, which `check_config` or `build` reports.
-        if constructor := section.table.get(config.get(name, {}).get('name')):
+        if constructor := section.table.get(part) if isinstance(part, str) else None:
             values |= {f'{name}.{field}': value for field, value in defaults(constructor).items()}
     return values
 

@@ -51,12 +51,12 @@ class Claim(NamedTuple):
           p_value: The p-value after a correction for several comparisons; by default, that of this one alone.
           comparisons: Their number.
         """
+        if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
+            return 'better' if self.difference > 0 else 'worse'
         if comparisons * self.smallest_p_value >= 1 - CONFIDENCE:
             needed = seeds_for_significance(comparisons)
             hint = f'seeds to tell: at least {needed} are needed' if needed else 'random flips of signs to tell'
             return f'too few {hint}'
-        if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE:
-            return 'better' if self.difference > 0 else 'worse'
         # The estimate is that of an uncorrected t-test, so it may be a number that has just turned out to be too small.
         hint = f'; at least {max(self.needed, self.seeds + 1):,} seeds would be needed' if self.needed else ''
         return f'may be chance{hint}'

@@ -54,6 +54,8 @@ class FinishedRun(NamedTuple):
     @property
     def progress(self) -> str:
         """Why the result is not that of the end of the run; '' if it is, or if metrics.csv does not say."""
+        if not self.epochs and self.config.epochs and not self.result['step']:
+            return f'has 0 of {self.config.epochs} epochs: the run is not finished'
         if not self.epochs or not self.complete:
             return ''
         callback, state = self.early_stopping
@@ -84,6 +86,8 @@ class FinishedRun(NamedTuple):
             own['result'] = progress
         if self.epochs and not self.complete:
             own['metrics.csv'] = 'lacks the rows of some epochs, so the training time is unknown'
+        elif not self.epochs and self.result['step']:
+            own['metrics.csv'] = 'has no epoch: it is missing, or the run was stopped in its first epoch'
         return {**caveats(self.result), **own}
 
     @property

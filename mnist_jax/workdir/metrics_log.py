@@ -103,7 +103,8 @@ def _is_valid(row: Mapping[str, str]) -> bool:
     if not all(isinstance(text, str) for text in row.values()):  # It has too few or too many fields.
         return False
     try:
-        int(row['epoch']), int(row['step'])
+        if min(int(row['epoch']), int(row['step'])) < 1:
+            return False
         numbers = {name: float(row[name]) for name in COLUMNS if name in REQUIRED or row.get(name)}
         return all(math.isfinite(numbers[name]) for name in FINITE)
     except (ValueError, KeyError):

@@ -105,6 +105,15 @@ def read_provenance(workdir: Path) -> list[JsonObject]:
     ]
 
 
+def read_training_start(workdir: Path, step: int) -> JsonObject | None:
+    """Returns the last start from which a run was trained up to a step; None if no start is recorded.
+
+    The same command may start a finished run again, which trains nothing.
+    """
+    starts = read_provenance(workdir)
+    return next((start for start in reversed(starts) if start['step'] < step), starts[0] if starts else None)
+
+
 def read_origin(workdir: Path) -> JsonObject | None:
     """Returns what the run started from, as its last start recorded it; None if it did not start from another run."""
     starts = read_provenance(workdir)
@@ -149,7 +158,13 @@ def program() -> list[str]:
 def _command() -> str:
     if not flags.FLAGS.is_parsed() and Path(sys.argv[0]).name not in ('main.py', 'mnist-jax'):
         return f'{Path(sys.argv[0]).name}, from Python'
-    return shlex.join([*program(), *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    # Without what a launcher adds for the processes that it starts, so that the command can be repeated.
+    if '--processes=0' in arguments:
+        arguments = arguments[: arguments.index('--processes=0')]
+    if arguments[-1:] == ['--workers=0']:
+        arguments.pop()
+    return shlex.join([*program(), *arguments])
 
 
 def _commit() -> str:

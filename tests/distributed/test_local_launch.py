@@ -21,6 +21,7 @@ CONFIG = (
     '--config.dataset.validation=train[301:400]',
     '--config.dataset.test=test[:203]',
     '--config.batch_size=50',
+    '--config.chunks=4',
     '--config.epochs=2',
     '--config.model.stages=((4,), (8,))',
     '--config.model.hidden=(16,)',

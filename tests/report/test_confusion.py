@@ -32,6 +32,14 @@ def test_classes_without_defined_statistics_have_no_marks():
     assert {tooltip.split(':')[0] for tooltip in confusion.by_class(statistics).tooltips.values()} == {'a', 'c'}
 
 
+def test_of_many_classes_those_that_do_not_occur_come_last():
+    count = confusion.MAX_ROWS + 5
+    matrix = np.zeros((count, count), int)
+    matrix[-10:, -10:] = 5 + np.eye(10, dtype=int)
+    figure = confusion.by_class(metrics.statistics(matrix, [f'class {number}' for number in range(count)]))
+    assert len(figure.tooltips) == 20 and f'class {count - 1}: recall 0.1176' in figure.tooltips.values()
+
+
 def test_perfect_predictions_and_a_single_class_can_be_drawn():
     single = np.array([[4]])
     for figure in (

@@ -58,6 +58,8 @@ def test_importance_finds_the_field_that_matters():
     by_field = {text.split(':')[0]: float(text.split(':')[1]) for text in figure.tooltips.values()}
     assert by_field['x'] > 0.5 > 0.1 > by_field['y']
     assert importance(['x'], points[:7], 'validation_accuracy') is None
+    equal = [point(number, 1.0, x=number % 5, y=number % 3) for number in range(9)]
+    assert importance(['x', 'y'], equal, 'validation_accuracy') is None
     noise = np.random.default_rng(0).normal(size=24)
     random = [point(number, noise[number], x=number % 5, y=(number * 7) % 11) for number in range(24)]
     assert importance(['x', 'y'], random, 'validation_accuracy') is None

@@ -76,13 +76,14 @@ def test_a_study_is_resumed_grows_and_is_tested_once_at_the_end(small, tmp_path)
 
 
 def test_numbers_of_numpy_are_plain_values(small, tmp_path):
-    rates = np.logspace(-3, -2, 2)
+    rates = np.array([0.001, 0.0100000004])
     config = small(**FIELDS)
     study = mnist_jax.study(config, {'optimizer.learning_rate': rates}, tmp_path, seeds=np.int64(2), workers=1)
     assert {type(point['optimizer.learning_rate']) for point in study.points} == {float}
-    assert when(list(rates), 'optimizer.name', 'sgd').domain == choice(0.001, 0.01)
+    assert when(list(rates), 'optimizer.name', 'sgd').domain == choice(0.001, 0.0100000004)
     assert uniform(0.0, 0.99999).at(0.999999) == 0.99999  # Rounding does not leave the interval.
     assert (tmp_path / 'points.txt').read_text().endswith(study.table() + '\n')
+    assert {row[1] for row in table(tmp_path)[1:]} == {'0.001', '0.0100000004'}
 
 
 def test_runs_that_diverged_are_not_tested(small, tmp_path):
@@ -101,6 +102,14 @@ def test_an_own_part_is_trained_in_this_process(small, tmp_path, monkeypatch):
     config = small(**FIELDS, model__name='own')
     study = mnist_jax.study(config, {'optimizer.learning_rate': [1e-3]}, tmp_path / 'study')
     assert len(study.points) == 1
+    fields = {'model.name': ['mlp', 'own']}
+    with pytest.raises(UserError, match='workers must be 1 for a config with parts of your own, got 2'):
+        mnist_jax.study(small(**FIELDS), fields, tmp_path / 'names', search='optuna', trials=1, workers=2)
+    referring = small(**FIELDS)
+    with referring.unlocked():
+        referring.reduce_lr.patience = referring.get_oneway_ref('batch_size') * 2
+    with pytest.raises(UserError, match='workers must be 1 for a config with fields that refer to ones that vary, got'):
+        mnist_jax.study(referring, {'batch_size': [32, 64]}, tmp_path / 'references', workers=2)
     monkeypatch.setitem(SOURCES, 'own', source_of('own', type('Own', (BUILDERS['mnist'],), {'__module__': 'notebook'})))
     for own in (config, small(**FIELDS, dataset__name='own')):
         with pytest.raises(UserError, match='workers must be 1 for a config with parts of your own, got 2'):

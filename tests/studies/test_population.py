@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from mnist_jax.errors import MAX_INT, UserError
+from mnist_jax.errors import MAX_INT, Interrupted, UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.studies.population import train_population
 from mnist_jax.train import train
@@ -33,10 +33,17 @@ def test_members_are_the_runs_alone_and_resume(small, tmp_path, capsys):
 
 
 def test_a_member_that_was_evaluated_before_its_end_is_trained_further(small, tmp_path):
-    config = small(population=2, devices=1, dataset__train='train[:64]')
+    config = small(population=2, devices=1)
     train_population(config, tmp_path / 'whole', 1)
-    train(small(seed=1, devices=1, dataset__train='train[:64]'), tmp_path / 'member' / 'member-1', until=1)
+    train(small(seed=1, devices=1), tmp_path / 'member' / 'member-1', until=1)
     evaluate_workdir(tmp_path / 'member' / 'member-1')
+
+    def stop(step, request):
+        request.signal = 15
+
+    with pytest.raises(Interrupted):  # in the first epoch, so that metrics.csv has no row
+        train(small(devices=1), tmp_path / 'member' / 'member-0', on_step=stop)
+    evaluate_workdir(tmp_path / 'member' / 'member-0')
     train_population(config, tmp_path / 'member')  # in this process: there is no command line to start again
     with pytest.raises(UserError, match=r'the number of workers must be 1 without a command line .*, got 2'):
         train_population(config, tmp_path / 'member', 2)

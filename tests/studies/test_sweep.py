@@ -19,7 +19,7 @@ from mnist_jax.studies.population import train_population
 from mnist_jax.studies.rounds import Rounds
 from mnist_jax.studies.search import SEARCHES
 from mnist_jax.studies.space import choice, log_uniform, when
-from mnist_jax.studies.study import Outcome, Standing, Study, load_study
+from mnist_jax.studies.study import Outcome, Standing, Study, load_study, read_study
 from mnist_jax.studies.study_report import claim_rows, make_sections
 from mnist_jax.studies.sweep import Sweep, run_sweep
 from mnist_jax.train import train
@@ -234,6 +234,14 @@ def test_points_keep_their_results(small, tmp_path):
 
     shutil.rmtree(tmp_path / 'trials' / '0002-seed0')  # is trained again
     digests = [row[-1] for row in table(tmp_path)]
+    halved = Sweep(Study(space), config, tmp_path)
+    assert len(halved.read_outcomes()) == 3
+    later = tmp_path / 'outcomes' / '0002-seed0-epochs3.json'
+    shutil.copy(later.with_name('0002-seed0-epochs1.json'), later)
+    (task,) = [task for task in halved.rounds.next_tasks({}) if task.trial.name == '0002-seed0']
+    halved.run(task)
+    assert not later.exists() and len(Sweep(Study(space), config, tmp_path).read_outcomes()) == 4
+    shutil.rmtree(tmp_path / 'trials' / '0002-seed0')
     run_sweep(Sweep(Study(space), config, tmp_path), 1)
     assert (tmp_path / 'trials' / '0002-seed0').is_dir() and [row[-1] for row in table(tmp_path)] == digests
 
@@ -274,6 +282,12 @@ def test_fields_of_a_trial_may_refer_to_one_that_varies(small, tmp_path):
         config.reduce_lr.patience = config.get_oneway_ref('epochs') * 2
     sweep = Sweep(Study({'epochs': choice(1, 3)}), config, tmp_path)
     assert [sweep.trial_config(task.trial).reduce_lr.patience for task in sweep.rounds.next_tasks({})] == [2, 6]
+    assert not sweep.is_described_by_values()
+    sweep.write()
+    with pytest.raises(UserError, match=r'--config must be given to resume the study in .*: fields of the config'):
+        read_study(tmp_path)
+    other = Sweep(Study({'batch_size': choice(32, 64)}), config, tmp_path / 'other')
+    assert other.is_described_by_values()  # No field refers to one that varies.
 
 
 def test_a_score_stands_for_a_value_of_any_sign(small, tmp_path):
@@ -361,6 +375,12 @@ def test_a_study_in_which_all_runs_diverge_has_a_page(small, tmp_path):
             {},
             'the condition of batch_size must name one of the values of chunks, 2, 4, got 8',
         ),
+        (
+            Study({'optimizer.momentum': when(choice(0.0), 'optimizer.name', 'sgd')}),
+            {},
+            "the condition of optimizer.momentum must name one of the values of optimizer.name, 'rmsprop', got 'sgd'",
+        ),
+        (Study(RATES), {'epochs': None}, 'config.epochs must be of type int, got None'),
         (
             Study({'optimizer.momentum': when(choice(0.0), 'optimiser.name', 'sgd')}),
             {},

@@ -205,6 +205,22 @@ def test_a_stop_after_the_last_step_of_a_run_is_not_lost(small, tmp_path):
     assert results(tmp_path / 'stopped') == results(tmp_path / 'whole')
 
 
+def test_metrics_that_could_not_be_written_before_a_stop_are_written_then(small, tmp_path, caplog):
+    path = tmp_path / 'run' / 'metrics.csv'
+
+    def on_step(step, request):
+        if step == 5:
+            path.mkdir()  # so that it cannot be written
+        if step == 7:
+            path.rmdir()
+            request.signal = signal.SIGTERM
+
+    with pytest.raises(Interrupted):
+        train(small(), tmp_path / 'run', on_step=on_step)
+    assert 'metrics.csv cannot be written' in caplog.text
+    assert [row['epoch'] for row in read_metrics(tmp_path / 'run')] == [1]
+
+
 def test_a_stop_is_deferred_to_the_end_of_the_epoch_even_if_no_step_is_left(small, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train(small(**STOPPED), tmp_path / 'run', on_step=interrupt_after(5))

@@ -87,6 +87,12 @@ def test_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(small
     assert "checkpoints/10' is damaged" in caplog.text
     assert results(tmp_path / 'run') == trained[1]
     assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['10-0']
+    checkpoints = Checkpoints(tmp_path / 'run')
+    (tmp_path / 'run' / 'damaged' / '10-0').rename(tmp_path / 'run' / 'damaged' / '15-1')
+    (tmp_path / 'run' / 'damaged' / '15-2').mkdir()
+    checkpoints.move_to_damaged([15])
+    assert {path.name for path in (tmp_path / 'run' / 'damaged').iterdir()} == {'15-0', '15-1', '15-2'}
+    (tmp_path / 'run' / 'damaged' / '15-0').rename(tmp_path / 'run' / 'checkpoints' / '15')
     for step in (10, 15):
         flip(tmp_path / 'run' / 'checkpoints' / str(step))
     with pytest.raises(UserError, match=r'no checkpoint in .* can be restored; use another --workdir'):

@@ -80,6 +80,8 @@ def test_a_claim_in_words():
     assert many.verdict(780 * many.p_value, comparisons=780) == 'better'
     assert many.verdict(1.0, comparisons=10_000) == 'too few random flips of signs to tell'
     assert claims.seeds_for_significance(5_000) == 17 and claims.seeds_for_significance(10_000) is None
+    # A pair with more seeds than the others may be significant after Holm's correction, but not after Bonferroni's.
+    assert better.verdict(0.0313, comparisons=2) == 'better'
     worse = claims.compare([0.90] * 6, [0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
     assert worse.verdict() == 'worse' and worse.superiority == 0
     unsure = claims.compare([0.90, 0.92, 0.91, 0.90, 0.93, 0.91, 0.92], [0.91, 0.91, 0.90, 0.91, 0.91, 0.92, 0.91])

@@ -11,7 +11,15 @@ from conftest import make_small
 
 from mnist_jax.studies.workers import share_work
 from mnist_jax.train import train
-from mnist_jax.workdir.provenance import FIELDS, MAX_STARTS, program, read_epochs, read_provenance, record_start
+from mnist_jax.workdir.provenance import (
+    FIELDS,
+    MAX_STARTS,
+    program,
+    read_epochs,
+    read_provenance,
+    read_training_start,
+    record_start,
+)
 
 
 def test_each_start_is_recorded(data_dir, tmp_path):
@@ -40,7 +48,18 @@ def test_recorded_command_is_quoted_for_the_shell(monkeypatch, tmp_path, program
     monkeypatch.setattr('sys.argv', [program, '--config=a b.py', '--config.model.hidden=(8,)'])
     record_start(tmp_path, 0, 'none')
     (start,) = read_provenance(tmp_path)
-    assert start['command'] == "python -m mnist_jax.main '--config=a b.py' '--config.model.hidden=(8,)'"
+    command = "python -m mnist_jax.main '--config=a b.py' '--config.model.hidden=(8,)'"
+    assert start['command'] == command
+    for own in (['--processes=0', '--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=0'], ['--workers=0']):
+        monkeypatch.setattr('sys.argv', [program, '--config=a b.py', '--config.model.hidden=(8,)', *own])
+        record_start(tmp_path, 0, 'none')
+        assert read_provenance(tmp_path)[-1]['command'] == command
+
+
+def test_a_result_is_that_of_the_last_start_before_its_step(tmp_path):
+    assert read_training_start(tmp_path, 10) is None
+    (tmp_path / 'provenance.json').write_text(json.dumps([make_start(step) for step in (0, 5, 10, 10)]))
+    assert [read_training_start(tmp_path, step)['step'] for step in (0, 5, 6, 10, 11)] == [0, 0, 5, 5, 10]
 
 
 def test_damaged_starts_are_ignored_and_old_ones_dropped(tmp_path):

@@ -71,6 +71,11 @@ def test_runs_whose_result_is_not_that_of_their_end_do_not_count(runs):
     assert unfinished.progress == 'has 2 of 3 epochs: the run is not finished'
     assert stale.progress == 'is that of step 30, but the run ends with step 10; --mode=eval rewrites it'
     assert stale.caveats['result'] == stale.progress
+    (unstarted,) = runs(FIRST[:1])
+    unstarted.epochs.clear()
+    assert unstarted.progress == '' and 'has no epoch' in unstarted.caveats['metrics.csv']
+    unstarted.result['step'] = 0
+    assert unstarted.progress == 'has 0 of 2 epochs: the run is not finished'
     all_runs = [finished, unfinished, stale, best, stopped]
     recipes = group_runs(all_runs)
     assert [list(recipe.runs) for recipe in recipes] == [[0, 3], [4]]
