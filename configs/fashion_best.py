@@ -2,8 +2,8 @@
 
     python -m mnist_jax.main --config=configs/fashion_best.py
 
-AdamW with a one-cycle learning rate over 20 epochs of flipped and shifted images. Chosen by its accuracy on the last 20%
-of the training split.
+AdamW with a one-cycle learning rate over 20 epochs of flipped and shifted images. Chosen by its accuracy on the last
+20% of the training split.
 """
 
 from ml_collections import ConfigDict

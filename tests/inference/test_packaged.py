@@ -123,7 +123,9 @@ def test_it_reads_ruled_paper(model, mnist):
     rng = np.random.default_rng(1)
     by_digit = [mnist[0][mnist[1] == digit] for digit in range(10)]
     cases = [(kind, digit) for kind in KINDS for digit in range(10) for _ in range(2)]
-    pictures = (to_grays(np.asarray(draw_on_paper(kind, digit, rng, by_digit[digit])[0])) for kind, digit in cases)
+    pictures = (
+        to_grays(np.asarray(draw_on_paper(kind, digit, rng, by_digit[digit], (200, 440))[0])) for kind, digit in cases
+    )
     assert accuracy(model, pictures, [digit for _, digit in cases]) >= 0.97
 
 

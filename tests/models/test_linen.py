@@ -63,6 +63,7 @@ def make_batch(more_padding=0):
     }
 
 
+@functools.cache
 def first_state(model):
     return jax.jit(lambda: create_state(model, sgd(), (28, 28, 1), seed=0))()
 
@@ -102,17 +103,17 @@ def assert_step(state, new_state, gradient, batch_stats, statistics_atol=1e-5):
 @pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer])
 def test_linen_layers_have_the_loss_gradient_and_statistics_of_plain_jax_on_the_whole_batch(model):
     loss, gradient, batch_stats = plain_gradient(model(dropout=Dropout), first_state(model()))
-    for chunks in (1, 2, 8):
+    for chunks in (1, 8):
         state, new_state, sums = take_step(model(), chunks)
         np.testing.assert_allclose(sums['loss'] / sums['count'], loss, rtol=1e-5)
         assert_step(state, new_state, gradient, batch_stats)
 
 
 @pytest.mark.parametrize('model', [ResidualCNN, VisionTransformer])
-def test_models_of_linen_layers_have_the_same_bits_on_1_2_4_and_8_devices(model):
+def test_models_of_linen_layers_have_the_same_bits_on_1_2_and_8_devices(model):
     parts = make_parts(model(), chunk_size=4, learning_rate=LEARNING_RATE)
     digests = []
-    for devices in (1, 2, 4, 8):
+    for devices in (1, 2, 8):
         replicas = Replicas(jax.devices()[:devices])
         step = replicas.compile(
             functools.partial(train_step, numbers=make_numbers(0), parts=parts, all_sum=replicas.all_sum)
