@@ -255,7 +255,7 @@ function clearPad() {
 }
 
 function drawStroke(event) {
-  if (!lastPoint) return;
+  if (!lastPoint || !event.isPrimary) return;
   const box = pad.getBoundingClientRect(), width = PEN * BLOCK;
   const point = [(event.clientX - box.left) * pad.width / box.width, (event.clientY - box.top) * pad.height / box.height];
   padContext.fillStyle = padContext.strokeStyle = '#fff';
@@ -277,10 +277,10 @@ Object.assign(pad, {width: SIDE * BLOCK, height: SIDE * BLOCK});
 Object.assign(element('draw-input'), {width: MODEL.shape[1], height: MODEL.shape[0]});
 element('draw-about').textContent = MODEL.about;
 pad.addEventListener('pointerdown', event => {
-  if (event.button) return;
+  if (event.button || !event.isPrimary) return;  // A second finger must not continue the stroke of the first.
   pad.setPointerCapture(event.pointerId); lastPoint = []; drawStroke(event);
 });
 pad.addEventListener('pointermove', drawStroke);
-for (const name of ['pointerup', 'pointercancel']) pad.addEventListener(name, () => { lastPoint = null; });
+for (const name of ['pointerup', 'pointercancel']) pad.addEventListener(name, event => { if (event.isPrimary) lastPoint = null; });
 element('draw-clear').addEventListener('click', clearPad);
 clearPad();

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,6 +18,8 @@ from mnist_jax.data.records import Split
 from mnist_jax.errors import UserError
 
 MIN_CLASSES, MAX_CLASSES = 2, 1000
+# Characters that XML, and so SVG, cannot hold.
+NOT_TEXT = re.compile(r'[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
 MAX_SPLIT_BYTES = 2**30  # limit on the pixels of a split; TFDS needs TensorFlow to prepare a larger one
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -83,6 +86,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
     FRAMING: Framing | None = Framing(box_size=20, center_by_mass=True)  # that of MNIST
+    RECURSIVE = True  # whether files in subdirectories of `raw_dir` are read, and so identify the data
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         Raises:
           UserError: `raw_dir` cannot be read.
         """
-        digest = [raw_sha256(raw_dir)[:16]] if raw_dir is not None else []
+        digest = [raw_sha256(raw_dir, cls.RECURSIVE)[:16]] if raw_dir is not None else []
         return '-'.join([*digest, *([f'seed{split_seed}'] if split_seed else [])])
 
     @classmethod
@@ -204,7 +208,7 @@ class OpenBuilder(ArrayBuilder):
             raw_dir = self.locate(raw_dir, **options)
             assert raw_dir is not None  # A `Published` dataset was downloaded.
             self._contents = self.read(raw_dir, split_seed, **options)
-            check_contents(raw_dir, self._contents)
+            check_contents(raw_dir, self._contents, self.MAX_PIXEL)
             images = next(iter(self._contents.arrays.values()))[0]
             fit = options.get('fit', 'resize')
             shape, framing = images.shape[1:], self.framing(raw_dir)
@@ -274,12 +278,15 @@ class OpenBuilder(ArrayBuilder):
         return dict(contents.arrays)
 
 
-def check_contents(raw_dir: Path, contents: Contents) -> None:
+def check_contents(raw_dir: Path, contents: Contents, max_pixel: int) -> None:
     """Raises a UserError unless the contents of raw files are what a model can be trained on."""
     label = f'the raw data in {str(raw_dir)!r}'
     count = len(contents.class_names)
     if not MIN_CLASSES <= count <= MAX_CLASSES:
         raise UserError(f'{label} must have from {MIN_CLASSES} to {MAX_CLASSES:,} classes, got {count:,}')
+    for name in contents.class_names:
+        if NOT_TEXT.search(name):
+            raise UserError(f'{label} must have names of classes without control characters, got {name!r}')
     shapes = {split: images.shape[1:] for split, (images, _) in contents.arrays.items()}
     if len(set(shapes.values())) > 1:
         sizes = ', '.join(f'{shape} in {split!r}' for split, shape in shapes.items())
@@ -292,6 +299,14 @@ def check_contents(raw_dir: Path, contents: Contents) -> None:
             )
         if len(images) != len(labels):
             raise UserError(f'{label} must have one label per image, got {len(labels):,} for {len(images):,} images')
+    largest = max(int(images.max(initial=0)) for images, _ in contents.arrays.values())
+    if 1 < largest < max_pixel / 15:  # A pixel of 12 bits in a 16-bit image is at most a sixteenth of white.
+        logging.warning(
+            '%s has no pixel above %d of %d; are there fewer gray levels, or 12 bits per pixel in 16-bit images?',
+            label,
+            largest,
+            max_pixel,
+        )
     missing = [name for name, number in zip(contents.class_names, _class_counts(contents), strict=True) if not number]
     if missing:
         logging.warning('%s has no training images of the classes %s', label, ', '.join(missing[:10]))

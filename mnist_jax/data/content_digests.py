@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -21,13 +22,13 @@ MANY_FILES = 1000  # Reading as many takes longer than a tenth of a second.
 SETTLED_SECONDS = 10.0
 
 
-def raw_sha256(raw_dir: Path) -> str:
-    """Returns the digest of a file, or of the names and contents of all files in a directory.
+def raw_sha256(raw_dir: Path, recursive: bool = True) -> str:
+    """Returns the digest of a file, or of the names and contents of all visible files in a directory.
 
     Reading 70,000 small files takes seconds, so the digest of a directory with many files is kept; see `kept_sha256`.
     """
     try:
-        found = _walk(raw_dir) if raw_dir.is_dir() else [('.', str(raw_dir), raw_dir.stat())]
+        found = _walk(raw_dir, recursive) if raw_dir.is_dir() else [('.', str(raw_dir), raw_dir.stat())]
 
         def compute() -> str:
             digest = hashlib.sha256()
@@ -75,16 +76,17 @@ def kept_sha256(kind: str, statuses: Sequence[tuple[str, os.stat_result]], compu
     return digest
 
 
-def _walk(directory: Path) -> list[tuple[str, str, os.stat_result]]:
-    """Returns all regular files in a directory, recursively, in the order of `Path`.
+def _walk(directory: Path, recursive: bool) -> list[tuple[str, str, os.stat_result]]:
+    """Returns all regular files in a directory, perhaps recursively, except `files.is_ignored`, in the order of `Path`.
 
     Returns:
       The relative path, the path and the status of each file.
     """
     found = []
-    for parent, _, names in files.walk(directory):
+    for parent, directories, names in files.walk(directory):
+        directories[:] = [name for name in directories if recursive and not files.is_ignored(name)]
         relative = os.path.relpath(parent, directory)
-        for name in names:
+        for name in itertools.filterfalse(files.is_ignored, names):
             path = os.path.join(parent, name)
             with contextlib.suppress(FileNotFoundError):  # a broken link
                 status = os.stat(path)

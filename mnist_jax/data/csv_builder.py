@@ -17,6 +17,8 @@ SUFFIX = re.compile(r'(\.csv)?(\.gz|\.zip)?$')  # what may differ between copies
 class Csv(OpenBuilder):
     """A CSV with a label and the pixels of an image per row, or a directory with a CSV per split."""
 
+    RECURSIVE = False
+
     @classmethod
     def read(cls, raw_dir: Path, split_seed: int, *, test_fraction: Rate = 0.2) -> Contents:
         """Reads all rows; see `csv_tables.read_open`.

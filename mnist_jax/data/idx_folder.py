@@ -14,6 +14,8 @@ from mnist_jax.factory import Rate
 class IdxFolder(OpenBuilder):
     """A directory with four IDX files named as those of MNIST or EMNIST, or with the two of the training images."""
 
+    RECURSIVE = False
+
     @classmethod
     def read(
         cls,

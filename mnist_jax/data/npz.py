@@ -22,6 +22,8 @@ ONLY_ARRAY = 'arr_0'  # the name that NumPy gives to an array without one; then 
 class Npz(OpenBuilder):
     """A .npz file with x_train, y_train, x_test and y_test or similar names, or a directory with such .npy files."""
 
+    RECURSIVE = False
+
     @classmethod
     def read(cls, raw_dir: Path, split_seed: int, *, test_fraction: Rate = 0.2) -> Contents:
         """Reads all images and labels.
@@ -65,7 +67,8 @@ def _read_arrays(raw_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
         for name, array in read_file(path):
             # In train.npz and test.npz, the name of the file says which split its x and y are.
             names_split = path.suffix == '.npy' or any(_is_kind(name, (*IMAGES, *LABELS), split) for split in SPLITS)
-            yield (name if names_split or name == path.stem else f'{path.stem}_{name}'), array
+            split = None if names_split or name == path.stem else split_of(path.stem)
+            yield (name if split is None else f'{split}_{name}'), array
 
 
 def read_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -61,6 +61,8 @@ class Parquet(OpenBuilder):
                     f'{str(first)!r} and {str(others[0])!r}; set it to one of them'
                 )
             columns = [_read_columns(path, image_column, label_column) for path in files_of_split]
+            if not any(column.images for column in columns):
+                raise UserError(f'the split {split!r} of {str(raw_dir)!r} must have at least one image, got none')
             class_names = class_names or columns[0].class_names
             for path, column in zip(files_of_split, columns, strict=True):
                 if column.class_names != class_names:
@@ -74,7 +76,7 @@ class Parquet(OpenBuilder):
                     for row, cell in enumerate(column.images):
                         label = f'the image in row {row} of {str(path)!r}'
                         stacks.add(split, _decode(raw_dir, path, label, cell, prepare), label)
-            labels[split] = np.concatenate([column.labels for column in columns])
+            labels[split] = np.concatenate([column.labels for column in columns if column.images])
         return make_contents(raw_dir, stacks.arrays(), labels, test_fraction, split_seed, class_names)
 
 
@@ -108,7 +110,7 @@ def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
 
 
 def _find_column(path: Path, columns: list[str], field: str, name: str, choices: tuple[str, ...]) -> str:
-    found = [column for column in columns if column == name or (not name and column in choices)]
+    found = [column for column in ((name,) if name else choices) if column in columns]
     if not found:
         raise UserError(
             f'config.dataset.{field} must be a column of {str(path)!r}, one of {comma_separated(columns[:20])}, got '
@@ -120,12 +122,13 @@ def _find_column(path: Path, columns: list[str], field: str, name: str, choices:
 def _decode(raw_dir: Path, path: Path, label: str, cell: Any, prepare: image_files.Preparation) -> np.ndarray:
     contents = cell.get('bytes') if isinstance(cell, dict) else cell
     if contents is None and isinstance(cell, dict) and cell.get('path'):
-        image = path.parent / str(cell['path'])
+        name = str(cell['path'])
+        if '\0' in name:
+            raise UserError(f'the path of {label} must not contain a NUL character, got {name!r}')
+        image = path.parent / name
         # Only the digest of the files below raw_dir identifies the prepared data.
         if not raw_dir.is_dir() or not image.resolve().is_relative_to(raw_dir.resolve()):
-            raise UserError(
-                f'the path of {label} must lie below config.dataset.raw_dir, a directory, got {str(cell["path"])!r}'
-            )
+            raise UserError(f'the path of {label} must lie below config.dataset.raw_dir, a directory, got {name!r}')
         return prepare(image)
     if not isinstance(contents, bytes):
         raise UserError(f'{label} must be the bytes of an image file, got {type(contents).__name__}')

@@ -121,7 +121,11 @@ class _Skipped:
 def _find_files(pattern: str, skipped: _Skipped, output: Path | None) -> list[Path]:
     """Returns the files that a path or a pattern names; a directory stands for all images in it, recursively."""
     pattern = str(files.user_path(pattern, '--input'))
-    matches = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+    matches = [Path(pattern)]
+    if not Path(pattern).exists():
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if len(matches) > 1:
+        matches = [path for path in matches if not _is_same(path, output)]  # the predictions of an earlier call
     if not matches:
         raise UserError(
             f'--input must be an image, a directory, an IDX file or a CSV, got {pattern!r}, which does not exist'
@@ -143,13 +147,17 @@ def _find_files(pattern: str, skipped: _Skipped, output: Path | None) -> list[Pa
     return paths
 
 
+def _is_same(path: Path, output: Path | None) -> bool:
+    return output is not None and path.exists() and output.exists() and path.samefile(output)
+
+
 def _list_images(directory: Path, skipped: _Skipped, output: Path | None) -> list[Path]:
     """Returns the image files in a directory, recursively and sorted; all others, except `output`, are skipped."""
     images = []
     for path in sorted(_walk(directory, skipped)):
         parts = path.relative_to(directory).parts
-        if output is not None and path.exists() and output.exists() and path.samefile(output):
-            continue  # The predictions of an earlier call
+        if _is_same(path, output):
+            continue  # the predictions of an earlier call
         if any(part.startswith('.') for part in parts):
             skipped.add(f'{str(path)!r} is hidden: its name, or that of its directory, starts with a dot')
         elif MAC_METADATA in parts:

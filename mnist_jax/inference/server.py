@@ -25,7 +25,7 @@ from mnist_jax.inference.endpoint import SCHEMA, Endpoint, RequestError
 from mnist_jax.inference.ensemble import load_model
 
 PAGE = Path(__file__).with_name('draw.html')
-MAX_BYTES = 2**20  # maximum size of a request body
+MAX_BYTES = 2**21  # maximum size of a request body; a color image of 256 x 256 as JSON has up to 1.2 MB
 MAX_DISCARDED = 4 * MAX_BYTES  # maximum number of bytes of a refused request that are read and discarded
 MAX_REQUESTS = 32  # maximum number of concurrent requests; further requests get status 503
 TIMEOUT_SECONDS = 10.0  # time limit for sending a request and receiving its response

@@ -94,6 +94,11 @@ def test_a_folder_without_splits_is_split_by_a_seed_with_the_same_share_of_each_
     )
     sources = [prepare('image_folder', tmp_path, raw_dir, test_fraction=0.3, split_seed=seed) for seed in (0, 0, 1)]
     assert sources[0].class_names == ('cat', 'dog 2', 'dog 10')
+    np.savez(
+        tmp_path / 'control.npz', images=np.zeros((9, 6, 6), np.uint8), labels=np.repeat(['cat', 'a\x01b'], [4, 5])
+    )
+    message = refusal('npz', tmp_path, tmp_path / 'control.npz')
+    assert "must have names of classes without control characters, got 'a\\x01b'" in message
     assert np.bincount(sources[0].split('test').label).tolist() == [3, 3, 3]
     digests = [source.data.digests['test'] for source in sources]
     assert digests[0] == digests[1] != digests[2]
@@ -204,6 +209,8 @@ def test_images_of_other_sizes_are_fitted():
     assert sorted((padded[..., 0] > 0).sum(1)) == [0, 2]  # scaled to 1 x 4 pixels, on black
     assert resized[..., 0].tolist() == [[0, 0, resized[0, 2, 0], 255]] * 2 and 0 < resized[0, 2, 0] < 255
     assert image_files.fit_pixels(image, (2, 6), 'crop') is image
+    thin = image_files.fit_pixels(np.full((150, 2, 3), 255, np.uint8), (28, 28), 'pad')
+    assert (thin[:, 14] == 255).all() and thin.sum() == 28 * 3 * 255  # one column remains
 
 
 def test_images_are_read_as_they_are_shown(tmp_path):
@@ -256,6 +263,9 @@ def test_files_name_the_splits_of_their_arrays(tmp_path):
     (tmp_path / 'raw').mkdir()
     np.savez(tmp_path / 'raw' / 'train.npz', x=GRAY, y=LABELS)
     np.savez(tmp_path / 'raw' / 'test.npz', x=GRAY[:4], y=LABELS[:4])
+    (tmp_path / 'one').mkdir()
+    np.savez(tmp_path / 'one' / 'image_data.npz', x=GRAY, y=LABELS)
+    assert prepare('npz', tmp_path, tmp_path / 'one').split('train').size < len(GRAY)
     source = prepare('npz', tmp_path, tmp_path / 'raw')
     assert np.array_equal(source.split('train').image[..., 0], GRAY)
     assert np.array_equal(source.split('test').image[..., 0], GRAY[:4])
@@ -333,6 +343,34 @@ def test_csv_files_as_they_are_handed_out(tmp_path, text, shape):
     size = int(np.prod(shape))
     assert images.shape == (2, *shape) and labels.tolist() == [1, 0]
     assert images.reshape(2, -1).tolist() == [[10, 20, 30, 40][:size], [1, 2, 3, 4][:size]]
+
+
+def test_parquet_columns_called_image_and_label_are_preferred(tmp_path):
+    rows = {
+        'class': ['even', 'odd'] * 5,
+        'img': [b'?'] * 10,
+        'image': list(map(encode, GRAY)),
+        'label': LABELS.tolist(),
+    }
+    (tmp_path / 'raw').mkdir()
+    path = tmp_path / 'raw' / 'train.parquet'
+    pyarrow.parquet.write_table(pyarrow.table(rows), path)
+    assert prepare('parquet', tmp_path, tmp_path / 'raw').class_names == ('0', '1', '2')
+    pyarrow.parquet.write_table(pyarrow.table(rows).slice(0, 0), path.with_name('test.parquet'))
+    assert "the split 'test' of" in refusal('parquet', tmp_path, tmp_path / 'raw')
+    pyarrow.parquet.write_table(pyarrow.table({**rows, 'image': [{'bytes': None, 'path': 'x\0'}] * 10}), path)
+    path.with_name('test.parquet').unlink()
+    assert 'must not contain a NUL character' in refusal('parquet', tmp_path, tmp_path / 'raw')
+
+
+def test_pixels_of_12_bits_in_images_of_16_bits_cause_a_warning(tmp_path, caplog):
+    for label in range(2):
+        (tmp_path / 'raw' / str(label)).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 64
+            Image.fromarray(pixels).save(tmp_path / 'raw' / str(label) / f'{number}.png')
+    prepare('image_folder', tmp_path, tmp_path / 'raw')
+    assert 'has no pixel above 16 of 255' in caplog.text
 
 
 def test_hugging_face_names_the_classes(tmp_path):
@@ -809,6 +847,14 @@ def test_the_digest_of_raw_files_is_that_of_earlier_versions(tmp_path):
         contents = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(os.fsencode(f'{path.relative_to(tmp_path)}\0{contents}\0'))
     assert content_digests.raw_sha256(tmp_path) == digest.hexdigest()
+    for name in ('.DS_Store', 'Thumbs.db', 'a/.hidden', '.git/d'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert content_digests.raw_sha256(tmp_path) == digest.hexdigest()
+    top = content_digests.raw_sha256(tmp_path, recursive=False)
+    (tmp_path / 'a' / 'new').write_text('new')
+    assert content_digests.raw_sha256(tmp_path, recursive=False) == top
+    assert content_digests.raw_sha256(tmp_path) != digest.hexdigest()
     single = hashlib.sha256(f'.\0{hashlib.sha256(b"b").hexdigest()}\0'.encode()).hexdigest()
     assert content_digests.raw_sha256(tmp_path / 'b') == single
 

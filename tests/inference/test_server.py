@@ -99,7 +99,7 @@ INVALID = [
     (to_json([ROW], feature_maps=1), 400, "'feature_maps' must be true or false, got 1"),
     (to_json([ROW], allow_blank='yes'), 400, "'allow_blank' must be true or false, got yes"),
     (to_json([ROW] * 10), 422, 'it is blank'),
-    (b' ' * (MAX_BYTES + 1), 413, 'the request body must be at most 1,048,576 bytes, got 1048577'),
+    (b' ' * (MAX_BYTES + 1), 413, 'the request body must be at most 2,097,152 bytes, got 2097153'),
 ]
 
 
