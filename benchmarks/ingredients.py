@@ -14,6 +14,7 @@ interruption.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -167,10 +168,10 @@ class Trainer:
         self.seconds(4)
 
     def _epochs(self) -> Iterator[list]:
-        epoch = 0
-        while True:
-            yield from self._experiment.train_calls(epoch)
-            epoch += 1
+        size = min(self._experiment.steps_per_call, self._experiment.steps_per_epoch)
+        for epoch in itertools.count():
+            # A shorter call at the end of an epoch would be compiled separately.
+            yield from (group for group in self._experiment.train_calls(epoch) if len(group) == size)
 
     def seconds(self, calls: int) -> float:
         """Returns how long a call takes, on average."""

@@ -166,6 +166,8 @@ def write_task(name: str, directory: Path) -> Path:
 
 def check_recipe(name: str) -> None:
     """Raises a ValueError unless `PEERS` can train a config as it says."""
+    from throughput import OWN_FIELDS
+
     from mnist_jax.config import default_config, load_config
 
     if not (ROOT / 'configs' / f'{name}.py').is_file():
@@ -180,6 +182,10 @@ def check_recipe(name: str) -> None:
         raise ValueError(f'must have no augmentation except a shift by whole pixels, got {name!r}')
     if config.loss.name != 'cross_entropy' or config.model.get('activation', 'relu') != 'relu':
         raise ValueError(f'must have the loss cross_entropy and the activation relu, got {name!r}')
+    if config.model.get('normalization', 'none') != 'none' or config.model.get('global_pool', False):
+        raise ValueError(f'must have no normalization but batch_norm, and no global_pool, got {name!r}')
+    if any(field in config.optimizer for field in OWN_FIELDS):
+        raise ValueError(f'must have an optimizer without {", ".join(OWN_FIELDS)}, got {name!r}')
 
 
 def measure(name: str, seeds: int, other_seeds: int, directory: Path) -> Iterator[tuple[int, dict[str, Result]]]:

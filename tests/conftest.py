@@ -34,6 +34,8 @@ ROOT = Path(__file__).parent.parent
 MAX_MAPPINGS = 20_000
 REPRODUCIBLE_COLUMNS = slice(0, 9)  # the columns of metrics.csv that do not depend on the machine
 
+# Before `start_backend` adds the flags of own models; the workers of a test run inherit it from its first process.
+XLA_FLAGS = os.environ.setdefault('TESTS_XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
 start_backend(8, xla_products=True, own_model=True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -127,10 +129,10 @@ def small(data_dir):
 
 
 def environment(data_dir: str) -> dict[str, str]:
-    """Returns the environment variables for running the program as a process."""
+    """Returns the environment variables for running the program as a process, as a user would."""
     variables = {**os.environ, 'TFDS_DATA_DIR': data_dir}
     variables.pop('PJRT_NPROC', None)
-    return variables
+    return {**variables, 'XLA_FLAGS': XLA_FLAGS}
 
 
 @pytest.fixture(scope='session')

@@ -29,7 +29,7 @@ def moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Arr
 
 def plain_moments(x_BxHxWxC: jax.Array, mask_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Specifies `moments`."""
-    x_BxHxWxC = x_BxHxWxC.astype(jnp.float32) * mask_B.reshape(-1, 1, 1, 1)
+    x_BxHxWxC = x_BxHxWxC.astype(jnp.promote_types(x_BxHxWxC.dtype, jnp.float32)) * mask_B.reshape(-1, 1, 1, 1)
     return x_BxHxWxC.sum((0, 1, 2)), jnp.square(x_BxHxWxC).sum((0, 1, 2))
 
 
@@ -190,7 +190,7 @@ def standardize(x_RxN: jax.Array, epsilon: float) -> jax.Array:
 
 def plain_standardize(x_RxN: jax.Array, epsilon: jax.Array) -> jax.Array:
     """Specifies `standardize`."""
-    wide_RxN = x_RxN.astype(jnp.float32)
+    wide_RxN = x_RxN.astype(jnp.promote_types(x_RxN.dtype, jnp.float32))
     centered_RxN = wide_RxN - wide_RxN.mean(-1, keepdims=True)
     variance_Rx1 = jnp.square(centered_RxN).mean(-1, keepdims=True)
     return (centered_RxN / jnp.sqrt(variance_Rx1 + epsilon)).astype(x_RxN.dtype)

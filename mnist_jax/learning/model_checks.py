@@ -230,14 +230,15 @@ def check_loss(loss: Loss, num_classes: int) -> None:
 
 
 def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
-    """Computes what augmentation makes of an image at two positions of a chunk, with different other images.
+    """Computes what augmentation makes of an image in two chunks whose other images differ.
 
     Args:
-      augment: Steps that are applied to every image.
+      augment: A step that is applied to every image.
       image_shape: The shape of an image.
 
     Returns:
-      Whether it mixes the images of a chunk, as mixup does; in that case, nothing is compared.
+      Whether it mixes the images of a chunk, as mixup does; then the partner of the image is the same in both chunks.
+      Otherwise, the image has different positions in them.
 
     Raises:
       UserError: the images differ, or have another shape.
@@ -256,21 +257,30 @@ def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
         raise UserError(
             f'an augmentation must keep the shape of its images, {(PROBES, *image_shape)}, got {shapes["image"].shape}'
         )
-    if 'labels' in shapes:
-        return True
+    mixes = 'labels' in shapes
     difference = 0.0
     # A step may change only some images at random, differently in each epoch.
     for epoch, own in itertools.product(range(PROBED_EPOCHS), (0, PROBES // 2, PROBES - 1)):
         others_B = order_B + PROBES
         others_B[-1 - own] = own
-        first, second = (np.asarray(augmented(order, epoch)['image']) for order in (order_B, others_B))
-        difference = np.fmax(difference, _largest_change(first[own], second[-1 - own]))
-    if not difference <= TOLERANCE * _largest(images):
+        position = -1 - own
+        if mixes:
+            others_B[[own, -1 - own]], position = order_B[[own, -1 - own]], own
+        first, second = (augmented(order, epoch) for order in (order_B, others_B))
+        for name, largest in (('image', _largest(images)), *([('label_weights', 1.0)] if mixes else [])):
+            change = _largest_change(np.asarray(first[name])[own], np.asarray(second[name])[position])
+            difference = np.fmax(difference, change / largest)
+    if not difference <= TOLERANCE and mixes:
+        raise UserError(
+            'an augmentation that returns Mixed must mix each image only with the one at the mirrored position, '
+            f'image[::-1], got one that changes by {difference:.2g} of its largest value with the other images'
+        )
+    if not difference <= TOLERANCE:
         raise UserError(
             'an augmentation must not mix the images of a chunk, except by returning Mixed, got one in which an image '
-            f'changes by {difference:.2g} with the others'
+            f'changes by {difference:.2g} of its largest value with the others'
         )
-    return False
+    return mixes
 
 
 def _largest_change(values: np.ndarray, others: np.ndarray) -> float:

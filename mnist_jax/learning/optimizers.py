@@ -297,7 +297,9 @@ def _orthogonalize(update: jax.Array, steps: int) -> jax.Array:
     matrix = update.reshape(-1, update.shape[-1])
     transposed = len(matrix) > matrix.shape[1]  # The Gram matrix x x^T is smaller if x has fewer rows than columns.
     x = matrix.T if transposed else matrix
-    x = x / (global_norm(x) + 1e-7)
+    norm = global_norm(x)
+    # If the square of a finite gradient overflows, the update must not silently become 0.
+    x = x / jnp.where(jnp.isfinite(norm), norm + 1e-7, jnp.nan)
     for _ in range(steps):
         gram = product(x, x.T)
         x = 3.4445 * x + product(-4.7750 * gram + 2.0315 * product(gram, gram), x)

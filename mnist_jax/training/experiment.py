@@ -252,9 +252,11 @@ def make_experiment(
     chunk_size, padded_batch_size = batch_layout(config.batch_size, config.chunks, len(replicas))
     mixing = [step['name'] for step in config.augmentation if step['name'] in MIXING]
     own_steps = [step for step in config.augmentation if package_name(AUGMENTATIONS[step['name']]) is None]
-    own_augment = make_augmentation([{**step, 'probability': 1.0} for step in own_steps], source.max_pixel)
-    if own_augment is not None and model_checks.check_augmentation(own_augment, source.image_shape):
-        mixing += [step['name'] for step in own_steps]
+    for own_step in own_steps:
+        own_augment = make_augmentation([{**own_step, 'probability': 1.0}], source.max_pixel)
+        assert own_augment is not None
+        if model_checks.check_augmentation(own_augment, source.image_shape):
+            mixing.append(own_step['name'])
     if mixing and chunk_size == 1:
         raise UserError(
             f'config.batch_size must be greater than config.chunks={config.chunks} if config.augmentation has '

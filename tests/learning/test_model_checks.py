@@ -288,6 +288,17 @@ def mixed(image_BxHxWxC, draw):
     return Mixed(0.5 * (image_BxHxWxC + image_BxHxWxC[::-1]), jnp.full(len(image_BxHxWxC), 0.5))
 
 
+def mixed_with_the_next(image_BxHxWxC, draw):
+    other_BxHxWxC = jnp.roll(image_BxHxWxC, 1, axis=0)
+    return Mixed(0.5 * (image_BxHxWxC + other_BxHxWxC), jnp.full(len(image_BxHxWxC), 0.5))
+
+
+def mixed_by_the_batch(image_BxHxWxC, draw):
+    own_weight = image_BxHxWxC.sum() % 7 / 7
+    image_BxHxWxC = own_weight * image_BxHxWxC + (1 - own_weight) * image_BxHxWxC[::-1]
+    return Mixed(image_BxHxWxC, jnp.full(len(image_BxHxWxC), own_weight))
+
+
 def test_an_augmentation_that_mixes_images_or_changes_their_shape_is_refused(small, monkeypatch):
     def make(step, **fields):
         monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: step)
@@ -300,6 +311,13 @@ def test_an_augmentation_that_mixes_images_or_changes_their_shape_is_refused(sma
             make(step)
     make(darker)
     make(mixed)
+    for step in (mixed_with_the_next, mixed_by_the_batch):
+        with pytest.raises(UserError, match='must mix each image only with the one at the mirrored position'):
+            make(step)
+    monkeypatch.setitem(AUGMENTATIONS, 'mixed', lambda: mixed)
+    with pytest.raises(UserError, match='must not mix the images of a chunk, except by returning Mixed'):
+        monkeypatch.setitem(AUGMENTATIONS, 'own', lambda: centered)
+        make_experiment(small(augmentation=({'name': 'own'}, {'name': 'mixed'})))
     with pytest.raises(
         UserError, match=r"must be greater than config.chunks=64 if config.augmentation has 'own', which"
     ):

@@ -218,6 +218,13 @@ def test_muon_equals_that_of_optax(shape):
             np.testing.assert_allclose(updates[name], expected.reshape(params[name].shape), rtol=2e-3, atol=2e-5)
 
 
+def test_a_huge_gradient_does_not_freeze_the_kernels_of_muon():
+    optimizer = muon()
+    kernel = jnp.ones((4, 3))
+    update, _ = optimizer.update(kernel * 1e20, optimizer.init(kernel), kernel, learning_rate=jnp.float32(0.1))
+    assert np.isnan(update).all()  # so that the run stops
+
+
 def test_the_momentum_of_muon_is_orthogonalized():
     grads = np.random.default_rng(0).normal(size=(2, 10, 30)).astype(np.float32)
     optimizer = muon(momentum=0.5)
