@@ -144,7 +144,7 @@ def _find_files(pattern: str, skipped: _Skipped, output: Path | None) -> list[Pa
             paths.append(path)
         else:
             raise UserError(f'--input must be a regular file or a directory, got {str(path)!r}')
-    return paths
+    return list(dict.fromkeys(paths))  # A pattern with ** matches both a directory and what is in it.
 
 
 def _is_same(path: Path, output: Path | None) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,17 @@ def test_the_table_and_the_csv_file(trained, test_set, tmp_path, capsys):
     assert [row['image'] for row in rows[:2]] == [image, f'{IMAGES.name}[0]'] and len(rows) == 10_001
     np.testing.assert_allclose([float(rows[0][f'probability {k}']) for k in range(10)], probabilities, atol=1e-6)
     assert capsys.readouterr().out == f'wrote 10,001 predictions to {tmp_path}/new/all.csv\n'
+
+
+def test_a_pattern_matches_each_image_at_all_levels_once_and_not_the_output(trained, test_set, tmp_path):
+    images, _ = test_set
+    for name in ('a.png', 'x/b.png', 'x/y/c.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(images[0]).save(tmp_path / name)
+    for _ in range(2):
+        assert predict(trained, [f'{tmp_path}/**/*'], tmp_path / 'predictions.csv') == 0
+        names = [line.split(',')[0] for line in (tmp_path / 'predictions.csv').read_text().splitlines()[1:]]
+        assert [Path(name).name for name in names] == ['a.png', 'b.png', 'c.png']
 
 
 def test_the_images_of_emnist_files_are_transposed(trained, test_set, tmp_path):
