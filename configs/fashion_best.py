@@ -2,8 +2,8 @@
 
     python -m mnist_jax.main --config=configs/fashion_best.py
 
-AdamW with a one-cycle learning rate over 20 epochs of flipped and shifted images. Chosen by its accuracy on the last
-20% of the training split.
+AdamW with a one-cycle learning rate over 40 epochs of flipped and shifted images, with dropout. Chosen by its accuracy
+on the last 20% of the training split. Its test accuracy has not been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +14,13 @@ from mnist_jax.config import default_config
 def get_config() -> ConfigDict:
     """Returns the default config with a deeper CNN with batch normalization, AdamW and augmentation."""
     config = default_config()
-    config.epochs = 20
+    config.epochs = 40
     config.chunks = 2
     config.dataset.name = 'fashion_mnist'
     config.model.stages = ((32, 32), (64, 64), (128, 128))
     config.model.pool = (2, 2, 2)
     config.model.batch_norm = True
+    config.model.stage_dropout = (0.1, 0.1, 0.2)
     config.model.hidden = ()
     config.loss.label_smoothing = 0.05
     config.schedule.name = 'one_cycle'

@@ -35,7 +35,7 @@ DIGESTS = {
     'fast_995': 'c4e6867995e9',
     'fast_gpu': '9f14dbed9ec9',
     'digits_best': '9d54524dfc98',
-    'fashion_best': '2e7b03cf289c',
+    'fashion_best': '5b9d52e714d3',
     'handwriting': 'a47f049dd2df',
     'mnist_best': '86304235d24e',
     'mnist_1k': '5849474e7967',
