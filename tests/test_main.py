@@ -181,7 +181,7 @@ for name in errors:
     if child == 0:
         os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 2)
         main.main()
-    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=':')
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=':', flush=True)
 """
 
 
