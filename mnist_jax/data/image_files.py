@@ -121,11 +121,11 @@ def fit_pixels(pixels_HxWxC: np.ndarray, size: tuple[int, int], fit: str) -> np.
         fitted = ImageOps.fit(picture, columns_and_rows, Image.Resampling.BILINEAR)
     elif fit == 'pad':
         # `ImageOps.pad` would leave nothing of an image that is so thin that less than half a pixel remains of a side.
-        scale = min(size[0] / height, size[1] / width)
-        inner = [max(1, round(side * scale)) for side in (width, height)]
-        fitted = Image.new(picture.mode, columns_and_rows)
-        corner = [round((whole - part) / 2) for whole, part in zip(columns_and_rows, inner, strict=True)]
-        fitted.paste(picture.resize((inner[0], inner[1]), Image.Resampling.BILINEAR), (corner[0], corner[1]))
+        if round(height / width * size[1]) == 0:
+            picture = picture.resize((size[1], 1), Image.Resampling.BILINEAR)
+        elif round(width / height * size[0]) == 0:
+            picture = picture.resize((1, size[0]), Image.Resampling.BILINEAR)
+        fitted = ImageOps.pad(picture, columns_and_rows, Image.Resampling.BILINEAR)
     else:
         fitted = picture.resize(columns_and_rows, Image.Resampling.BILINEAR)
     return np.asarray(fitted).reshape(*size, channels)

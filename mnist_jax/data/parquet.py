@@ -126,9 +126,11 @@ def _decode(raw_dir: Path, path: Path, label: str, cell: Any, prepare: image_fil
         if '\0' in name:
             raise UserError(f'the path of {label} must not contain a NUL character, got {name!r}')
         image = path.parent / name
-        # Only the digest of the files below raw_dir identifies the prepared data.
+        # Only the digest of the visible files below raw_dir identifies the prepared data.
         if not raw_dir.is_dir() or not image.resolve().is_relative_to(raw_dir.resolve()):
             raise UserError(f'the path of {label} must lie below config.dataset.raw_dir, a directory, got {name!r}')
+        if any(map(files.is_ignored, image.resolve().relative_to(raw_dir.resolve()).parts)):
+            raise UserError(f'the path of {label} must not be that of a hidden file, got {name!r}')
         return prepare(image)
     if not isinstance(contents, bytes):
         raise UserError(f'{label} must be the bytes of an image file, got {type(contents).__name__}')

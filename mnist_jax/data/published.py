@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from mnist_jax import files
 from mnist_jax.data.builder import MAX_SPLIT_BYTES, Description, OpenBuilder
 from mnist_jax.data.downloads import download_verified
 from mnist_jax.errors import UserError, comma_separated, first_line
@@ -86,7 +87,8 @@ def find_files(raw_dir: Path, names: Sequence[str], archive: str = '', hint: str
                     f'({reason})'
                 ) from None
         found: dict[str, Path] = {}
-        for file in sorted(Path(extracted if path.is_file() else raw_dir).rglob('*')):
+        # Only visible files identify the prepared data.
+        for file in sorted(files.visible_files(Path(extracted) if path.is_file() else raw_dir)):
             name = file.name.removesuffix('.gz')
             if name not in names or not file.is_file():
                 continue

@@ -361,6 +361,8 @@ def test_parquet_columns_called_image_and_label_are_preferred(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({**rows, 'image': [{'bytes': None, 'path': 'x\0'}] * 10}), path)
     path.with_name('test.parquet').unlink()
     assert 'must not contain a NUL character' in refusal('parquet', tmp_path, tmp_path / 'raw')
+    pyarrow.parquet.write_table(pyarrow.table({**rows, 'image': [{'bytes': None, 'path': '.images/a.png'}] * 10}), path)
+    assert 'must not be that of a hidden file' in refusal('parquet', tmp_path, tmp_path / 'raw')
 
 
 def test_pixels_of_12_bits_in_images_of_16_bits_cause_a_warning(tmp_path, caplog):
