@@ -252,16 +252,22 @@ def _set_field(config: ConfigDict, name: str, text: str | bool, annotation: Any)
         parent[field] = value
 
 
-def check_values(config: ConfigDict, prefix: str = '') -> None:
-    """Raises a UserError if a field has no value, but a `required_placeholder`, which ConfigDict cannot even unlock."""
+def field_references(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, FieldReference]]:
+    """Yields the dotted name and the reference of each field that refers to another one, or is a placeholder."""
     for name, value in config.items(preserve_field_references=True):
         if isinstance(value, ConfigDict):
-            check_values(value, f'{prefix}{name}.')
+            yield from field_references(value, f'{prefix}{name}.')
         elif isinstance(value, FieldReference):
-            try:
-                value.get()
-            except RequiredValueError:
-                raise UserError(f'config.{prefix}{name} must have a value, got a required placeholder') from None
+            yield f'{prefix}{name}', value
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises a UserError if a field has no value, but a `required_placeholder`, which ConfigDict cannot even unlock."""
+    for name, reference in field_references(config):
+        try:
+            reference.get()
+        except RequiredValueError:
+            raise UserError(f'config.{name} must have a value, got a required placeholder') from None
 
 
 def _check_field(name: str, values: Mapping[str, Any]) -> None:

@@ -258,16 +258,17 @@ def check_augmentation(augment: Augment, image_shape: tuple[int, ...]) -> bool:
             f'an augmentation must keep the shape of its images, {(PROBES, *image_shape)}, got {shapes["image"].shape}'
         )
     mixes = 'labels' in shapes
+    compared = {'image': _largest(images)} | ({'label_weights': 1.0} if mixes else {})
     difference = 0.0
     # A step may change only some images at random, differently in each epoch.
     for epoch, own in itertools.product(range(PROBED_EPOCHS), (0, PROBES // 2, PROBES - 1)):
         others_B = order_B + PROBES
-        others_B[-1 - own] = own
-        position = -1 - own
+        position = own if mixes else -1 - own
+        others_B[position] = own
         if mixes:
-            others_B[[own, -1 - own]], position = order_B[[own, -1 - own]], own
+            others_B[-1 - own] = order_B[-1 - own]
         first, second = (augmented(order, epoch) for order in (order_B, others_B))
-        for name, largest in (('image', _largest(images)), *([('label_weights', 1.0)] if mixes else [])):
+        for name, largest in compared.items():
             change = _largest_change(np.asarray(first[name])[own], np.asarray(second[name])[position])
             difference = np.fmax(difference, change / largest)
     if not difference <= TOLERANCE and mixes:

@@ -209,23 +209,24 @@ def _draw_ribbon(axis: Axes, left: float, right: float, width: float, color: str
     axis.add_patch(PathPatch(path, facecolor=color, alpha=alpha, linewidth=0, gid=gid))
 
 
+def _defined(row: JsonObject) -> list[float]:
+    return [row[key] for key in ('precision', 'recall') if row[key] is not None]
+
+
 @figures.styled
 def by_class(statistics: JsonObject) -> ReportFigure:
     """Draws the precision and recall of each class; `statistics` are those of `metrics.statistics`."""
     classes = statistics['by_class']
     count = len(classes)
     if count > MAX_ROWS:
-        defined_by_name = {
-            name: [row[key] for key in ('precision', 'recall') if row[key] is not None] for name, row in classes.items()
-        }
         # Classes that do not occur come last.
-        worst = sorted(classes, key=lambda name: min(defined_by_name[name], default=math.inf))
+        worst = sorted(classes, key=lambda name: min(_defined(classes[name]), default=math.inf))
         classes = {name: classes[name] for name in worst[:MAX_ROWS]}
     figure, ((axis,),) = figures.new_figure(11, 1.2 + 0.3 * len(classes))
     tooltips: dict[str, str] = {}
     labeled: set[str] = set()  # what the legend explains
     for index, (name, row) in enumerate(classes.items()):
-        defined = [row[key] for key in ('precision', 'recall') if row[key] is not None]
+        defined = _defined(row)
         axis.plot(defined, [index] * len(defined), color=figures.BORDER, linewidth=3, zorder=1)
         for key, color, marker in (('precision', figures.BLUE, 'o'), ('recall', figures.ORANGE, 'D')):
             if row[key] is not None:

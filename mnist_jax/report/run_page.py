@@ -20,7 +20,7 @@ from mnist_jax.report.figures import ReportFigure
 from mnist_jax.report.html_page import Section, Table
 from mnist_jax.report.image_grids import PredictedExamples, suspect_rows
 from mnist_jax.workdir.finished_runs import FinishedRun, read_run_of
-from mnist_jax.workdir.provenance import read_provenance, read_training_start
+from mnist_jax.workdir.provenance import read_provenance, training_start
 from mnist_jax.workdir.results import class_rows, error_rows, mean_rows, read_predictions, read_probabilities
 
 MAX_SUSPECTS = 20
@@ -144,10 +144,10 @@ def _list_facts(run: FinishedRun) -> dict[str, str]:
     if top_k := result.get('top_k', {}):  # Results of older versions lack it.
         facts['among the most probable'] = ', '.join(f'{k} classes: {value:.4f}' for k, value in top_k.items())
     facts |= run.caveats
-    start = read_training_start(run.workdir, result['step'])
-    if start is not None:
-        starts = read_provenance(run.workdir)
-        resumed = starts.index(start)
+    starts = read_provenance(run.workdir)
+    if starts:
+        resumed = training_start(starts, result['step'])
+        start = starts[resumed]
         facts |= {
             'devices': f'{start["devices"]}; {start["processor"]}',
             'versions': ', '.join(f'{name} {version}' for name, version in start['versions'].items()),

@@ -15,7 +15,7 @@ from mnist_jax.errors import UserError
 from mnist_jax.models.layer_table import list_layers
 from mnist_jax.training.plan import make_plan
 from mnist_jax.workdir.metrics_log import read_metrics
-from mnist_jax.workdir.provenance import read_training_start
+from mnist_jax.workdir.provenance import read_provenance, training_start
 from mnist_jax.workdir.results import read_result
 
 DIGEST_LENGTH = 12  # the hexadecimal digits of params_sha256
@@ -162,7 +162,8 @@ class RunResult(NamedTuple):
 def read_run(experiment: Experiment, seed: str, workdir: Path) -> RunResult:
     """Reads the result of a finished run, or of an ensemble in `workdir`, whose `seed` says so."""
     result = read_result(workdir, experiment.split)
-    start = read_training_start(workdir, result['step']) or {}
+    starts = read_provenance(workdir) or [{'step': 0}]
+    start = starts[training_start(starts, result['step'])]
     return RunResult(
         config=experiment.config,
         split=experiment.split or 'test',

@@ -180,5 +180,7 @@ def _cell(point: Point, field: str) -> str:
     if field not in point:
         return '-'
     value = point[field]
-    short = f'{value:g}' if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f'{value:g}'
+    return short if float(short) == value else repr(value)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
-from ml_collections import FieldReference
 
 from mnist_jax import files
 from mnist_jax.config import (
@@ -24,6 +23,7 @@ from mnist_jax.config import (
     config_from_json,
     config_sha256,
     config_to_json,
+    field_references,
     override_fields,
 )
 from mnist_jax.errors import MAX_INT, NonFiniteError, UserError, WriteError, check_integer
@@ -197,7 +197,7 @@ class Sweep:
 
     def is_described_by_values(self) -> bool:
         """Returns whether `study.json` describes all trials: whether no field of the config refers to a varied one."""
-        if not _has_references(self.config):
+        if not any(field_references(self.config)):
             return True
         values = config_from_json(json.loads(config_to_json(self.config)))
         return all(
@@ -314,13 +314,6 @@ def run_sweep(sweep: Sweep, worker_count: int | None = None, arguments: Sequence
 
         print(write_report(sweep), end='', flush=True)
     return status
-
-
-def _has_references(config: ConfigDict) -> bool:
-    return any(
-        isinstance(value, FieldReference) or (isinstance(value, ConfigDict) and _has_references(value))
-        for _, value in config.items(preserve_field_references=True)
-    )
 
 
 def _score(stopping: EarlyStopping, row: Mapping[str, float]) -> float | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnist_jax.config import ConfigDict, check_values, config_fields
+from mnist_jax.config import ConfigDict, config_fields
 from mnist_jax.config_checks import check_attributes, check_config
 from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
@@ -147,7 +147,7 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
       description: The description of its dataset, from its workdir. Without it, a dataset whose image shape and classes
         depend on its raw files is prepared now.
     """
-    check_values(config)
+    check_config(config)
     config = config.copy_and_resolve_references().lock()  # The caller may change it later.
     source, model = _source_and_model(config, description)
     options = config.optimizer.to_dict()
@@ -242,7 +242,6 @@ def _make_loss(config: ConfigDict, num_classes: int) -> Loss:
 
 
 def _source_and_model(config: ConfigDict, description: Description | None = None) -> tuple[Source, nn.Module]:
-    check_config(config)
     fold = (config.fold, config.folds) if config.folds else None
     source = build('config.dataset', SOURCES, config.dataset, fold=fold, description=description)
     return source, make_model(config.model, len(source.class_names))
@@ -264,6 +263,7 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
 
 def model_summary(config: ConfigDict) -> str:
     """Returns the layer table of the model that `config` describes; needs no data and runs nothing."""
+    check_config(config)
     source, model = _source_and_model(config)
     return _layer_table(config, source, model)
 

@@ -105,13 +105,12 @@ def read_provenance(workdir: Path) -> list[JsonObject]:
     ]
 
 
-def read_training_start(workdir: Path, step: int) -> JsonObject | None:
-    """Returns the last start from which a run was trained up to a step; None if no start is recorded.
+def training_start(starts: Sequence[JsonObject], step: int) -> int:
+    """Returns the index of the last start, of at least one, from which a run was trained up to a step.
 
     The same command may start a finished run again, which trains nothing.
     """
-    starts = read_provenance(workdir)
-    return next((start for start in reversed(starts) if start['step'] < step), starts[0] if starts else None)
+    return max((index for index, start in enumerate(starts) if start['step'] < step), default=0)
 
 
 def read_origin(workdir: Path) -> JsonObject | None:

@@ -17,8 +17,8 @@ from mnist_jax.workdir.provenance import (
     program,
     read_epochs,
     read_provenance,
-    read_training_start,
     record_start,
+    training_start,
 )
 
 
@@ -56,10 +56,9 @@ def test_recorded_command_is_quoted_for_the_shell(monkeypatch, tmp_path, program
         assert read_provenance(tmp_path)[-1]['command'] == command
 
 
-def test_a_result_is_that_of_the_last_start_before_its_step(tmp_path):
-    assert read_training_start(tmp_path, 10) is None
-    (tmp_path / 'provenance.json').write_text(json.dumps([make_start(step) for step in (0, 5, 10, 10)]))
-    assert [read_training_start(tmp_path, step)['step'] for step in (0, 5, 6, 10, 11)] == [0, 0, 5, 5, 10]
+def test_a_result_is_that_of_the_last_start_before_its_step():
+    starts = [make_start(step) for step in (0, 5, 10, 10)]
+    assert [training_start(starts, step) for step in (0, 5, 6, 10, 11)] == [0, 0, 1, 1, 3]
 
 
 def test_damaged_starts_are_ignored_and_old_ones_dropped(tmp_path):
