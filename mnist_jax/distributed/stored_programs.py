@@ -33,6 +33,7 @@ def _is_command() -> bool:
     return getattr(specification, 'name', '') == 'mnist_jax.main' or Path(sys.argv[0]).name == 'mnist-jax'
 
 
+_IMPORTED = time.time()
 enabled = _is_command()
 """Whether to store and to load programs. Only this package's own command does: in a script, a notebook or a test,
 functions of the package may have been replaced, which nothing here would notice."""
@@ -43,7 +44,7 @@ LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'ziglang')
 VARIABLES = ('XLA_FLAGS', 'PJRT_NPROC')  # PJRT_NPROC: XLA divides some loops among its threads when it compiles
 DEBUGGING = ('jax_debug_nans', 'jax_debug_infs', 'jax_disable_jit')  # They need the traced function.
 MAX_PROGRAMS = 64  # the most recently used ones are kept
-EDITING_SECONDS = 10.0  # Code that is younger may not be the code that this process has imported.
+EDITING_SECONDS = 10.0  # Code that changed later than this before the import may not be what was imported.
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -95,10 +96,10 @@ def source_files() -> list[Path]:
     return sorted(path for path in files_of_code if path.suffix in ('.py', '.c', '.h'))
 
 
-@functools.cache
 def is_being_edited() -> bool:
-    """Returns whether this code may be younger than what this process has imported; then nothing is stored."""
-    return time.time() - max(path.stat().st_mtime for path in source_files()) < EDITING_SECONDS
+    """Returns whether the code may have changed since this process imported it; then nothing is stored."""
+    code_digest()  # first: what changes after it was computed is noticed below, now or the next time
+    return max(path.stat().st_mtime for path in source_files()) > _IMPORTED - EDITING_SECONDS
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Softmax, and products of many small matrices, as in attention; see `ops.py` for kernels and plain forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,7 @@ from mnist_jax.kernels.primitive import Operation
 
 def softmax(x: jax.Array) -> jax.Array:
     """Returns the softmax over the last axis."""
-    return _softmax(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    return _softmax(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])).reshape(x.shape)
 
 
 def plain_softmax(x_RxN: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ def compile_library() -> Path:
     """
     # The compiler is a Python package of a pinned version, because the same compiler everywhere gives the same bits.
     compiler_version = importlib.metadata.version('ziglang')
-    sources = [path.read_bytes() for path in sorted(SOURCES.glob('*.[ch]'))]
+    sources = _read_sources()
     inputs = (*sources, compiler_version.encode(), jax.lib.__version__.encode(), ' '.join(FLAGS).encode())
     name = f'kernels-{hashlib.sha256(b"|".join(inputs)).hexdigest()[:16]}.so'
     directory = files.cache_directory() or Path(_temporary_directory().name)
@@ -86,10 +86,16 @@ def compile_library() -> Path:
                 text=True,
                 env={**os.environ, 'ZIG_GLOBAL_CACHE_DIR': scratch, 'ZIG_LOCAL_CACHE_DIR': scratch},
             )
+            if _read_sources() != sources:  # They were edited meanwhile: the name is that of other code.
+                return compile_library()
             new_digest.write_text(hashlib.sha256(new_library.read_bytes()).hexdigest())
             new_library.replace(library)
             new_digest.replace(digest)
     return library
+
+
+def _read_sources() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(SOURCES.glob('*.[ch]'))]
 
 
 @functools.cache

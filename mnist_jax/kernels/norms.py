@@ -4,6 +4,7 @@ Shapes: B examples, H x W pixels, C channels.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -151,7 +152,7 @@ _normalize_for_inference = Operation('normalize_for_inference', plain_normalize_
 
 def scale(x: jax.Array, factor_C: jax.Array, shift_C: jax.Array, activation: str) -> jax.Array:
     """Returns the activation of x * factor + shift, with one factor and one shift per channel, the last axis of x."""
-    x_BxHxWxC = x if x.ndim == 4 else x.reshape(x.shape[0], -1, 1, x.shape[-1])
+    x_BxHxWxC = x if x.ndim == 4 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
     factor_C, shift_C = (jnp.broadcast_to(array, x.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C))
     return _scale(activation)(x_BxHxWxC, factor_C, shift_C).reshape(x.shape)
 

@@ -208,11 +208,9 @@ def plain_max_pool(x_BxHxWxC: jax.Array, window: int, padding: str) -> jax.Array
     rows, columns = (size // window * window for size in x_BxHxWxC.shape[1:3])
     if not rows or not columns:
         return x_BxHxWxC[:, : rows // window, : columns // window]
-    row_maxima = []
-    for i in range(window):
-        slices = [x_BxHxWxC[:, i:rows:window, j:columns:window] for j in range(window)]
-        row_maxima.append(functools.reduce(jnp.maximum, slices))
-    return functools.reduce(jnp.maximum, row_maxima)
+    # The maximum of each row first: this takes 2 * window slices instead of window**2.
+    maxima = functools.reduce(jnp.maximum, [x_BxHxWxC[:, :rows, j:columns:window] for j in range(window)])
+    return functools.reduce(jnp.maximum, [maxima[:, i::window] for i in range(window)])
 
 
 def _same_padding(size: int, window: int) -> tuple[int, int]:

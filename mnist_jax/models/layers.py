@@ -91,7 +91,7 @@ def _batch_sums(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, ja
 
 
 def _four_axes(x: jax.Array) -> jax.Array:
-    return x if x.ndim == 4 else x.reshape(x.shape[0], -1, 1, x.shape[-1])
+    return x if x.ndim == 4 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
 
 
 class LayerNorm(nn.Module):
@@ -102,7 +102,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
-        standardized = norms.standardize(x.reshape(-1, x.shape[-1]), self.epsilon).reshape(x.shape)
+        standardized = norms.standardize(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), self.epsilon).reshape(x.shape)
         return _scale_channels(self, standardized, self.activation)
 
 
@@ -123,8 +123,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
         groups = math.gcd(self.groups, x.shape[-1])
-        grouped = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups).swapaxes(1, 2)
-        rows = grouped.reshape(x.shape[0] * groups, -1)
+        grouped = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups).swapaxes(1, 2)
+        rows = grouped.reshape(x.shape[0] * groups, math.prod(grouped.shape[2:]))
         standardized = norms.standardize(rows, self.epsilon).reshape(grouped.shape).swapaxes(1, 2).reshape(x.shape)
         return _scale_channels(self, standardized, self.activation)
 
@@ -291,9 +291,12 @@ class GlobalMeanPool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        x_BxNxC = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1, x_BxHxWxC.shape[-1])
+        pixels = math.prod(x_BxHxWxC.shape[1:-1])
+        if not pixels:
+            raise ValueError(f'no pixels are left before {"/".join(self.path)}')
+        x_BxNxC = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], pixels, x_BxHxWxC.shape[-1])
         total_BxC = ordered_sum(ops.separate(x_BxNxC).swapaxes(0, 1))
-        return ops.separate(total_BxC) / x_BxNxC.shape[1]
+        return ops.separate(total_BxC) / pixels
 
 
 class SqueezeExcitation(nn.Module):
@@ -365,7 +368,7 @@ class Flatten(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
+        return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], math.prod(x_BxHxWxC.shape[1:]))
 
 
 class Dropout(nn.Module):

@@ -129,13 +129,15 @@ def _attention(
     if module.dropout_rate and not nn.merge_param('deterministic', module.deterministic, kwargs.get('deterministic')):
         if not module.broadcast_dropout:
             raise _refusal(module, 'must have broadcast_dropout=True if it has dropout, got False')
-        kwargs = {'dropout_rng': module.make_rng(SHARED_STREAM), **kwargs}
+        if kwargs.get('dropout_rng') is None:  # `nn.SelfAttention` passes it on even if it is None.
+            kwargs = {**kwargs, 'dropout_rng': module.make_rng(SHARED_STREAM)}
     return call(*args, **kwargs)
 
 
 def _normalization(module: nn.Module, call: Callable, training: Training, x: jax.Array, **kwargs: Any) -> jax.Array:
     axes = getattr(module, 'reduction_axes', None)
-    if axes is not None and 0 in (int(axis) % x.ndim for axis in np.atleast_1d(axes)):
+    # A vector has no axis of examples: it is a parameter, or `nn.vmap` has taken the axis away.
+    if axes is not None and x.ndim > 1 and 0 in (int(axis) % x.ndim for axis in np.atleast_1d(axes)):
         raise _refusal(module, f'must not have the axis of the examples among its reduction axes, got {axes}')
     return call(x, **kwargs)
 

@@ -3,6 +3,8 @@
 Shapes: T tokens, F features of a token.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 
@@ -112,7 +114,7 @@ class Perceptron(nn.Module):
 def _tokens(image_BxHxWxC: jax.Array, patch: int, width: int) -> jax.Array:
     """Returns a linear projection of each patch, BxTxF."""
     x_BxHxWxF = Conv(width, patch, 'same', relu=False, stride=patch)(image_BxHxWxC)
-    return x_BxHxWxF.reshape(x_BxHxWxF.shape[0], -1, width)
+    return x_BxHxWxF.reshape(x_BxHxWxF.shape[0], math.prod(x_BxHxWxF.shape[1:3]), width)
 
 
 def _classify(x_BxTxF: jax.Array, num_classes: int) -> jax.Array:

@@ -78,6 +78,25 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path):
         assert build.compile_library() == library and library.read_bytes() == contents
 
 
+def test_code_that_is_edited_while_it_is_compiled_is_compiled_again(monkeypatch, tmp_path):
+    sources = shutil.copytree(build.SOURCES, tmp_path / 'sources')
+    monkeypatch.setattr(build, 'SOURCES', sources)
+    monkeypatch.setattr(files, 'cache_directory', lambda: tmp_path)
+    commands, run = [], subprocess.run
+
+    def edit_and_run(command, **options):
+        commands.append(command)
+        if len(commands) == 1:
+            with (sources / 'gemm.c').open('a') as file:
+                file.write('// A comment.\n')
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, 'run', edit_and_run)
+    library = build.compile_library()
+    assert len(commands) == 2 and [path.name for path in tmp_path.glob('*.so')] == [library.name]
+    assert build.compile_library() == library and len(commands) == 2
+
+
 @pytest.mark.parametrize('source', ['gemm.c', 'simd.h'])
 def test_a_changed_source_gives_another_library(monkeypatch, tmp_path, source):
     library = build.compile_library()

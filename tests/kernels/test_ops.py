@@ -28,6 +28,13 @@ def test_max_pool_with_a_window_larger_than_the_image_is_the_maximum_of_each_cha
     assert ops.max_pool(x, 100_000, 'VALID').shape == (2, 0, 0, 3)
 
 
+def test_a_large_pooling_window_takes_few_slices():
+    x = normal(0, (1, 28, 28, 2))
+    operations = jax.make_jaxpr(lambda x: ops.max_pool(x, 14, 'VALID'))(x).pretty_print()
+    assert operations.count('slice[') <= 2 * 14
+    np.testing.assert_array_equal(ops.max_pool(x, 14, 'VALID'), x.reshape(1, 2, 14, 2, 14, 2).max((2, 4)))
+
+
 @pytest.mark.parametrize('padding', ['VALID', 'SAME'])
 @pytest.mark.parametrize('window', [2, 3])
 @pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 9, 1), (3, 5, 6, 2)])

@@ -122,6 +122,22 @@ def test_a_shape_that_leaves_no_pixels_is_an_error():
         model_summary(config)
 
 
+@pytest.mark.parametrize('normalization', ['none', 'group'])
+def test_no_pixels_are_left_to_average_over(normalization):
+    config = load('cnn')
+    with config.model.unlocked():
+        config.model.update(padding='valid', pool=(14, 2), normalization=normalization, hidden=(), global_pool=True)
+    with pytest.raises(UserError, match=r'does not fit images of shape \(28, 28, 1\): no pixels are left'):
+        model_summary(config)
+
+
+@pytest.mark.parametrize('name', sorted(set(MODELS) - {'lenet5'}))
+def test_a_batch_without_examples_has_no_logits(name):
+    model, image = MODELS[name](7), jnp.zeros((0, 28, 28, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    assert jax.eval_shape(model.apply, variables, image).shape == (0, 7)
+
+
 def test_batch_norm_is_the_earlier_name_of_a_normalization():
     image = jnp.ones((2, 8, 8, 1))
     old, new = (MODELS['cnn'](10, stages=((3,),), pool=(2,), **fields) for fields in OLD_AND_NEW)

@@ -161,6 +161,34 @@ def test_dropout_draws_a_different_mask_for_each_example_of_a_batch():
     np.testing.assert_array_equal(masks[0], masks[2])
 
 
+@pytest.mark.parametrize('layer', [nn.MultiHeadDotProductAttention, nn.SelfAttention])
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_attention_drops_the_same_weights_in_all_chunks_of_a_batch(layer):
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            tokens = jnp.broadcast_to(jnp.eye(4, 8), (len(image_BxHxWxC), 4, 8))
+            return layer(2, dropout_rate=0.5)(tokens, deterministic=training is None).reshape(len(tokens), -1)
+
+    outputs, image = apply_in_chunks(Attention(), 16), jnp.zeros((1, 28, 28, 1))
+    whole = Attention().apply(Attention().init(jax.random.key(0), image), image)
+    assert (outputs == outputs[0]).all() and (outputs[0] != whole[0]).any()
+
+
+def test_a_vector_has_no_axis_of_examples():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, image_BxHxWxC, training=None):
+            shift_K = nn.LayerNorm(name='shared')(self.param('shift', nn.initializers.normal(), (3,)))
+            shared = {'variable_axes': {'params': None}, 'split_rngs': {'params': False}}
+            rows_BxF = image_BxHxWxC.reshape(len(image_BxHxWxC), -1)[:, 300:303]
+            return nn.vmap(nn.RMSNorm, **shared)(name='each')(rows_BxF) + shift_K[None]
+
+    state, new_state, _ = take_step(Normed(), 4)
+    _, gradient, batch_stats = plain_gradient(Normed(), state)
+    assert_step(state, new_state, gradient, batch_stats)
+
+
 def test_numbers_that_a_model_draws_itself_differ_between_the_chunks_of_a_batch():
     class Noise(nn.Module):
         @nn.compact
