@@ -12,14 +12,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from mnist_jax.distributed.signals import SIGNALS, handle_signals
+from mnist_jax.distributed.signals import Repeats, handle_signals
 from mnist_jax.errors import print_error
 
 GRACE_SECONDS = 30.0  # time for a process to end after SIGTERM, before SIGKILL
 SETTLE_SECONDS = 0.5  # time after a failure for the others to end, because the first to end may not be the cause
 TAIL_LINES = 30  # lines of a failed process's output to show
 MAX_PROCESSES = 64
-FORWARDED_SIGNALS = (*SIGNALS, *((signal.SIGHUP,) if hasattr(signal, 'SIGHUP') else ()))
 PR_SET_PDEATHSIG = 1  # from Linux's sys/prctl.h
 CHILD_VARIABLE = 'MNIST_JAX_CHILD'  # environment variable of a child: its launcher's process id, and its cores
 PROGRAM = (sys.executable, '-m', 'mnist_jax.main')
@@ -32,8 +31,8 @@ def launch_processes(arguments: Sequence[str], num_processes: int, program: Sequ
     the remaining processes are ended. Signals to this process are forwarded to all of them.
 
     Returns:
-      The exit status of the process that failed, 1 if a signal killed it; 128 plus the number of the signal if this
-      process received one; 0 otherwise.
+      The exit status of the process that failed, 1 if a signal killed it; otherwise 128 plus the number of the signal
+      if this process received one, or 0.
     """
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
@@ -81,14 +80,15 @@ def run_child(arguments: Sequence[str], environment: Mapping[str, str], output: 
       output: Where its standard output goes, as `stdout` of `subprocess.Popen`.
 
     Returns:
-      The exit status of the child; 128 plus the number of the signal if this process received one.
+      The exit status of the child if it failed; 128 plus the number of the signal if this process received one.
     """
     children: list[subprocess.Popen] = []
     with _forward_signals(children) as received:
         cores = cores_for_process(0, 1)
         _start(children, received, [*PROGRAM, *arguments], environment, cores, stdout=output)
         statuses = [child.wait() for child in children]
-    return 128 + received[0] if received else statuses[0]
+    failed = [status for status in statuses if not _has_stopped(status, received)]
+    return failed[0] if failed else 128 + received[0] if received else 0
 
 
 def cores_for_process(number: int, num_processes: int) -> list[int]:
@@ -142,15 +142,18 @@ def _start(
 def _forward_signals(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
     """Forwards signals to the children, and kills them after a second one; yields the list of the signals received."""
     received: list[int] = []
+    repeats = Repeats()
 
     def forward(number: int) -> None:
+        if repeats.add(number):
+            return
         received.append(number)
         for child in children:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.send_signal(number)
             if len(received) > 1:
                 child.kill()
 
-    with handle_signals(forward, FORWARDED_SIGNALS):
+    with handle_signals(forward):
         yield received
 
 
@@ -158,11 +161,19 @@ def _wait(children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]], re
     """Waits until all children have ended, or one has failed, and reports the failure; returns the exit status."""
     while received or not any(child.poll() for child in children):
         if all(child.poll() is not None for child in children):
-            return 128 + received[0] if received else 0
+            break
         time.sleep(0.05)
-    time.sleep(SETTLE_SECONDS)
-    failed = [number for number, child in enumerate(children) if child.poll()]
+    if not received:
+        time.sleep(SETTLE_SECONDS)
+    failed = [number for number, child in enumerate(children) if not _has_stopped(child.poll(), received)]
+    if not failed:
+        return 128 + received[0] if received else 0
     return _report_failure(min(failed, key=lambda number: _rank(children[number].returncode)), children, outputs)
+
+
+def _has_stopped(status: int | None, received: Sequence[int]) -> bool:
+    """Returns whether a process has not failed, but still runs, has finished, or was stopped by one of the signals."""
+    return not status or len(received) > 1 or any(status in (128 + number, -number) for number in received)
 
 
 def _rank(status: int) -> int:

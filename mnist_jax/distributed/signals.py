@@ -1,15 +1,39 @@
-"""Stopping on request: SIGTERM (a cluster's preemption notice) and SIGINT (Ctrl-C)."""
+"""Stopping on request: SIGTERM (a cluster's preemption notice), SIGINT (Ctrl-C) and SIGHUP (a closed terminal)."""
 
 import contextlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from mnist_jax.errors import end_process, print_error
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, 'SIGHUP', 0)  # 0: on systems without it
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *((HANGUP,) if HANGUP else ()))
+REPEAT_SECONDS = 1.0
+"""A signal that arrives again within this time is the same request: a supervisor such as systemd or Slurm sends it to
+every process, and a launcher forwards it as well."""
+
+
+class Repeats:
+    """Tells a second request from one that has only arrived twice."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, float] = {}
+
+    def add(self, number: int) -> bool:
+        """Returns whether the signal `number` only repeats one of the last `REPEAT_SECONDS`.
+
+        At the end of a session, a process gets SIGHUP in addition to SIGTERM, so SIGHUP is never a second request.
+        """
+        now = time.monotonic()
+        repeated = now - self._times.get(number, -REPEAT_SECONDS) < REPEAT_SECONDS
+        if number == HANGUP and self._times:
+            repeated = True
+        self._times.setdefault(number, now)
+        return repeated
 
 
 class StopRequest:
@@ -26,10 +50,13 @@ class StopRequest:
         self.unsaved = False  # whether there is unsaved work
         self.polls = 0  # number of polls; see `processes.agree_on_stop`
         self._handled = 0  # number of signals in the main thread
+        self._repeats = Repeats()
 
     def receive(self, number: int) -> None:
         """Handles the signal `number`; runs in the thread that watches for signals."""
         name = signal.Signals(number).name
+        if self._repeats.add(number):
+            return
         if self.unsaved and not self.signal:
             self.signal = number
             print_error(f'{name}: saving and stopping; send again to stop immediately')
@@ -86,7 +113,10 @@ def handle_signals(
     thread.start()
     # In this order: a signal that arrives between the two calls must not be lost.
     previous_wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, main_thread_handler) for number in signals}
+    # `nohup` makes a process ignore SIGHUP. Shells without job control make `command &` ignore SIGINT too, but such a
+    # process can still be stopped.
+    handled = [number for number in signals if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, main_thread_handler) for number in handled}
     try:
         yield
     finally:

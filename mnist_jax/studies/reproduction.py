@@ -12,7 +12,8 @@ from mnist_jax import files
 from mnist_jax.config import CHECKOUT, CONFIGS, ROOT
 from mnist_jax.data import kaggle
 from mnist_jax.data.source import SOURCES
-from mnist_jax.distributed.local_launch import FORWARDED_SIGNALS, run_child
+from mnist_jax.distributed.local_launch import run_child
+from mnist_jax.distributed.signals import SIGNALS
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.studies.results_table import (
     ENSEMBLE,
@@ -28,7 +29,7 @@ from mnist_jax.studies.results_table import (
 )
 
 # The signal that stopped a run, by the exit status of the run.
-SIGNAL_BY_STATUS = {128 + number: number for number in FORWARDED_SIGNALS}
+SIGNAL_BY_STATUS = {128 + number: number for number in SIGNALS}
 # The number of rows of each class in Kaggle's train.csv, 42,000 in all.
 KAGGLE_CLASS_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, environment
 
 from mnist_jax.distributed import local_launch
+from mnist_jax.distributed.signals import REPEAT_SECONDS
 
 TIMEOUT = 120  # seconds; a test that takes longer is hanging
 CONFIG = (
@@ -198,10 +199,22 @@ def test_a_second_signal_kills_all_processes(launch_script, tmp_path):
         while len(list(tmp_path.glob('*.pid'))) < 2:
             time.sleep(0.05)
         launcher.send_signal(signal.SIGINT)
+        launcher.send_signal(signal.SIGINT)  # the same request
         with pytest.raises(subprocess.TimeoutExpired):
-            launcher.wait(1)
+            launcher.wait(REPEAT_SECONDS + 0.5)
         launcher.send_signal(signal.SIGINT)
         assert launcher.wait(TIMEOUT) == 130
+
+
+def test_a_process_that_fails_while_it_stops_is_reported(launch_script, tmp_path):
+    script = 'signal.signal(signal.SIGTERM, lambda *_: sys.exit(number and "the disk is full"))\n'
+    script += 'os.mkdir(f"{os.getpid()}.pid")\ntime.sleep(600)'
+    with launch_script(2, script) as launcher:
+        while len(list(tmp_path.glob('*.pid'))) < 2:
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.communicate(timeout=TIMEOUT)[1] == 'the disk is full\n(process 1 of 2)\n'
+        assert launcher.returncode == 1
 
 
 def test_each_process_gets_an_equal_share_of_the_cores(monkeypatch):

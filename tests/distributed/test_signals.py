@@ -37,6 +37,41 @@ def test_unsaved_work_defers_the_stop(capsys):
     assert 'SIGTERM: saving and stopping; send again to stop immediately' in capsys.readouterr().err
 
 
+TWICE = """
+import os, signal, sys, time
+from mnist_jax.distributed.signals import REPEAT_SECONDS, stop_on_signals
+with stop_on_signals(owns_process=True) as request:
+    request.unsaved = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not request.signal:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)  # from a supervisor, after that of the launcher
+    os.kill(os.getpid(), signal.SIGHUP)  # at the end of a session
+    time.sleep(REPEAT_SECONDS + 0.5)
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(0.5)
+    print('saved', flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_that_arrives_twice_is_one_request():
+    process = subprocess.run([sys.executable, '-c', TWICE], cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (128 + signal.SIGTERM, 'saved\n')
+
+
+def test_a_process_that_ignores_a_closed_terminal_still_does():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        with stop_on_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signal == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 WITHOUT_A_READER = """
 import os, signal, sys, time
 from mnist_jax.distributed.signals import stop_on_signals

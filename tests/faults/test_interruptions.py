@@ -20,6 +20,8 @@ from harness import (
     wait_until_paused,
 )
 
+from mnist_jax.distributed.signals import REPEAT_SECONDS
+
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow_faults) for seed in range(1, 10))]
 
 
@@ -105,6 +107,7 @@ def test_a_second_signal_ends_the_program_without_waiting_for_the_step(tmp_path,
         process.send_signal(signal.SIGTERM)
         resume(process)
         wait_until(lambda: 'SIGTERM: saving and stopping' in program.output, process)
+        time.sleep(REPEAT_SECONDS)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_SECONDS) == 143
     assert 'after step 15' not in program.output
