@@ -52,9 +52,10 @@ install_lock() {
 
 setup() {
     local python
-    if command -v flock >/dev/null; then
-        exec 9>"$root/.venv.lock"
-        flock 9
+    # Without the lock, in a checkout that is complete but not writable, there is nothing to install.
+    if command -v flock >/dev/null && { : >>"$root/.venv.lock"; } 2>/dev/null; then
+        exec 9>>"$root/.venv.lock"
+        flock 9 || true
     fi
     if [[ ! -f $venv/requirements.txt.stamp || -e $venv/installing ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
         python=$(find_python)

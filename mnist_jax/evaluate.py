@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_jax.config import ConfigDict
+from mnist_jax.config import ConfigDict, config_sha256
 from mnist_jax.data import image_folder
 from mnist_jax.data.records import Examples
 from mnist_jax.data.source import Source
@@ -177,6 +177,14 @@ def evaluate_workdir(workdir: str | Path, step: str | None = None, split: str | 
     experiment = make_experiment(config, checkpoints.read_description(), fewer_devices=True)
     checkpoints.check_data(experiment.source.data.digests)
     snapshot = restore_snapshot(checkpoints, experiment, step)
+    processes.check_identical(
+        {
+            'the run in --workdir': f'{config_sha256(config)} {snapshot.state.step} {snapshot.sha256.hex()}',
+            'dataset': str(experiment.source.data.digests),
+            '--step': str(step),
+            '--split': str(split),
+        }
+    )
     suffix = '-'.join(name for name in (step and f'step{snapshot.state.step}', split) if name)
     return evaluate_snapshot(experiment, snapshot, workdir, split, suffix)
 

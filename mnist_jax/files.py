@@ -5,10 +5,12 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -90,6 +92,21 @@ def write_bytes(path: Path, contents: bytes) -> None:
         if isinstance(error, OSError):
             raise WriteError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def keep_damaged(path: Path) -> Path:
+    """Copies a damaged file to `NAME.damaged.EXTENSION`, or with a number if that exists; returns the copy.
+
+    What is not a regular file is moved.
+    """
+    numbers = itertools.chain([''], map('-{}'.format, itertools.count(1)))
+    names = (path.with_suffix(f'.damaged{number}{path.suffix}') for number in numbers)
+    copy = next(name for name in names if not os.path.lexists(name))
+    if path.is_file():
+        shutil.copyfile(path, copy)
+    else:
+        path.replace(copy)
+    return copy
 
 
 def read_bytes(path: Path) -> bytes:

@@ -8,6 +8,7 @@ of NaN, is one line as well; an unexpected exception keeps its traceback.
 import contextlib
 import errno
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def main() -> None:
         sys.exit(2)
     prepare_child()
     _open_missing_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name that its encoding lacks must not end a run.
+        sys.stdout.reconfigure(errors='backslashreplace')
     faulthandler.enable()
     with stop_on_signals(owns_process=True):
         try:
@@ -45,8 +48,13 @@ def main() -> None:
             status = command() or 0
         except BaseException as error:
             status = _report(peers.leave(error) or error)
-        with contextlib.suppress(BrokenPipeError):
+        try:
             sys.stdout.flush()
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            print_error(f'error: standard output cannot be written: {error.strerror}')
+            status = status or 1
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         # Not sys.exit: library threads and peer processes may otherwise block forever.

@@ -27,6 +27,7 @@ from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
 from mnist_jax.learning.state import start_from
 from mnist_jax.learning.transfer import take_variables, transfer_row
+from mnist_jax.kernels.build import kernels_available
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
 from mnist_jax.training.plan import make_plan
@@ -119,6 +120,7 @@ def train(
                 'dataset': str(digests),
                 'checkpoints in --workdir': str(steps),
                 'config.distillation.workdirs': str(teacher and teacher.runs),
+                'the C kernels': str(experiment.replicas.on_cpu and kernels_available()),
             }
         )
         processes.check_shared_directory(workdir)
@@ -168,7 +170,7 @@ def train(
             if signal_number := processes.agree_on_stop(request, at_once=True)[0]:
                 raise Interrupted(signal_number, f'after step {int(snapshot.state.step):,}')
             try:
-                snapshot = _end_with(experiment, checkpoints, snapshot)
+                snapshot = _end_with(experiment, checkpoints, snapshot, writer.best)
                 if not evaluate:
                     return {'step': int(snapshot.state.step), 'params_sha256': params_sha256(snapshot.state.variables)}
                 result = evaluate_snapshot(experiment, snapshot, checkpoints.workdir)
@@ -289,12 +291,21 @@ def _describe_position(experiment: Experiment, snapshot: Snapshot) -> str:
     return f'of epoch {epochs} (step {step:,})'
 
 
-def _end_with(experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot) -> Snapshot:
-    """Returns the snapshot that the run ends with, which may be that of the best epoch."""
+def _end_with(experiment: Experiment, checkpoints: Checkpoints, snapshot: Snapshot, best: Snapshot | None) -> Snapshot:
+    """Returns the snapshot that the run ends with, which may be that of the best epoch.
+
+    Args:
+      experiment: The experiment of the run.
+      checkpoints: Its checkpoints.
+      snapshot: The last snapshot.
+      best: The best one, if this process has trained it, because its checkpoint may be missing.
+    """
     step = result_step(experiment, snapshot)
     if step == snapshot.state.step:
         return snapshot
     logging.info('Restoring the best epoch as the result: step %s', f'{step:,}')
+    if best is not None and best.state.step == step and step not in checkpoints.steps():
+        return best
     return checkpoints.restore(step, experiment.abstract_snapshot)
 
 

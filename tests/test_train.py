@@ -1,6 +1,8 @@
 """Small but complete runs, compared exactly."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from conftest import fail_after, metrics_rows, results
 from ml_collections import ConfigDict
 
+from mnist_jax import files
 from mnist_jax.data import kaggle
 from mnist_jax.data.builder import Description
 from mnist_jax.distributed import processes
@@ -65,6 +68,23 @@ def test_a_damaged_metrics_csv_is_reported_and_does_not_stop_the_run(small, tmp_
     assert 'metrics.damaged.csv, and kept the rows of these epochs: none' in caplog.text
     assert (tmp_path / 'metrics.damaged.csv').read_text() == good.replace(',,', ',x,')
     assert [row[0] for row in metrics_rows(tmp_path)] == ['epoch', '2']
+
+
+@pytest.mark.parametrize('name', ['metrics.csv', 'provenance.json'])
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(small, tmp_path, monkeypatch, name):
+    train(small(epochs=1), tmp_path)
+    path = tmp_path / name
+    before, read_bytes = path.read_bytes(), files.read_bytes
+
+    def fail(requested):
+        if requested == path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read_bytes(requested)
+
+    monkeypatch.setattr(files, 'read_bytes', fail)
+    with pytest.raises(OSError, match='Stale file handle'):
+        train(small(epochs=2), tmp_path)
+    assert path.read_bytes() == before and not list(tmp_path.glob('*damaged*'))
 
 
 def test_metrics_csv_has_one_row_per_epoch(small, tmp_path):

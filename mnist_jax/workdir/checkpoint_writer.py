@@ -25,8 +25,11 @@ class CheckpointWriter:
 
     A checkpoint that cannot be written, on a full disk for example, is logged and the run continues; the next save
     tries again. As a context manager, it waits for the last save, and retries it once if it failed. The best snapshot
-    is kept until it can be written, and no later one is written before: each checkpoint names the best one, which must
-    exist.
+    is written again if its checkpoint is missing, and no later one is written before: each checkpoint names the best
+    one, which must exist.
+
+    Attributes:
+      best: The best snapshot, of host arrays, if it is one of those that were passed to `save`; otherwise None.
     """
 
     def __init__(self, directory: Path, prepare: Callable[[], None]):
@@ -38,10 +41,10 @@ class CheckpointWriter:
         """
         self._directory = directory
         self._prepare = prepare
+        self.best: Snapshot | None = None
         self._best_step = -1
         self._saving: tuple[Snapshot, ocp.AsyncResponse[bool]] | None = None
         self._unsaved: Snapshot | None = None  # the last snapshot, if it could not be written
-        self._unsaved_best: Snapshot | None = None  # the best one, if it could not be written
         self._orbax: ocp.training.Checkpointer | None = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -58,15 +61,20 @@ class CheckpointWriter:
         self._best_step = snapshot.callbacks.early_stopping.best_step
         # Host arrays make the checkpoint independent of the devices.
         host = snapshot._replace(state=jax.tree.map(np.array, snapshot.state))
-        best = self._unsaved_best
-        if best is not None and best.state.step == self._best_step != host.state.step:
-            self._start(best)
+        if host.state.step == self._best_step:
+            self.best = host
+        elif self.best is not None and self.best.state.step == self._best_step and self._is_missing(self.best):
+            self._discard()  # It would still list the checkpoint.
+            self._start(self.best)
             self._finish()
-            if self._unsaved_best is not None:
+            if self._is_missing(self.best):
                 self._unsaved = host
                 return
-        self._unsaved_best = None
         self._start(host)
+
+    def _is_missing(self, snapshot: Snapshot) -> bool:
+        """Returns whether a process does not see the checkpoint of a snapshot; the same in all processes."""
+        return processes.any_process(not (self._directory / str(snapshot.state.step)).is_dir())
 
     def _start(self, host: Snapshot) -> None:
         """Starts to save a snapshot of host arrays."""
@@ -77,7 +85,8 @@ class CheckpointWriter:
         try:
             self._orbax = self._orbax or self._open()  # Opening it deletes what a failed save left behind.
             exists = any(checkpoint.step == step for checkpoint in self._orbax.checkpoints)
-            self._saving = host, self._orbax.save_async(step, tree, overwrite=exists)
+            # Without `force`, Orbax would not write the best checkpoint again after a later one.
+            self._saving = host, self._orbax.save_async(step, tree, force=True, overwrite=exists)
         except Exception as error:
             self._handle_failure(host, error)
 
@@ -101,8 +110,6 @@ class CheckpointWriter:
             try:
                 response.result()
                 self._unsaved = None
-                if self._unsaved_best is not None and self._unsaved_best.state.step == host.state.step:
-                    self._unsaved_best = None
             except Exception as error:
                 self._handle_failure(host, error)
 
@@ -110,9 +117,12 @@ class CheckpointWriter:
         """Discards the Checkpointer, which may keep failing after a disk failure; the next save opens a new one."""
         if processes.is_distributed():  # The processes are out of sync.
             raise error
+        self._discard()
+        self._record_failure(host, error)
+
+    def _discard(self) -> None:
         self._close()
         self._orbax = None
-        self._record_failure(host, error)
 
     def _close(self) -> None:
         with contextlib.suppress(Exception):  # The failure has been logged already.
@@ -121,8 +131,6 @@ class CheckpointWriter:
 
     def _record_failure(self, host: Snapshot, error: Exception | None) -> None:
         self._unsaved = host
-        if host.state.step == self._best_step:
-            self._unsaved_best = host
         logging.error('The checkpoint of step %d cannot be written: %s', host.state.step, _describe(error))
 
     def should_preserve(
@@ -132,7 +140,7 @@ class CheckpointWriter:
         context: ocp.training.preservation_policies.PreservationContext,
     ) -> Sequence[bool]:
         """Returns for each checkpoint whether Orbax keeps it; see its `PreservationPolicy`."""
-        latest = [checkpoint.step for checkpoint in checkpoints[-KEEP_LATEST:]]
+        latest = sorted(checkpoint.step for checkpoint in checkpoints)[-KEEP_LATEST:]
         return [checkpoint.step in (*latest, self._best_step) for checkpoint in checkpoints]
 
     def __enter__(self) -> 'CheckpointWriter':

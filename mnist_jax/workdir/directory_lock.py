@@ -121,23 +121,27 @@ class DirectoryLock:
         """Raises a UserError if another process holds the lock: that of the kernel, or that in the file."""
         hint = 'wait until it ends, or use another directory'
         supported = True
-        try:
-            lock_file(descriptor)
-        except BlockingIOError:
-            raise InUseError(f'{self._name} is in use by {_holder(_read_start(descriptor))}; {hint}') from None
-        except OSError as error:
-            supported = False
-            logging.warning(
-                '%s is on a file system that does not support locks, so a second run that is started in it at the same '
-                'moment is noticed only at its first checkpoint (%s)',
-                self._name,
-                error,
-            )
         first, start = None, 0.0  # the modification time that was seen first, and when
         while True:
+            held = False
+            try:
+                lock_file(descriptor)
+            except BlockingIOError:  # NFS keeps the lock of a host that has crashed, perhaps until it starts again.
+                held = True
+            except OSError as error:
+                if supported:
+                    supported = False
+                    logging.warning(
+                        '%s is on a file system that does not support locks, so a second run that is started in it at '
+                        'the same moment is noticed only at its first checkpoint (%s)',
+                        self._name,
+                        error,
+                    )
             contents = self._read_path()
             machine = re.search(rb'^machine (.+)$', contents, re.MULTILINE)
             if machine is None or (supported and machine[1].decode(errors='replace') == _machine()):
+                if held:
+                    raise InUseError(f'{self._name} is in use by {_holder(contents)}; {hint}')
                 return  # It was released, or a process of this host was killed.
             modified = os.fstat(descriptor).st_mtime
             now = _time_of_file_system(self._directory)

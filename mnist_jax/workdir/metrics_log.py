@@ -93,7 +93,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
         return [], False
     try:
         rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode(errors='replace'), newline='')))
-    except (OSError, ValueError, csv.Error):
+    except (FileNotFoundError, ValueError, csv.Error):  # Other errors, such as that of a network, are not damage.
         return [], True
     valid = [row for row in rows if _is_valid(row)]
     return valid, len(valid) < len(rows) or not rows
@@ -139,15 +139,16 @@ class MetricsLog:
         self._columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
         if damaged:
             kept = ', '.join(row['epoch'] for row in self._rows) or 'none'
-            backup = self._csv_path.with_suffix('.damaged.csv')
-            self._csv_path.replace(backup)
+            backup = files.keep_damaged(self._csv_path)
             logging.warning(
-                '%s was damaged; moved it to %s, and kept the rows of these epochs: %s', self._csv_path, backup, kept
+                '%s was damaged; copied it to %s, and kept the rows of these epochs: %s', self._csv_path, backup, kept
             )
             # Now, not after the next epoch, which may never come: the run may be finished, or be killed.
             if self._rows:
                 self._has_unwritten = True
                 self.complete()
+            else:
+                self._csv_path.unlink()
 
     @staticmethod
     def create_directory(workdir: Path) -> None:

@@ -77,9 +77,7 @@ def record_start(
     }
     path, starts = workdir / 'provenance.json', read_provenance(workdir)
     if path.exists() and not starts:
-        damaged = path.with_suffix('.damaged.json')
-        path.replace(damaged)
-        logging.warning('%s was damaged, and has been moved to %s', path, damaged)
+        logging.warning('%s was damaged, and has been copied to %s', path, files.keep_damaged(path))
     files.write_text(path, json.dumps([*starts[1 - MAX_STARTS :], start], indent=2) + '\n')
 
 
@@ -91,10 +89,10 @@ def _version(package: str) -> str:
 
 
 def read_provenance(workdir: Path) -> list[JsonObject]:
-    """Returns the recorded starts, oldest first; unreadable ones are left out."""
+    """Returns the recorded starts, oldest first; damaged ones are left out."""
     try:
         starts = files.read_json(workdir / 'provenance.json')
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # Other errors, such as that of a network, are not damage.
         return []
     if not isinstance(starts, list):
         return []

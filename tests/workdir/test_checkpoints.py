@@ -37,9 +37,26 @@ def test_the_best_checkpoint_is_written_as_soon_as_the_disk_allows(small, tmp_pa
     if 6 in failures:  # Not even the attempt at the end of the run succeeds.
         with pytest.raises(WriteError, match='the last checkpoint, at step 15, could not be written'):
             train(config, tmp_path / 'run')
+        result = json.loads((tmp_path / 'run' / 'eval.json').read_text())
+        assert result['params_sha256'] == expected['params_sha256'] and result['step'] == 5
     result = train(config, tmp_path / 'run')
     assert result['params_sha256'] == expected['params_sha256'] and result['step'] == 5
     assert evaluate_workdir(tmp_path / 'run')['params_sha256'] == expected['params_sha256']
+
+
+def test_the_best_checkpoint_is_written_again_if_it_was_deleted(small, tmp_path, monkeypatch):
+    config = small(epochs=3, checkpoint_min_seconds=0.0, early_stopping__monitor='train_loss')
+    config.early_stopping.mode, config.early_stopping.restore_best = 'max', True
+    expected = train(config, tmp_path / 'whole')
+    best = tmp_path / 'run' / 'checkpoints' / '5'
+
+    def reserve(directory, size):
+        if any(directory.glob('5')) and not any(directory.glob('10')):
+            shutil.rmtree(best)
+
+    monkeypatch.setattr(files, 'reserve', reserve)
+    assert train(config, tmp_path / 'run')['params_sha256'] == expected['params_sha256']
+    assert best.is_dir() and evaluate_workdir(tmp_path / 'run')['params_sha256'] == expected['params_sha256']
 
 
 def test_params_digest_is_the_sha256_of_the_leaves_in_order(small):

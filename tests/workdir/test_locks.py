@@ -1,5 +1,6 @@
 """Locks of directories that several hosts share, and systems without the locks of POSIX."""
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -75,6 +76,16 @@ def test_the_same_command_resumes_on_another_host_after_a_crash_without_a_second
     write_lock(directory, OTHER_HOST)
     with caplog.at_level(logging.WARNING), DirectoryLock(directory, '--workdir'):
         assert 'taking it over' in caplog.messages[-1]
+
+
+def test_the_lock_of_a_crashed_host_is_taken_over_although_the_file_server_still_has_it(directory, monkeypatch, caplog):
+    monkeypatch.setattr(directory_lock, 'LOCK_EXPIRY_SECONDS', 0.1)
+    monkeypatch.setattr(directory_lock, 'LOCK_POLL_SECONDS', 0.01)
+    write_lock(directory, OTHER_HOST)
+    with open(directory / 'lock') as server:
+        fcntl.flock(server, fcntl.LOCK_EX)
+        with caplog.at_level(logging.WARNING), DirectoryLock(directory, '--workdir'):
+            assert 'taking it over' in caplog.messages[-1]
 
 
 def test_the_age_of_a_lock_does_not_depend_on_the_clock_of_this_host(directory, monkeypatch):

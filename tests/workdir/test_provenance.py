@@ -69,6 +69,10 @@ def test_damaged_starts_are_ignored_and_old_ones_dropped(tmp_path):
     record_start(tmp_path, 0, 'none')
     assert len(read_provenance(tmp_path)) == 1
     assert (tmp_path / 'provenance.damaged.json').read_text() == text
+    (tmp_path / 'provenance.json').write_text('damaged again')
+    record_start(tmp_path, 0, 'none')
+    assert (tmp_path / 'provenance.damaged.json').read_text() == text
+    assert (tmp_path / 'provenance.damaged-1.json').read_text() == 'damaged again'
     for step in range(MAX_STARTS + 5):
         starts = [*read_provenance(tmp_path)[1 - MAX_STARTS :]]
         (tmp_path / 'provenance.json').write_text(json.dumps([*starts, make_start(step)]))
