@@ -119,6 +119,7 @@ def _init() -> ConfigDict:
     init = ConfigDict()
     init.workdir = ''  # the run to start from: what fits its parameters and batch statistics is taken; '': none
     init.step = ''  # its checkpoint: 'best', 'latest' or a step; '': the one that it ended with
+    init.skip = ()  # patterns of paths that are new although they fit, such as ('Dense_1',)
     init.freeze = ()  # patterns of paths that keep their values, such as ('Conv_*',)
     init.layer_decay = 1.0  # factor of the learning rate from each layer to the one below it; the last layer has 1
     init.rates = ()  # pairs of a pattern and a factor of the learning rate, such as (('Conv_*', 0.1),)

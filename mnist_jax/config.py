@@ -54,6 +54,7 @@ ADDED_FIELDS = {
     'distillation.temperature': 2.0,
     'init.workdir': '',
     'init.step': '',
+    'init.skip': (),
     'init.freeze': (),
     'init.layer_decay': 1.0,
     'init.rates': (),

@@ -72,15 +72,18 @@ def _check_fields(section: str, fields: Mapping[str, Any]) -> None:
 
 
 def check_init(init: Mapping[str, Any]) -> None:
-    """Raises a UserError unless `init.freeze` and `init.rates` have the form that configs/default.py describes."""
+    """Raises a UserError unless the fields of `config.init` have the form that configs/default.py describes."""
     _check_fields('init', init)
     for field in ('workdir', 'step'):
         if not isinstance(init[field], str):
             raise UserError(f'config.init.{field} must be of type str, got {init[field]!r}')
     if init['step'] and not init['workdir']:
         raise UserError(f"config.init.workdir must be set if config.init.step={init['step']!r} is, got ''")
-    if not isinstance(init['freeze'], tuple) or not all(isinstance(pattern, str) for pattern in init['freeze']):
-        raise UserError(f"config.init.freeze must be a tuple of patterns, such as ('Conv_*',), got {init['freeze']!r}")
+    for field in ('skip', 'freeze'):
+        if not isinstance(init[field], tuple) or not all(isinstance(pattern, str) for pattern in init[field]):
+            raise UserError(
+                f"config.init.{field} must be a tuple of patterns, such as ('Conv_*',), got {init[field]!r}"
+            )
     check_range('config.init.layer_decay', init['layer_decay'], 0.0, 1.0)
     for pair in init['rates'] if isinstance(init['rates'], tuple) else [init['rates']]:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):

@@ -24,7 +24,7 @@ from mnist_jax.learning import metrics
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
-from mnist_jax.workdir.provenance import read_epochs, read_origin, read_provenance
+from mnist_jax.workdir.provenance import changed_code, read_epochs, read_origin, read_provenance
 from mnist_jax.workdir.results import format_result, write_result
 from mnist_jax.workdir.snapshot import Snapshot, count_parameters, params_sha256
 
@@ -79,6 +79,8 @@ def evaluate_snapshot(
         'overlaps': [overlap._asdict() for overlap in source.overlaps(split)],
         'reschedules': _reschedules(workdir, int(state.step)),
         'origin': read_origin(workdir),
+        'own_code': experiment.own_code,
+        'changed_code': changed_code(workdir, experiment.own_code),
         **_teachers(experiment, workdir),
     }
     if split is None and source.validated:

@@ -5,8 +5,13 @@ aliases below, ranges. Constructors therefore contain no checks of single argume
 """
 
 import ast
+import contextlib
 import dataclasses
+import dis
+import functools
+import hashlib
 import inspect
+import json
 import math
 import types
 import typing
@@ -101,6 +106,77 @@ def package_name(part: object) -> str | None:
         if not hasattr(part, '__wrapped__'):
             return name
         part = part.__wrapped__
+
+
+def code_sha256(parts: Iterable[Callable]) -> str:
+    """Returns the digest of the code of functions and classes; '' if it is unknown, as for what was typed in.
+
+    It covers the functions and classes of the same module that they use, and the numbers and texts: constants of the
+    module, variables of a function around them, and defaults.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    for part in parts:
+        _add_code(part, lines, seen)
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest() if lines else ''
+
+
+def _add_code(part: Any, lines: list[str], seen: set[int]) -> None:
+    """Adds the code of a function or a class to `lines`, unless it is in `seen`."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, functools.partial):
+        values = [*enumerate(part.args), *sorted(part.keywords.items())]
+        lines += [f'{name} = {value!r}' for name, value in values if _is_constant(value)]
+        _add_code(part.func, lines, seen)
+        return
+    try:
+        lines.append(inspect.getsource(part))
+        has_source = True
+    except (OSError, TypeError):  # Notebooks keep the source of functions, but not of classes.
+        has_source = False
+    if not inspect.isclass(part):
+        if inspect.isfunction(part):
+            _add_used(part, lines, seen)
+        return
+    for name, value in vars(part).items():
+        function = inspect.unwrap(getattr(value, '__func__', value))  # Flax wraps methods.
+        if name.isupper():
+            with contextlib.suppress(TypeError, ValueError):  # What is no JSON may be written differently next time.
+                lines.append(f'{name} = {json.dumps(value)}')
+        elif name in vars(part).get('__annotations__', {}) and _is_constant(value):
+            lines.append(f'{name} = {value!r}')
+        elif inspect.isfunction(function) and function.__code__.co_filename != '<string>':  # not one of `dataclasses`
+            (_add_used if has_source else _add_code)(function, lines, seen)
+
+
+def _add_used(function: types.FunctionType, lines: list[str], seen: set[int]) -> None:
+    """Adds what a function uses to `lines`."""
+    found = sorted(_names(function.__code__) & function.__globals__.keys())
+    used = {name: function.__globals__[name] for name in found}
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # It has no value yet.
+            used[variable] = cell.cell_contents
+    used |= {f'default {number}': default for number, default in enumerate(function.__defaults__ or ())}
+    used |= function.__kwdefaults__ or {}
+    for name, value in used.items():
+        if _is_constant(value):
+            lines.append(f'{function.__name__}: {name} = {value!r}')
+        elif (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == function.__module__:
+            _add_code(value, lines, seen)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Returns the global names that a function, or one inside it, looks up."""
+    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    return names.union(*(_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)))
+
+
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
 def build(

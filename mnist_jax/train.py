@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from mnist_jax import files, text_tables
+from mnist_jax import files
 from mnist_jax.config import ConfigDict, config_sha256
 from mnist_jax.distributed import processes
 from mnist_jax.distributed.devices import preserves_bits
@@ -22,20 +22,18 @@ from mnist_jax.distributed.signals import stop_on_signals
 from mnist_jax.errors import Interrupted, UserError
 from mnist_jax.evaluate import evaluate_snapshot
 from mnist_jax.files import JsonObject
-from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot, result_step
+from mnist_jax.inference.origin import initial_snapshot
+from mnist_jax.inference.restored import RestoredModel, result_step
 from mnist_jax.inference.teacher import FILE as TEACHER_FILE
 from mnist_jax.inference.teacher import make_teacher
-from mnist_jax.learning.state import start_from
-from mnist_jax.learning.transfer import take_variables, transfer_row
 from mnist_jax.kernels.build import kernels_available
 from mnist_jax.training.experiment import Experiment, make_experiment
 from mnist_jax.training.loop import Loop, OnStep
-from mnist_jax.training.plan import make_plan
 from mnist_jax.training.profiling import Profiler
 from mnist_jax.workdir.checkpoints import Checkpoints, check_holds_only
 from mnist_jax.workdir.directory_lock import DirectoryLock
 from mnist_jax.workdir.metrics_log import MetricsLog
-from mnist_jax.workdir.provenance import EpochHistory, program, read_epochs, read_origin, record_start
+from mnist_jax.workdir.provenance import EpochHistory, changed_code, program, read_epochs, read_origin, record_start
 from mnist_jax.workdir.results import describe_overlaps
 from mnist_jax.workdir.snapshot import Snapshot, params_sha256
 from mnist_jax.workdir.trackers import Trackers, check_trackers
@@ -93,7 +91,7 @@ def train(
     checkpoints.check_class_names(experiment.source.description)
     for name in experiment.source.split_names:
         experiment.source.split(name)
-    first = None if steps else _first_snapshot(experiment, workdir)
+    first = None if steps else initial_snapshot(experiment, workdir)
     teacher = make_teacher(experiment, workdir, resumed=bool(steps))
     teachers = [run['params_sha256'] for run in teacher.runs] if teacher is not None else []
     checkpoints.check_teachers(teachers)
@@ -137,6 +135,8 @@ def train(
             snapshot, origin = first
             epochs = [(0, config.epochs)]
             processes.check_identical({'config.init.workdir': str(origin)})
+        for field in changed_code(workdir, experiment.own_code):
+            logging.warning('code      that of %s has changed since this run was started', field)
         _renew(locks)  # Another host that took them at the same moment is noticed now.
         if processes.is_main():
             checkpoints.write_config(config, digests, experiment.source.description, teachers)
@@ -149,6 +149,7 @@ def train(
                 epochs,
                 experiment.replicas.deterministic,
                 origin,
+                experiment.own_code,
             )
             checkpoints.keep(workdir / 'provenance.json', *([workdir / TEACHER_FILE] if teacher is not None else []))
         _log_start(experiment, workdir)
@@ -186,37 +187,6 @@ def train(
 def _renew(locks: Sequence[DirectoryLock]) -> None:
     for lock in locks:
         lock.renew()
-
-
-def _first_snapshot(experiment: Experiment, workdir: Path) -> tuple[Snapshot, JsonObject | None]:
-    """Returns the snapshot before the first step; and what the run starts from, if that is another run.
-
-    Raises:
-      UserError: there is no such run, or none of its parameters fits.
-    """
-    snapshot, init = experiment.first_snapshot(), experiment.config.init
-    if not init.workdir:
-        return snapshot, None
-    path = files.user_path(init.workdir, 'config.init.workdir')
-    if path.exists() and path.resolve() == workdir.resolve():
-        raise UserError(f'config.init.workdir must be another run than --workdir, got {str(path)!r} for both')
-    checkpoints, config = open_workdir(path, 'config.init.workdir')
-    plan = make_plan(config, checkpoints.read_description())
-    start = restore_snapshot(checkpoints, plan, init.step or None, 'config.init.step')
-    variables, transfers = take_variables(snapshot.state.variables, start.state.variables)
-    state = start_from(snapshot.state, variables, experiment.optimizer)
-    origin = {
-        'workdir': str(path.resolve()),
-        'step': int(start.state.step),
-        'params_sha256': params_sha256(start.state.variables),
-        'taken': sum(transfer.taken for transfer in transfers),
-        'arrays': len(transfers),
-    }
-    logging.info('origin    step %s of %s', f'{origin["step"]:,}', path)
-    rows = [['array', 'shape', 'start'], *map(transfer_row, transfers)]
-    for line in text_tables.titled(rows, left=3):
-        logging.info('%s', line)
-    return snapshot._replace(state=state), origin
 
 
 def _restore_newest(
@@ -344,6 +314,8 @@ def _log_start(experiment: Experiment, workdir: Path) -> None:
     logging.info('dataset   %s: %s%s', source.name, sizes, '; on the devices' if experiment.on_device else '')
     if overlaps := describe_overlaps([overlap._asdict() for overlap in source.overlaps()]):
         logging.warning('overlap   %s', overlaps)
+    for doubt in source.doubts():
+        logging.warning('splits    %s', doubt)
     if experiment.teacher is not None:
         logging.info('teachers  %s', ', '.join(experiment.config.distillation.workdirs))
     logging.info('workdir   %s', workdir)

@@ -1,10 +1,12 @@
 """Constructors selected by name, with arguments that are checked against their signatures."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 
+from mnist_jax import factory
 from mnist_jax.errors import UserError
 from mnist_jax.factory import Count, Rate, build, choose, parse_value
 
@@ -86,6 +88,35 @@ def test_a_constructor_may_take_fields_of_any_name():
     assert build('part', table, {'name': 'any', 'wide': 3}, size=7) == (7, (), {'wide': 3})
     with pytest.raises(UserError, match=r'part\.size is missing; it must be of any type'):
         build('part', table, {'name': 'any', 'wide': 3})
+
+
+SCALE = 1.0
+
+
+def scaled(number):
+    return SCALE * number
+
+
+def make_part(factor, limit=7):
+    def part(number, offset=factor):
+        return min(scaled(number) * factor + offset, limit)
+
+    return part
+
+
+class UsesAFunction:
+    def method(self, number):
+        return [scaled(item) for item in range(number)]
+
+
+@pytest.mark.parametrize('part', [make_part(2.0), functools.partial(make_part(2.0), 1), UsesAFunction])
+def test_the_digest_of_code_covers_the_values_and_the_functions_that_it_uses(monkeypatch, part):
+    first = factory.code_sha256([part])
+    assert first == factory.code_sha256([part]) != factory.code_sha256([make_part(3.0)])
+    monkeypatch.setitem(globals(), 'SCALE', 2.0)
+    second = factory.code_sha256([part])
+    monkeypatch.setitem(globals(), 'scaled', lambda number: number)
+    assert len({first, second, factory.code_sha256([part])}) == 3
 
 
 def test_an_argument_that_the_section_reserves_is_an_error():

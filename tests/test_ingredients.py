@@ -165,6 +165,7 @@ def test_distillation_learns_from_other_runs(small, tmp_path):
     expected = np.mean([model.predict(images) for model in models], axis=0)
     np.testing.assert_allclose(np.load(tmp_path / 'once' / 'teacher.npz')['probabilities'], expected, rtol=1e-6)
     assert [run['workdir'] for run in once['teachers']] == list(teachers)
+    assert not any('overlaps' in run for run in once['teachers'])
 
     def stop(step, request):
         if step == 7:
@@ -199,20 +200,22 @@ def test_a_new_run_has_its_own_teacher_and_a_damaged_file_is_written_again(small
         config = small('mlp', devices=1, distillation__workdirs=(str(tmp_path / teacher),), **fields)
         return train(config, tmp_path / 'student')
 
-    first = run('teacher-0')
+    first = run('teacher-0', dataset__validation='train[:50]')
+    (overlap,) = first['teachers'][0]['overlaps']
+    assert (overlap['second'], overlap['examples']) == ('validation', 50)
     shutil.rmtree(tmp_path / 'student' / 'checkpoints')
     for name in ('config.json', 'digests.json'):
         (tmp_path / 'student' / name).unlink()
-    second = run('teacher-1')
+    second = run('teacher-1', dataset__validation='train[:50]')
     assert [Path(row['workdir']).name for row in second['teachers']] == ['teacher-1']
     assert first['params_sha256'] != second['params_sha256']
     contents = (tmp_path / 'student' / 'teacher.npz').read_bytes()
     (tmp_path / 'student' / 'teacher.npz').write_bytes(b'damaged')
-    third = run('teacher-1', epochs=3)
+    third = run('teacher-1', epochs=3, dataset__validation='train[:50]')
     assert (tmp_path / 'student' / 'teacher.npz').read_bytes() == contents and third['teachers'] == second['teachers']
     # It is not computed again from other parameters.
     (tmp_path / 'student' / 'teacher.npz').unlink()
     shutil.rmtree(tmp_path / 'teacher-1')
     (tmp_path / 'teacher-0').rename(tmp_path / 'teacher-1')
     with pytest.raises(UserError, match=r'must have the parameters that the run in .* was started with'):
-        run('teacher-1', epochs=4)
+        run('teacher-1', epochs=4, dataset__validation='train[:50]')

@@ -1,12 +1,14 @@
 """The command line, run as a process: what it prints and how it ends."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from digit_images import draw_digit, font_paths
 
 TINY = ('--config.dataset.train=train[:300]', '--config.dataset.test=test[:200]', '--config.batch_size=100')
 
@@ -210,6 +212,23 @@ def test_a_full_standard_error_does_not_change_the_exit_status():
     with open('/dev/full', 'w') as full:
         command = [sys.executable, '-m', 'mnist_jax.main', '--config=configs/nothing.py']
         assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=full).returncode == 2
+
+
+def test_a_full_standard_output_is_an_error_in_one_line():
+    variables = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    with open('/dev/full', 'w') as full:
+        command = [sys.executable, '-m', 'mnist_jax.main', '--help']
+        finished = subprocess.run(command, cwd=ROOT, env=variables, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr == 'error: standard output cannot be written: No space left on device\n'
+
+
+def test_names_that_the_encoding_of_the_terminal_lacks_are_escaped(program, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    draw_digit(font_paths()[0], 7, 60, dark=True).save(tmp_path / 'sieben-é.png')
+    finished = program('--mode=predict', '--input=sieben-é.png')
+    assert finished.returncode == 0, finished.stderr
+    assert 'sieben-\\xe9.png' in finished.stdout
 
 
 def test_jax_debug_nans_shows_where_the_nan_is(program, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from conftest import fail_after, make_small
 from ml_collections import ConfigDict
 
+from mnist_jax.data.idx_builders import MnistIdx
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
 from mnist_jax.inference.restored import RestoredModel
@@ -16,6 +17,8 @@ from mnist_jax.learning.optimizers import OPTIMIZERS
 from mnist_jax.learning.state import create_state, start_from
 from mnist_jax.models.architectures import MLP
 from mnist_jax.train import train
+from mnist_jax.training.plan import make_plan
+from mnist_jax.workdir.results import caveats
 
 
 def leaves(workdir, step=None):
@@ -65,6 +68,41 @@ def test_another_head_is_new(start, origin, tmp_path, caplog):
     assert {'Conv_0/kernel', 'Conv_1/kernel', 'BatchNorm_0/mean'} <= same
     assert new['Dense_0/kernel'].shape[1] == 24 and 'Dense_0/kernel' not in same
     assert '16 in the origin' in caplog.text
+
+
+def test_a_layer_that_is_skipped_is_new_although_it_fits(start, origin, tmp_path, caplog):
+    caplog.set_level('INFO')
+    train(start(epochs=0, init__skip=('Dense_1',)), tmp_path)
+    new, old = leaves(tmp_path), leaves(origin)
+    assert {path for path in new if not np.array_equal(new[path], old[path])} == {'Dense_1/kernel', 'Dense_1/bias'}
+    assert 'new (config.init.skip)' in caplog.text
+
+
+def test_what_may_be_wrong_about_the_origin_is_logged(start, small, tmp_path, caplog, monkeypatch):
+    caplog.set_level('WARNING')
+    train(start(epochs=0, dataset__test='test[:100]'), tmp_path / 'same')
+    assert not caplog.text
+    monkeypatch.setattr(MnistIdx, 'CLASS_NAMES', 'abcdefghij')
+    train(start(epochs=0, dataset__normalize='none'), tmp_path / 'other')
+    assert (
+        'the last layer is taken from a run with other classes, 0, 1, 2, 3, 4, ... instead of a, b, c, d, e, ...; to '
+        'start it anew, add --config.init.skip=Dense_1'
+    ) in caplog.text
+    assert "another scale of the inputs: config.dataset.normalize='unit', not 'none'" in caplog.text
+
+
+def test_examples_that_the_origin_was_trained_on_are_counted(start, origin, tmp_path, caplog):
+    fields = {'dataset__train': 'train[300:600]', 'dataset__validation': 'train[200:320]'}
+    result = train(start(epochs=0, **fields), tmp_path / 'run')
+    name = f'the training split of config.init.workdir={origin}'
+    assert result['origin']['overlaps'] == [{'first': name, 'second': 'validation', 'examples': 100}]
+    assert f'{name} and validation share 100 examples' in caplog.text
+    assert f'{name} and validation share 100 examples' in caveats(evaluate_workdir(tmp_path / 'run'))['overlap']
+    drawn = start(epochs=0, dataset__train='train[:600]', dataset__validation_fraction=0.5)
+    (overlap,) = train(drawn, tmp_path / 'drawn')['origin']['overlaps']
+    validation = make_plan(drawn).source.indices('validation')
+    first = make_plan(start()).source.indices('train')
+    assert overlap['examples'] == len(set(validation.tolist()) & set(first.tolist())) > 100
 
 
 def test_frozen_parameters_keep_their_bits(start, origin, tmp_path):
@@ -121,6 +159,8 @@ def test_the_number_of_devices_does_not_matter(start, tmp_path):
         ({'init__step': '7'}, r"config.init.step must be one of latest, 0, 5, got '7'"),
         ({'init__freeze': ('Konv_0',)}, 'config.init.freeze must match paths of the model'),
         ({'init__freeze': (1,)}, 'config.init.freeze must be a tuple of patterns'),
+        ({'init__skip': ('Konv_0',)}, 'config.init.skip must match paths of the model'),
+        ({'init__skip': (1,)}, 'config.init.skip must be a tuple of patterns'),
         ({'init__layer_decay': 1.5}, 'config.init.layer_decay must be a number from 0 to 1, got 1.5'),
         ({'init__rates': (('Konv_0', 1.0),)}, 'config.init.rates must match paths of the model'),
         ({'init__rates': (('*/mean', 0.5),)}, 'config.init.rates must match paths of the model'),

@@ -85,7 +85,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     SHAPE: tuple[int, ...] = (28, 28, 1)
     CLASS_NAMES: Sequence[str] = '0123456789'
     MAX_PIXEL = 255
-    FRAMING: Framing | None = Framing(box_size=20, center_by_mass=True)  # that of MNIST
+    FRAMING: Framing | None = None
     RECURSIVE = True  # whether files in subdirectories of `raw_dir` are read, and so identify the data
 
     def __init__(
@@ -155,9 +155,11 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-        arrays = self._load_arrays(dl_manager)
+        loaded = self._load_arrays(dl_manager)
+        arrays = {split: (np.asarray(images), np.asarray(labels)) for split, (images, labels) in loaded.items()}
         self._check_unchanged()
-        for split, (images, _) in arrays.items():
+        for split, (images, labels) in arrays.items():
+            self._check_arrays(split, images, labels)
             if seems_scaled(images, self.MAX_PIXEL):
                 raise UserError(
                     f'the raw pixels of {self.name} must be from 0 to {self.MAX_PIXEL}, got only 0 and 1 in the split '
@@ -167,6 +169,20 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         logging.info('Preparing %s in %s; this happens once', self.name, self._data_dir_root)
         self.info.metadata['sha256'] = {split: Split(*pair).sha256 for split, pair in arrays.items()}
         return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
+
+    def _check_arrays(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+        what, classes = f'the split {split!r} of {self.name}', len(self.CLASS_NAMES)
+        if images.dtype != np.uint8 or images.shape != (len(labels), *self.SHAPE):
+            raise UserError(
+                f'the images of {what} must be uint8 of shape {(len(labels), *self.SHAPE)}, one for each label, got '
+                f'{images.dtype} of shape {images.shape}'
+            )
+        if images.max(initial=0) > self.MAX_PIXEL:
+            raise UserError(f'the pixels of {what} must be at most {self.MAX_PIXEL}, got {images.max()}')
+        valid = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1
+        if not valid or min(labels, default=0) < 0 or max(labels, default=0) >= classes:
+            got = f'{labels.min()} to {labels.max()}' if valid else f'{labels.dtype} of shape {labels.shape}'
+            raise UserError(f'the labels of {what} must be integers from 0 to {classes - 1}, its classes, got {got}')
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, object]]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -182,7 +198,6 @@ class OpenBuilder(ArrayBuilder):
 
     SHAPE: tuple[int, ...] = ()
     CLASS_NAMES: Sequence[str] = ()
-    FRAMING: Framing | None = None
 
     def __init__(
         self,

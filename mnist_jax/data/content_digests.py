@@ -2,14 +2,12 @@
 
 import contextlib
 import hashlib
-import inspect
 import itertools
-import json
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mnist_jax import files
@@ -93,31 +91,3 @@ def _walk(directory: Path, recursive: bool) -> list[tuple[str, str, os.stat_resu
                 if stat.S_ISREG(status.st_mode):
                     found.append((name if relative == '.' else f'{relative}/{name}', path, status))
     return sorted(found, key=lambda item: item[0].split('/'))
-
-
-def code_sha256(classes: Iterable[type]) -> str:
-    """Returns the digest of the source code of classes; '' if there is none, as for classes that were typed in.
-
-    Notebooks keep the source of functions, but not of classes; then the digest is that of the functions and the
-    constants of the class.
-    """
-    lines: list[str] = []
-    for part in classes:
-        try:
-            lines.append(inspect.getsource(part))
-        except (OSError, TypeError):
-            lines += _definitions(part)
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest() if lines else ''
-
-
-def _definitions(part: type) -> list[str]:
-    """Returns the source of the functions and the values of the constants that the body of a class defines."""
-    lines = []
-    for name, value in vars(part).items():
-        if inspect.isfunction(function := getattr(value, '__func__', value)):
-            with contextlib.suppress(OSError):
-                lines.append(inspect.getsource(function))
-        elif name.isupper():
-            with contextlib.suppress(TypeError, ValueError):  # What is no JSON may be written differently next time.
-                lines.append(f'{name} = {json.dumps(value)}')
-    return lines

@@ -19,12 +19,14 @@ FILES = {
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
 NAMES = tuple(name for pair in FILES.values() for name in pair)
+MNIST_FRAMING = Framing(box_size=20, center_by_mass=True)
 EMNIST_FRAMING = Framing(box_size=24, center_by_mass=False)
 
 
 class IdxBuilder(ArrayBuilder):
     """A dataset of four IDX files, in file order. Subclasses set where the files are and what they must contain."""
 
+    FRAMING: Framing | None = MNIST_FRAMING
     SHA256: Mapping[str, str] = {}  # digests of the uncompressed files, by name, if they are known
     DIRECTORIES: Sequence[Path] = ()  # where to look for the files if `raw_dir` is not set
     URL: str | None = None  # where to download the files from

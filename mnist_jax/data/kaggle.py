@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from mnist_jax.data import csv_tables, partition
 from mnist_jax.data.builder import MOVED, ArrayBuilder, Arrays
 from mnist_jax.data.csv_tables import SIDE
+from mnist_jax.data.idx_builders import MNIST_FRAMING
 from mnist_jax.errors import UserError
 
 HEADER = ['label', *csv_tables.PIXEL_NAMES[0]]
@@ -64,6 +65,8 @@ class KaggleDigits(ArrayBuilder):
 
     `info.metadata['rows']` holds the indices of the CSV rows in each split, from 0.
     """
+
+    FRAMING = MNIST_FRAMING
 
     @classmethod
     def variant(cls, raw_dir: Path | None, split_seed: int) -> str:

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 from mnist_jax import files
 from mnist_jax.data.builder import ArrayBuilder, Description, OpenBuilder
-from mnist_jax.data.content_digests import code_sha256, kept_sha256
+from mnist_jax.data.content_digests import kept_sha256
 from mnist_jax.data.records import RecordFiles, Split, Stream
 from mnist_jax.errors import UserError, comma_separated, first_line
-from mnist_jax.factory import package_name
+from mnist_jax.factory import code_sha256, package_name
 
 MAX_SPLITS_IN_MEMORY = 4
 

@@ -224,6 +224,25 @@ class Source:
             overlaps.append(Overlap(first, second, int(((count[:size] > 0) & (other[:size] > 0)).sum())))
         return [overlap for overlap in overlaps if overlap.examples]
 
+    def doubts(self) -> list[str]:
+        """Returns what may be wrong about the choice of the splits."""
+        doubts = []
+        if 'validation' in self.data.digests:
+            own = self.data.indices('config.dataset.validation', 'validation')
+            if not any(np.isin(own, self.indices(name)).any() for name in self.split_names):
+                doubts.append(
+                    'the split validation of the dataset is not used; to use it, add '
+                    '--config.dataset.validation=validation --config.dataset.validation_fraction=0.0'
+                )
+        if self._train_and_validation:
+            parts = {name: set(self.split(name).label.tolist()) for name in ('train', 'validation')}
+            for name, labels in parts.items():
+                missing = sorted(set().union(*parts.values()) - labels)
+                if missing:
+                    names = ', '.join(self.class_names[label] for label in missing[:10])
+                    doubts.append(f'no {name} example was drawn of the class{"es" * (len(missing) > 1)} {names}')
+        return doubts
+
     def indices(self, name: str) -> np.ndarray:
         """Returns the index of each example of one of the `split_names` among all prepared examples."""
         drawn = self._train_and_validation.get(name)

@@ -28,6 +28,7 @@ from mnist_jax.models.layer_table import Layer, list_layers, record_outputs
 from mnist_jax.training.plan import Plan, make_plan
 from mnist_jax.workdir.checkpoints import Checkpoints, held_by
 from mnist_jax.workdir.finished_runs import ENSEMBLE_FILE
+from mnist_jax.workdir.provenance import changed_code
 from mnist_jax.workdir.snapshot import Snapshot, count_parameters, params_sha256
 
 MAX_BATCH = 256  # images per call of the compiled model
@@ -137,6 +138,8 @@ class RestoredModel:
             if step is not None:
                 raise UserError(f'a step must not be given for weights without checkpoints, got {step!r}')
             return cls(workdir, plan, packaged.read_weights(plan, workdir))
+        for changed in changed_code(workdir, plan.own_code):
+            logging.warning('The code of %s has changed since the run in %s was started', changed, workdir)
         return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
 
     @property

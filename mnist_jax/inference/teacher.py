@@ -13,6 +13,7 @@ from absl import logging
 from mnist_jax import files
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
+from mnist_jax.inference.origin import seen_examples
 from mnist_jax.inference.restored import RestoredModel, open_workdir, restore_snapshot
 from mnist_jax.training.experiment import Experiment
 from mnist_jax.training.plan import make_plan
@@ -26,7 +27,8 @@ class Teacher(NamedTuple):
 
     Attributes:
       probabilities: float32 NxK, the mean over the runs.
-      runs: The workdir and the digest of the parameters of each run.
+      runs: The workdir and the digest of the parameters of each run, and the examples that it was trained on although
+        they are validation or test examples of the new run.
       is_new: Whether its file has yet to be written.
     """
 
@@ -73,13 +75,20 @@ def make_teacher(experiment: Experiment, workdir: Path, resumed: bool) -> Teache
     teacher = read_teacher(workdir) if resumed else None
     if teacher is not None and teacher.probabilities.shape == (examples.size, classes):
         return teacher
-    models = [_restore(experiment, text) for text in workdirs]
+    models: list[RestoredModel] = []
+    runs: list[JsonObject] = []
+    for text in workdirs:
+        model, overlaps = _restore(experiment, text)
+        models.append(model)
+        runs.append({'workdir': str(model.workdir.resolve()), 'params_sha256': model.params_sha256})
+        if overlaps:
+            runs[-1]['overlaps'] = overlaps
     total_NxK = functools.reduce(operator.add, (model.predict_examples(examples) for model in models))
-    runs = [{'workdir': str(model.workdir.resolve()), 'params_sha256': model.params_sha256} for model in models]
     return Teacher(total_NxK / np.float32(len(models)), runs, is_new=True)
 
 
-def _restore(experiment: Experiment, text: str) -> RestoredModel:
+def _restore(experiment: Experiment, text: str) -> tuple[RestoredModel, list[JsonObject]]:
+    """Returns the model of a teacher, and the overlaps of its training examples with the new run."""
     path = user_path(text, FIELD)
     checkpoints, config = open_workdir(path, FIELD)
     plan = make_plan(config, checkpoints.read_description())
@@ -89,4 +98,5 @@ def _restore(experiment: Experiment, text: str) -> RestoredModel:
     ):
         if own != other:
             raise UserError(f'{FIELD} must be runs with the {what} of this one, {own}, got {other} in {str(path)!r}')
-    return RestoredModel(path, plan, restore_snapshot(checkpoints, plan))
+    overlaps = seen_examples(experiment, checkpoints, config, FIELD)
+    return RestoredModel(path, plan, restore_snapshot(checkpoints, plan)), overlaps

@@ -139,6 +139,8 @@ def train_step(
         _mean_gradient, summed_loss, chunks=chunks, all_sum=all_sum, in_lockstep=in_lockstep
     )
     averaging, average = parts.averaging, state.average
+    if averaging is not None and average is None:
+        raise ValueError('the state must hold an average if the parts of the step have one')
     point = state.params
     if averaging is not None and average is not None:
         point = averaging.gradient_point(state.params, average.variables.params)

@@ -39,10 +39,13 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
 
 
-def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]:
+def take_variables(new: PyTree, origin: PyTree, skip: Sequence[str] = ()) -> tuple[PyTree, list[Transfer]]:
     """Returns `new` with the arrays of `origin` whose path and shape fit, and the outcome for each array.
 
-    Both are `state.Variables`.
+    Args:
+      new: The `state.Variables` of the new run.
+      origin: Those of the run that it starts from.
+      skip: Patterns of arrays that are not taken.
 
     Raises:
       UserError: no parameter fits.
@@ -53,7 +56,10 @@ def take_variables(new: PyTree, origin: PyTree) -> tuple[PyTree, list[Transfer]]
     for path, leaf in leaves_by_path(new).items():
         name = path.partition('/')[2]  # without params/ or batch_stats/
         found = available.get(path)
-        if found is not None and found.shape == leaf.shape:
+        if matches(name, skip):
+            transfers.append(Transfer(name, leaf.shape, False, 'config.init.skip'))
+            leaves.append(leaf)
+        elif found is not None and found.shape == leaf.shape:
             transfers.append(Transfer(name, leaf.shape, True, ''))
             leaves.append(jnp.asarray(found, leaf.dtype))
         else:

@@ -19,6 +19,7 @@ from mnist_jax import files
 from mnist_jax.config import ConfigDict
 from mnist_jax.distributed.devices import to_host
 from mnist_jax.errors import UserError
+from mnist_jax.inference.origin import initial_snapshot
 from mnist_jax.learning import transfer
 from mnist_jax.learning.state import TrainState
 from mnist_jax.report import curves, figures
@@ -47,7 +48,7 @@ def check(config: ConfigDict) -> int:
       The exit status: 0 if all checks pass, else 1.
     """
     experiment = _make_experiment(config, learning_rate=None)
-    first = to_host(experiment.create_state())
+    first = to_host(initial_snapshot(experiment)[0].state)
     batch = next(experiment.train_batches(0))
     state, losses, seconds, nonfinite = experiment.replicas.replicate(first), [], [], 0
     after_one: TrainState | None = None
@@ -111,7 +112,7 @@ def _make_experiment(config: ConfigDict, learning_rate: float | None) -> Experim
       learning_rate: The learning rate; None for that of the config, and for batches that stay the same.
     """
     make_experiment(config)  # Checks the fields that are left out below, too.
-    left_out = ['schedule'] * (config.schedule.name != 'constant') + ['init'] * bool(config.init.workdir)
+    left_out = ['schedule'] * (config.schedule.name != 'constant')
     left_out += ['distillation'] * bool(config.distillation.workdirs)
     left_out += ['augmentation'] * bool(config.augmentation and learning_rate is None)
     left_out += ['optimizer.accumulate'] * (config.optimizer.get('accumulate', 1) > 1)
@@ -186,7 +187,7 @@ def find_learning_rate(config: ConfigDict, workdir: str | Path) -> float:
 
 def _losses(experiment: Experiment, rates: np.ndarray) -> Iterator[float]:
     """Yields the loss before each update, until it diverges."""
-    state = experiment.replicas.replicate(experiment.create_state())
+    state = experiment.replicas.replicate(initial_snapshot(experiment)[0].state)
     losses: list[float] = []
     best, epoch = math.inf, 0
     batches = experiment.train_batches(epoch)

@@ -19,7 +19,7 @@ from mnist_jax.data.builder import Description
 from mnist_jax.data.source import SOURCES, Source
 from mnist_jax.distributed.stored_programs import stored
 from mnist_jax.errors import MAX_INT, UserError, check_integer, check_range
-from mnist_jax.factory import build, choose, construct, defaults, package_name, takes_any
+from mnist_jax.factory import build, choose, code_sha256, construct, defaults, package_name, takes_any
 from mnist_jax.kernels.sums import PyTree
 from mnist_jax.learning import model_checks, step, transfer
 from mnist_jax.learning.augmentation import AUGMENTATIONS
@@ -93,12 +93,24 @@ class Plan:
         return f'{name} {self._part_names} {json.dumps(fields, sort_keys=True, default=repr)} {data}'
 
     @property
+    def _parts(self) -> dict[str, Callable | None]:
+        """The constructors of the parts of compiled programs, by the fields that select them."""
+        names = {f'config.{field}.name': self.config[field].name for field in SECTIONS if field != 'dataset'}
+        parts = {f'{field}={name}': SECTIONS[field.split('.')[1]].table[name] for field, name in names.items()}
+        # A run can be loaded without the steps that it was trained with.
+        steps = [step['name'] for step in self.config.augmentation]
+        return {**parts, **{f'config.augmentation: {name}': AUGMENTATIONS.get(name) for name in steps}}
+
+    @property
     def _part_names(self) -> list[str | None]:
         """The names of the parts of compiled programs; None for each that is not of this package."""
-        # A run can be loaded without the steps that it was trained with.
-        steps = [AUGMENTATIONS.get(step['name']) for step in self.config.augmentation]
-        parts = [SECTIONS[field].table[self.config[field].name] for field in SECTIONS if field != 'dataset']
-        return [package_name(part) for part in [*steps, *parts]]
+        return [package_name(part) for part in self._parts.values()]
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """The digests of the code of the parts that are not of this package, by the fields that select them."""
+        own = {field: part for field, part in self._parts.items() if part is not None and package_name(part) is None}
+        return {field: digest for field, part in own.items() if (digest := code_sha256([part]))}
 
     @property
     def of_package(self) -> bool:
@@ -213,9 +225,10 @@ def make_plan(config: ConfigDict, description: Description | None = None) -> Pla
         evaluates_average=evaluates_average,
         sam_radius=sam_radius,
     )
-    if config.init.freeze or config.init.rates:
+    if config.init.freeze or config.init.skip or config.init.rates:
         variables = plan.abstract_snapshot.state.variables
         transfer.check_patterns('config.init.freeze', config.init.freeze, variables)
+        transfer.check_patterns('config.init.skip', config.init.skip, variables)
         rated = [pattern for pattern, _ in config.init.rates]
         transfer.check_patterns('config.init.rates', rated, {'params': variables.params})
     return plan

@@ -216,6 +216,13 @@ class Checkpoints:
                 f'digests of its splits are in {self._digests_path.name}); use that dataset, or another --workdir'
             )
 
+    def has_data(self, data: Mapping[str, str]) -> bool:
+        """Returns whether this run is known to have been started with data of these digests."""
+        try:
+            return self._saved_digest('data') == dict(data)
+        except UserError:
+            return False
+
     def check_class_names(self, description: Description) -> None:
         """Raises a UserError if this run has checkpoints and was started with other names of classes."""
         try:
@@ -246,8 +253,10 @@ class Checkpoints:
     def create_directory(self) -> None:
         """Creates the directory of the checkpoints."""
         # Orbax globs for its files, and these characters break the glob.
-        if set(str(self._directory)) & set('[]\\'):
-            raise UserError(f'--workdir must not contain [, ] or \\ in its path, got {str(self.workdir.absolute())!r}')
+        if set(str(self._directory)) & set('[]*?\\'):
+            raise UserError(
+                f'--workdir must not contain [, ], *, ? or \\ in its path, got {str(self.workdir.absolute())!r}'
+            )
         files.make_directory(self._directory, '--workdir: the checkpoint directory')
 
     def open(self, prepare: Callable[[], None]) -> CheckpointWriter:

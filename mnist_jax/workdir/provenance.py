@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -48,6 +48,7 @@ def record_start(
     epochs: EpochHistory = (),
     deterministic: bool = True,
     origin: JsonObject | None = None,
+    own_code: Mapping[str, str] | None = None,
 ) -> None:
     """Appends this start, at `step` on `devices`, to `provenance.json`.
 
@@ -58,6 +59,7 @@ def record_start(
       epochs: The history of its number of epochs.
       deterministic: Whether accelerators compute with deterministic kernels.
       origin: What the run started from, if it started from another run.
+      own_code: The digests of the code of the parts that are not of this package, by the fields that select them.
     """
     start = {
         'began': datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds'),
@@ -68,6 +70,7 @@ def record_start(
         'devices': devices,
         'deterministic': deterministic,
         'origin': origin,
+        'own_code': dict(own_code or {}),
         'processor': processor(),
         'system': platform.platform(),
         'versions': {
@@ -109,6 +112,13 @@ def training_start(starts: Sequence[JsonObject], step: int) -> int:
     The same command may start a finished run again, which trains nothing.
     """
     return max((index for index, start in enumerate(starts) if start['step'] < step), default=0)
+
+
+def changed_code(workdir: Path, own_code: Mapping[str, str]) -> list[str]:
+    """Returns the fields of `own_code` whose part had other code at a start of the run."""
+    recorded = [start.get('own_code') for start in read_provenance(workdir)]
+    starts = [start for start in recorded if isinstance(start, dict)]  # Older versions did not record it.
+    return [field for field, digest in own_code.items() if any(start.get(field, digest) != digest for start in starts)]
 
 
 def read_origin(workdir: Path) -> JsonObject | None:

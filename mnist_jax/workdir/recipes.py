@@ -71,14 +71,18 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
 
 def _past(run: FinishedRun) -> list:
     """Returns the digests of the data of a run, only that of the test split if its workdir has no others; and how its
-    schedule was changed while it was trained.
+    schedule was changed while it was trained; and those of the code of parts that are not of this package.
     """
     try:
         digests = files.read_json(run.workdir / 'digests.json')
     except (OSError, ValueError):
         digests = None
     data = digests.get('data') if isinstance(digests, dict) else None
-    return [run.result['split_sha256'], data, run.result.get('reschedules') or []]
+    return [
+        run.result['split_sha256'],
+        data,
+        *(run.result.get(name) for name in ('reschedules', 'own_code', 'changed_code') if run.result.get(name)),
+    ]
 
 
 def uncounted_runs(runs: Sequence[FinishedRun], recipes: Sequence[Recipe]) -> str:

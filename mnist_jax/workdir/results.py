@@ -167,7 +167,10 @@ def _read_arrays(workdir: Path, result: JsonObject, *names: str) -> list[np.ndar
 
 def caveats(result: JsonObject) -> dict[str, str]:
     """Returns what a reader of the result must know, by its short name, such as overlaps of splits."""
-    overlaps = describe_overlaps(result.get('overlaps', []))  # Results of older versions lack these fields.
+    # Results of older versions lack these fields.
+    origin, teachers = result.get('origin'), result.get('teachers', [])
+    shared = [result, *([origin] if origin else []), *teachers]
+    overlaps = describe_overlaps([overlap for run in shared for overlap in run.get('overlaps', [])])
     changes = [
         f'changed from that of {change["epochs_before"]:,} to that of {change["epochs_after"]:,} epochs at step '
         f'{change["step"]:,}'
@@ -178,22 +181,21 @@ def caveats(result: JsonObject) -> dict[str, str]:
         if result.get('deterministic', True)
         else 'may not be reproducible: kernels were selected by their measured time'
     )
-    origin = result.get('origin')
     start = ''
     if origin:
         start = (
             f'from step {origin["step"]:,} of {origin["workdir"]} (parameters {origin["params_sha256"][:12]}), '
             f'{origin["taken"]} of {origin["arrays"]} arrays'
         )
-    teachers = ', '.join(
-        f'{run["workdir"]} (parameters {run["params_sha256"][:12]})' for run in result.get('teachers', [])
-    )
+    changed = result.get('changed_code', [])
+    described = ', '.join(f'{run["workdir"]} (parameters {run["params_sha256"][:12]})' for run in teachers)
     texts = {
         'overlap': overlaps,
         'schedule': '; '.join(changes),
         'bits': bits,
         'origin': start,
-        'teachers': teachers,
+        'teachers': described,
+        'code': f'that of {", ".join(changed)} has changed since the run was started' if changed else '',
     }
     return {name: text for name, text in texts.items() if text}
 

@@ -7,9 +7,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from mnist_jax.data import image_files
-from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.framing import frame_image
-from mnist_jax.data.idx_builders import EMNIST_FRAMING, FashionMnistIdx
+from mnist_jax.data.idx_builders import EMNIST_FRAMING, MNIST_FRAMING, FashionMnistIdx
 
 SHAPE = (28, 28, 1)
 
@@ -19,7 +18,7 @@ def digits():
     return read_mnist_test(40)[0]
 
 
-def save_and_frame(picture, tmp_path, name='digit.png', framing=ArrayBuilder.FRAMING):
+def save_and_frame(picture, tmp_path, name='digit.png', framing=MNIST_FRAMING):
     """Saves a picture, reads it again and frames it."""
     picture.save(tmp_path / name)
     return frame_image(image_files.read(tmp_path / name), SHAPE, framing, 255)

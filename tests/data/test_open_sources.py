@@ -26,7 +26,7 @@ from raw_data import (
     write_tfds,
 )
 
-from mnist_jax import files
+from mnist_jax import factory, files
 from mnist_jax.config import load_module
 from mnist_jax.data import arrays, content_digests, csv_tables, image_files, image_folder, tfds_folder
 from mnist_jax.data.arrays import make_contents, natural_order, number_classes, to_images, to_labels
@@ -472,7 +472,7 @@ def test_the_digest_of_code_is_that_of_the_whole_class_and_does_not_depend_on_ad
     for number, body in enumerate(["NAMES = ['a', 'b']", "NAMES = ['b', 'a']", 'STEPS = (len,)', 'STEPS = (len,)']):
         (tmp_path / f'part{number}.py').write_text(f'class Part:\n    {body}\n')
         part = load_module(tmp_path / f'part{number}.py', f'part{number}').Part
-        digests.append(content_digests.code_sha256([part]))
+        digests.append(factory.code_sha256([part]))
     assert digests[0] != digests[1] != digests[2] == digests[3]
 
 
@@ -480,9 +480,9 @@ def test_the_digest_of_a_class_without_source_is_that_of_its_constants():
     classes = [
         type('Typed', (), {'NAMES': names, 'STEPS': (len,), 'read': eval('lambda: 1')}) for names in ('ab', 'ba', 'ab')
     ]
-    first, second, third = (content_digests.code_sha256([part]) for part in classes)
+    first, second, third = (factory.code_sha256([part]) for part in classes)
     assert first == third != second
-    assert content_digests.code_sha256([type('Empty', (), {})]) == ''
+    assert factory.code_sha256([type('Empty', (), {})]) == ''
 
 
 def test_the_paths_in_a_parquet_file_must_lie_below_raw_dir(tmp_path):

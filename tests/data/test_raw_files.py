@@ -1,11 +1,13 @@
 """Tests that what is prepared is what `dataset.raw_dir` names, and that its files may have other spellings."""
 
 import gzip
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import make_small
 
 from mnist_jax.data import builder, digits, idx, idx_builders, kaggle, source
@@ -135,6 +137,60 @@ def test_a_users_dataset_is_prepared_again_if_its_raw_files_or_the_seed_change(t
         assert (own.split('train').image == value + seed).all()
     with pytest.raises(UserError, match=r"config.dataset.raw_dir must be readable, got '.*nowhere' \(No such file"):
         OwnDataset.variant(tmp_path / 'nowhere', 0)
+
+
+def make_noisy(noise):
+    class Noisy(ArrayBuilder):
+        """Images whose pixels are all `noise`."""
+
+        def _load_arrays(self, dl_manager):
+            arrays = np.full((5, 28, 28, 1), noise, np.uint8), np.arange(5)
+            return {'train': arrays, 'test': arrays}
+
+    return Noisy
+
+
+def test_a_dataset_with_another_value_from_outside_its_class_is_other_data(tmp_path):
+    for noise in (3, 4, 3):
+        with tfds.core.registered.skip_registration():
+            builder = make_noisy(noise)
+        own = source.Source('noisy', builder, str(tmp_path), '', train='train', validation='', test='test')
+        own.data.prepare()
+        assert (own.split('train').image == noise).all()
+    assert len(list((tmp_path / 'noisy').glob('*/1.0.0'))) == 2
+
+
+@pytest.mark.parametrize(
+    ('images', 'labels', 'message'),
+    [
+        (
+            np.zeros((3, 28, 28, 1), np.uint8),
+            [0.0, 1.0, 1.7],
+            'integers from 0 to 9, its classes, got float64 of shape',
+        ),
+        (np.zeros((3, 28, 28, 1), np.uint8), [0, 1, -1], 'must be integers from 0 to 9, its classes, got -1 to 1'),
+        (np.zeros((3, 28, 28, 1), np.uint8), [0, 1, 10], 'must be integers from 0 to 9, its classes, got 0 to 10'),
+        (np.full((3, 28, 28, 1), 200, np.uint8), [0, 1, 2], 'must be at most 15, got 200'),
+        (np.zeros((3, 28, 28), np.uint8), [0, 1, 2], 'must be uint8 of shape (3, 28, 28, 1), one for each label, got'),
+        (np.zeros((3, 28, 28, 1)), [0, 1, 2], 'got float64 of shape (3, 28, 28, 1)'),
+        (np.zeros((3, 28, 28, 1), np.uint8), [0, 1], 'must be uint8 of shape (2, 28, 28, 1), one for each label, got'),
+    ],
+)
+def test_arrays_that_no_model_can_learn_from_are_refused(tmp_path, images, labels, message):
+    with tfds.core.registered.skip_registration():
+
+        class Wrong(ArrayBuilder):
+            """A dataset that is wrong."""
+
+            MAX_PIXEL = 15
+
+            def _load_arrays(self, dl_manager):
+                return {'train': (images, labels), 'test': (images, labels)}
+
+    own = source.Source('wrong', Wrong, str(tmp_path), '', train='train', validation='', test='test')
+    with pytest.raises(UserError, match=re.escape(message)):
+        own.data.prepare()
+    assert not list(tmp_path.glob('wrong/*/1.0.0'))
 
 
 @pytest.mark.parametrize('compress', [bytes, gzip.compress])

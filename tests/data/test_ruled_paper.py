@@ -6,8 +6,8 @@ from digit_images import draw_digit, font_paths, paste_on_canvas, read_mnist_tes
 from PIL import Image, ImageDraw, ImageOps
 from ruled_papers import KINDS, draw_on_paper
 
-from mnist_jax.data.builder import ArrayBuilder
 from mnist_jax.data.framing import frame_image
+from mnist_jax.data.idx_builders import MNIST_FRAMING
 
 LEFT = 'lines or a pattern left'
 
@@ -18,7 +18,7 @@ def test_split():
 
 
 def frame(picture):
-    return frame_image(np.asarray(picture.convert('L'), np.float32), (28, 28, 1), ArrayBuilder.FRAMING, 255)
+    return frame_image(np.asarray(picture.convert('L'), np.float32), (28, 28, 1), MNIST_FRAMING, 255)
 
 
 def similarity(image, expected):

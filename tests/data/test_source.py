@@ -96,6 +96,23 @@ def test_invalid_fields_are_refused(data_dir, options, message):
     assert str(error.value).startswith(message)
 
 
+def test_what_may_be_wrong_about_the_splits_is_named(tmp_path):
+    image, label = np.zeros((40, 4, 4, 1), np.uint8), np.array([0] * 19 + [1] * 19 + [2] * 2)
+    image[label > 0] = 200
+    np.savez(tmp_path / 'own.npz', x_train=image, y_train=label, x_test=image, y_test=label, x_val=image, y_val=label)
+
+    def doubts(**fields):
+        fields = {'train': 'train', 'validation': '', 'test': 'test', **fields}
+        made = SOURCES['npz'](data_dir=str(tmp_path / 'data'), raw_dir=str(tmp_path / 'own.npz'), **fields)
+        made.data.prepare()
+        return made.doubts()
+
+    assert doubts(validation='validation') == doubts(train='train+validation') == []
+    unused, missing = doubts(validation_fraction=0.1)
+    assert unused.startswith('the split validation of the dataset is not used; to use it, add --config.dataset.valid')
+    assert missing == 'no validation example was drawn of the class 2'
+
+
 @pytest.mark.parametrize(
     ('options', 'split', 'expected'),
     [

@@ -211,7 +211,7 @@ def test_unusual_paths_work(tmp_path, data_dir, name):
     assert program.results() == uninterrupted(data_dir)[0]
 
 
-@pytest.mark.parametrize('name', ['[v2]', 'back\\slash', os.fsdecode(b'x\xff'), 'long' * 100])
+@pytest.mark.parametrize('name', ['[v2]', 'run*', 'back\\slash', os.fsdecode(b'x\xff'), 'long' * 100])
 def test_unusable_paths_are_refused(tmp_path, data_dir, name):
     program = Program(tmp_path, data_dir)
     assert program.run(workdir=tmp_path / name / 'run') == 2

@@ -72,6 +72,13 @@ def test_a_skipped_update_at_the_end_of_an_epoch_counts_in_the_mean_over_epochs(
     np.testing.assert_allclose(state.average.variables.params['bias'], (first + second) / 2, rtol=1e-6)
 
 
+def test_a_state_without_the_average_of_the_step_is_refused():
+    parts = dataclasses.replace(make_parts(ConstantLogits(), 3, 1.0), averaging=AVERAGES['ema']())
+    state = create_state(ConstantLogits(), parts.optimizer, (28, 28, 1), seed=0)
+    with pytest.raises(ValueError, match='the state must hold an average'):
+        train_step(state, make_batch([0, 1, 2]), make_numbers(0), parts=parts, all_sum=identity)
+
+
 @pytest.mark.parametrize('chunk_size', [1, 2, 3, 6])
 def test_constant_logits_have_the_loss_and_gradient_worked_out_by_hand(chunk_size):
     # exp of the logits: 1, 2.718282, 7.389056; the logarithm of their sum 11.107338 is 2.407606.

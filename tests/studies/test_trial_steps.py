@@ -10,6 +10,7 @@ import pytest
 from mnist_jax.errors import UserError
 from mnist_jax.models.architectures import MODELS
 from mnist_jax.studies.trial_steps import check, find_learning_rate, smooth, steepest
+from mnist_jax.train import train
 
 
 def test_a_config_that_learns_passes_all_checks(small, capsys):
@@ -91,6 +92,17 @@ def test_what_is_left_out_is_checked_and_named(small, caplog):
     assert 'without   config.schedule, config.augmentation, config.optimizer.accumulate' in caplog.text
     with pytest.raises(UserError, match=r"config.augmentation\[0\].name must be one of .*, got 'bogus'"):
         check(small('mlp', devices=1, augmentation=({'name': 'bogus'},)))
+
+
+def test_a_run_that_starts_from_another_is_checked_from_there(small, tmp_path, capsys, caplog):
+    train(small('mlp', devices=1, epochs=8, model__hidden=(64,)), tmp_path / 'origin')
+    fields = {'init__workdir': str(tmp_path / 'origin'), 'model__hidden': (64,)}
+    with caplog.at_level('INFO'):
+        assert check(small('mlp', devices=1, **fields)) == 0
+    assert 'origin    step 40 of' in caplog.text and 'config.init' not in caplog.text
+    assert float(capsys.readouterr().out.split('the first loss is ')[1].split(';')[0]) < 2.0
+    with pytest.raises(UserError, match=r'config.init.workdir must be the directory of a run'):
+        find_learning_rate(small('mlp', devices=1, init__workdir='nowhere'), tmp_path / 'search')
 
 
 def test_a_search_without_any_learning_is_an_error(small, tmp_path):

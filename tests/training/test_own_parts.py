@@ -10,6 +10,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+import mnist_jax
 from mnist_jax.errors import UserError
 from mnist_jax.learning import metrics
 from mnist_jax.learning.augmentation import AUGMENTATIONS
@@ -21,6 +22,9 @@ from mnist_jax.models.layers import Dense, Flatten
 from mnist_jax.train import train
 from mnist_jax.training.evaluation import evaluate_split
 from mnist_jax.training.experiment import make_experiment
+from mnist_jax.workdir.finished_runs import read_run
+from mnist_jax.workdir.recipes import group_runs
+from mnist_jax.workdir.results import caveats
 
 
 class Centered(nn.Module):
@@ -35,6 +39,41 @@ class Centered(nn.Module):
             total_F, count = training.batch_sum(((x_BxF * training.mask[:, None]).sum(0), training.mask.sum()))
             x_BxF = x_BxF - (total_F / count)[None, :]
         return Dense(self.num_classes)(x_BxF)
+
+
+def make_scaled_loss(scale):
+    def scaled_loss():
+        return lambda logits_BxK, label_B: scale * optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
+
+    return scaled_loss
+
+
+def test_other_code_of_an_own_part_is_noticed(small, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(LOSSES, 'own', make_scaled_loss(1.0))
+    monkeypatch.setitem(MODELS, 'own', Centered)
+    config = small(devices=1)
+    config.loss = config.model = ConfigDict({'name': 'own'})
+
+    def run(name, epochs):
+        config.epochs = epochs
+        return train(config, tmp_path / name)
+
+    first = run('run', 1)
+    assert set(first['own_code']) == {'config.loss.name=own', 'config.model.name=own'}
+    again = run('run', 2)
+    assert again['own_code'] == first['own_code'] and again['changed_code'] == first['changed_code'] == []
+    assert 'code' not in caplog.text
+    monkeypatch.setitem(LOSSES, 'own', make_scaled_loss(2.0))
+    changed = run('run', 3)
+    assert 'code      that of config.loss.name=own has changed since this run was started' in caplog.text
+    assert changed['changed_code'] == ['config.loss.name=own'] and changed['own_code'] != first['own_code']
+    assert caveats(changed) == {'code': 'that of config.loss.name=own has changed since the run was started'}
+    caplog.clear()
+    mnist_jax.load(tmp_path / 'run')
+    assert 'The code of config.loss.name=own has changed since the run in ' in caplog.text
+    run('other', 3)
+    recipes = group_runs([read_run(tmp_path / name, name) for name in ('run', 'other')])
+    assert [recipe.name for recipe in recipes] == ['run', 'other']
 
 
 class UnitNorm(nn.Module):
