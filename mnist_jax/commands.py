@@ -46,8 +46,8 @@ Train, evaluate and compare small-image classifiers.
   mnist-jax --mode=explore --config=configs/cnn.py         look at a dataset
   mnist-jax --mode=check --config=configs/cnn.py           check that a config can learn, and how long an epoch takes
   mnist-jax --mode=find_lr --config=configs/cnn.py         search for the learning rate
-  mnist-jax --mode=sweep --config=configs/cnn.py --vary='optimizer.learning_rate=1e-4,1e-3,1e-2' --seeds=3
-                                                           compare runs that differ in some fields
+  mnist-jax --mode=sweep --config=configs/cnn.py --config.dataset.validation_fraction=0.1 --seeds=3 \
+      --vary='optimizer.learning_rate=1e-4,1e-3,1e-2'      compare runs that differ in some fields
   mnist-jax --mode=summary --config=configs/cnn.py         print the layer table
   mnist-jax --mode=reproduce                               reproduce all published experiments
 

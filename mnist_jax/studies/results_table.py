@@ -306,7 +306,7 @@ def format_results(runs: Sequence[RunResult]) -> str:
         '',
         '## Runs',
         '',
-        f'`params_sha256` are the first {DIGEST_LENGTH} digits of the digest of the parameters: the same digits mean',
+        f'`params_sha256` has the first {DIGEST_LENGTH} digits of the digest of the parameters: the same digits mean',
         'the same bits.',
         '',
         *text_tables.markdown([('environment', 'processor', 'jax', 'commit'), *(
