@@ -43,7 +43,10 @@ class Peers:
         self._held: list[socket.socket] = []  # JAX's connections, which must stay open
         self._changed = threading.Condition()  # guards the following fields
         self._started = False  # whether all processes have joined
+        self._sends_heartbeats = False
         self._refusal: str | None = None  # why this process cannot join, or another one cannot
+        self._busy: str | None = None  # why this process cannot join yet
+        self._busy_since = 0.0
         self._loss: str | None = None  # which process is gone, and why
         self._reported = False  # whether this process has begun to report how it ends
         self.address = '127.0.0.1'  # the address of this host in the connection to another process
@@ -57,7 +60,7 @@ class Peers:
         with socket.create_server(('127.0.0.1', 0)) as unused:
             service = unused.getsockname()[:2]
         _start_thread(self._accept, server, service)
-        _start_thread(self._send_heartbeats)
+        self._start_heartbeats()
         with self._changed:
             self._changed.wait_for(lambda: self._is_complete() or self._refusal is not None, timeout)
             if self._refusal is not None:
@@ -77,20 +80,34 @@ class Peers:
 
         Raises:
           UserError: process 0 refuses this process, or some process is missing after `timeout` seconds.
+          ConnectionError: process 0 has ended before the start, or the run that this process replaces one of has not
+            ended yet; this process can join again.
         """
         remote = connection.getpeername()
         self.address, self._connections[0] = _address(connection), connection
         self._send(f'join {self._process_id} {self._num_processes} {platform.node()}')
         connection.settimeout(SILENCE_SECONDS)
         _start_thread(self._receive, 0, f'process 0 of {self._num_processes}', connection.makefile('rb'))
-        _start_thread(self._send_heartbeats)
+        self._start_heartbeats()
         with self._changed:
-            joined = self._changed.wait_for(lambda: self._started or self._refusal is not None, timeout)
+            joined = self._changed.wait_for(
+                lambda: self._started or self._refusal is not None or not self._connections, timeout
+            )
+            if self._refusal is None and not self._connections:
+                self._check_busy()
+                raise ConnectionError(self._busy or 'it has ended the connection')
             if not joined or self._refusal is not None:
                 raise UserError(self._refusal or f'process 0 did not start the run within {timeout:.0f} seconds')
         server = socket.create_server(('127.0.0.1', 0))
         _start_thread(self._relay, server, remote)
         return f'127.0.0.1:{server.getsockname()[1]}'
+
+    def _check_busy(self) -> None:
+        """Raises a UserError if another process has kept this one out for longer than it needs to end."""
+        now = time.monotonic()
+        self._busy_since = self._busy_since if self._busy and self._busy_since else now
+        if now - self._busy_since > SILENCE_SECONDS + 2 * SETTLE_SECONDS:
+            raise UserError(self._busy)
 
     def leave(self, error: BaseException | None = None) -> BaseException | None:
         """Tells the other processes that this one ends, and why.
@@ -144,7 +161,9 @@ class Peers:
                         self._changed.notify_all()
                     self._receive(process_id, name, messages)
                 else:
-                    connection.sendall(f'refuse {refusal}\n'.encode())
+                    # Perhaps it replaces a process that is gone, and this run is about to end.
+                    kind = 'busy' if self._started else 'refuse'
+                    connection.sendall(f'{kind} {refusal}\n'.encode())
                     with self._changed:  # Not before it is sent: process 0 ends when it sees this.
                         if arguments[1] != str(self._num_processes) and not self._started:
                             self._refusal = refusal
@@ -172,6 +191,9 @@ class Peers:
                     self._set('_started', True)
                 elif kind == 'refuse':
                     self._set('_refusal', text)
+                elif kind == 'busy':
+                    self._set('_busy', text)
+                    break
                 elif kind == 'done':
                     is_done = True
                 elif kind == 'failed':
@@ -183,8 +205,9 @@ class Peers:
         except OSError:
             pass
         with self._changed:
-            if self._process_id == 0 and not self._started:  # It can be started again.
+            if not self._started:  # It can be started again.
                 del self._connections[process_id]
+                self._changed.notify_all()
                 return
         if not is_done and self._refusal is None:
             self._lose(f'{name} {problem}; run the same command again to resume from the last checkpoint')
@@ -212,6 +235,11 @@ class Peers:
         with self._changed:
             claimed, self._reported = not self._reported, True
             return claimed
+
+    def _start_heartbeats(self) -> None:
+        if not self._sends_heartbeats:
+            self._sends_heartbeats = True
+            _start_thread(self._send_heartbeats)
 
     def _send_heartbeats(self) -> None:
         while True:

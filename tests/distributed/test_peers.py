@@ -33,11 +33,10 @@ try:
     else:
         while True:
             try:
-                connection = socket.create_connection(('127.0.0.1', port))
+                service = peers.current.join(socket.create_connection(('127.0.0.1', port)), timeout)
                 break
-            except ConnectionRefusedError:
+            except ConnectionError:
                 time.sleep(0.05)
-        service = peers.current.join(connection, timeout)
 except UserError as error:
     end(error)
 host, service_port = service.split(':')
@@ -145,10 +144,21 @@ def test_a_different_number_of_processes_is_an_error_in_all_of_them(start):
 
 def test_two_processes_with_the_same_index_are_an_error_of_the_second(start):
     processes = start(FOREVER, FOREVER)
-    start('', numbers=(1,), num_processes=(2,), wait=False)
+    start('', numbers=(1,), num_processes=(2,), wait=False, silence=1)
     message = '--process_id must be different in each process, but 1 is already in use'
     assert ended(processes[-1]) == (2, f'error: {message}\n')
     assert [process.poll() for process in processes[:2]] == [None, None]
+
+
+def test_a_process_that_replaces_one_joins_the_next_run(start):
+    first = start(FOREVER, FOREVER, settle=1)
+    first[1].kill()
+    start('', '', numbers=(1, 0), wait=False, settle=1)  # before process 0 of the first run has ended
+    replacement, following = first[2:]
+    assert ended(first[0])[0] == 1
+    if following.poll() is not None:  # The port was still in use.
+        (following,) = start('', numbers=(0,), num_processes=(2,), wait=False)[-1:]
+    assert replacement.stdout.readline() == following.stdout.readline() == 'connected\n'
 
 
 def test_missing_processes_are_named(start):
