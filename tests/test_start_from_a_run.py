@@ -1,6 +1,7 @@
 """Whole runs that start from another run."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -103,6 +104,26 @@ def test_examples_that_the_origin_was_trained_on_are_counted(start, origin, tmp_
     validation = make_plan(drawn).source.indices('validation')
     first = make_plan(start()).source.indices('train')
     assert overlap['examples'] == len(set(validation.tolist()) & set(first.tolist())) > 100
+
+
+def test_the_examples_of_an_origin_are_counted_without_its_files(small, tmp_path):
+    def run(name, **fields):
+        directory = tmp_path / f'data of {name}'
+        directory.mkdir()
+        images = np.random.default_rng(0).integers(0, 256, (60, 6, 6), np.uint8)
+        arrays = {'x_train': images, 'y_train': np.arange(60) % 3, 'x_test': images[:9], 'y_test': np.arange(9) % 3}
+        np.savez(directory / 'own.npz', **arrays)
+        fields = {'devices': 1, 'chunks': 1, 'batch_size': 8, 'epochs': 0, **fields}
+        config = small('mlp', dataset__name='npz', dataset__train='train', dataset__test='test', **fields)
+        config.dataset.data_dir, config.dataset.raw_dir = str(directory), str(directory / 'own.npz')
+        result = train(config, tmp_path / name)
+        shutil.rmtree(directory)
+        return result
+
+    run('origin', dataset__split_seed=3, dataset__validation_fraction=0.5)
+    result = run('next', dataset__validation_fraction=0.5, init__workdir=str(tmp_path / 'origin'))
+    (overlap,) = result['origin']['overlaps']
+    assert overlap['second'] == 'validation' and 0 < overlap['examples'] < 30
 
 
 def test_frozen_parameters_keep_their_bits(start, origin, tmp_path):

@@ -180,7 +180,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
         if images.max(initial=0) > self.MAX_PIXEL:
             raise UserError(f'the pixels of {what} must be at most {self.MAX_PIXEL}, got {images.max()}')
         valid = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1
-        if not valid or min(labels, default=0) < 0 or max(labels, default=0) >= classes:
+        if not valid or (labels.size and (labels.min() < 0 or labels.max() >= classes)):
             got = f'{labels.min()} to {labels.max()}' if valid else f'{labels.dtype} of shape {labels.shape}'
             raise UserError(f'the labels of {what} must be integers from 0 to {classes - 1}, its classes, got {got}')
 

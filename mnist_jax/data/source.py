@@ -208,6 +208,10 @@ class Source:
             return len(self._train_and_validation[name])
         return self.data.size(f'config.dataset.{name}', self.specs[name])
 
+    def use_data_of(self, source: 'Source') -> None:
+        """Reads the prepared data of another source, whose digests are the same."""
+        self.data, self._read = source.data, source._read
+
     def overlaps(self, split: str | None = None) -> list[Overlap]:
         """Returns the overlaps of the training and validation examples and a split, without reading images.
 

@@ -63,7 +63,8 @@ def initial_snapshot(experiment: Experiment, workdir: Path | None = None) -> tup
 def _warn_of_differences(experiment: Experiment, origin: Plan, transfers: list[Transfer]) -> None:
     """Warns if what was taken from `origin` means something else in the new run, although its shape fits."""
     own, other = list(experiment.source.class_names), list(origin.source.class_names)
-    last = list_layers(experiment.model, experiment.source.image_shape)[-1].name
+    layers = list_layers(experiment.model, experiment.source.image_shape)
+    last = layers[-1].name if layers else ''
     if own != other and any(transfer.taken and transfer.path.startswith(f'{last}/') for transfer in transfers):
         logging.warning(
             'the last layer is taken from a run with other classes, %s instead of %s; to start it anew, add '
@@ -100,10 +101,8 @@ def seen_examples(experiment: Experiment, checkpoints: Checkpoints, config: Conf
     source = experiment.source
     if config.dataset.name != source.name or not checkpoints.has_data(source.data.digests):
         return []
-    config = config.copy_and_resolve_references().unlock()
-    for name in ('data_dir', 'raw_dir'):  # Its data may be elsewhere by now, or gone.
-        config.dataset[name] = experiment.config.dataset[name]
-    other = make_plan(config.lock(), checkpoints.read_description()).source
+    other = make_plan(config, checkpoints.read_description()).source
+    other.use_data_of(source)  # The files of the other run may be gone.
     trained = set(other.indices('train').tolist())
     name = f'the training split of {field}={checkpoints.workdir}'
     counts = {

@@ -148,7 +148,7 @@ class MetricsLog:
                 self._has_unwritten = True
                 self.complete()
             else:
-                self._csv_path.unlink()
+                self._csv_path.unlink(missing_ok=True)
 
     @staticmethod
     def create_directory(workdir: Path) -> None:
