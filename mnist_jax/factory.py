@@ -1,4 +1,4 @@
-"""Looks up names in tables, and calls the constructors that a config selects with checked arguments.
+"""Looks up names in tables, calls the constructors that a config selects, and identifies their code.
 
 A constructor declares what it takes in its signature, and nowhere else: names, defaults, types and, through the
 aliases below, ranges. Constructors therefore contain no checks of single arguments.

@@ -70,8 +70,10 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Recipe]:
 
 
 def _past(run: FinishedRun) -> list:
-    """Returns the digests of the data of a run, only that of the test split if its workdir has no others; and how its
-    schedule was changed while it was trained; and those of the code of parts that are not of this package.
+    """Returns what a result depends on besides the config and the seed.
+
+    This is the digests of the data, only that of the test split if the workdir has no others; how the schedule was
+    changed while the run was trained; and the digests of the code of parts that are not of this package.
     """
     try:
         digests = files.read_json(run.workdir / 'digests.json')
