@@ -47,7 +47,7 @@ def test_evaluating_the_workdir_again_gives_the_same_files(small, tmp_path):
     assert set(json.loads(written)) == {
         'dataset', 'split', 'split_sha256', 'step', 'count', 'loss', 'accuracy', 'correct', 'parameters',
         'params_sha256', 'confusion_matrix', 'statistics', 'skipped_steps', 'cross_entropy', 'overlaps', 'reschedules',
-        'deterministic', 'origin', 'top_k',
+        'deterministic', 'origin', 'own_code', 'changed_code', 'top_k',
     }  # fmt: skip
 
 
