@@ -75,7 +75,7 @@ CHANGEABLE_FIELDS = (
     'epochs',
 )
 # On the command line, they can be written without quotes, as in `Conv_0,Conv_1`.
-TUPLES_OF_TEXTS = ('init.freeze', 'distillation.workdirs', 'trackers')
+TUPLES_OF_TEXTS = ('init.skip', 'init.freeze', 'distillation.workdirs', 'trackers')
 
 
 def find_config(path: str | Path) -> Path:

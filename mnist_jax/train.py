@@ -81,6 +81,7 @@ def train(
     # Fail now rather than after hours of training: all input is checked before the workdir is touched.
     check_holds_only(workdir, 'a run')
     checkpoints = Checkpoints(workdir)
+    checkpoints.check_path()
     steps = checkpoints.steps()
     saved = checkpoints.check_config(config) if steps else config
     recorded = read_epochs(workdir)

@@ -9,6 +9,7 @@ import pytest
 from conftest import fail_after, make_small
 from ml_collections import ConfigDict
 
+from mnist_jax.config import override_fields
 from mnist_jax.data.idx_builders import MnistIdx
 from mnist_jax.errors import UserError
 from mnist_jax.evaluate import evaluate_workdir
@@ -73,7 +74,9 @@ def test_another_head_is_new(start, origin, tmp_path, caplog):
 
 def test_a_layer_that_is_skipped_is_new_although_it_fits(start, origin, tmp_path, caplog):
     caplog.set_level('INFO')
-    train(start(epochs=0, init__skip=('Dense_1',)), tmp_path)
+    config = start(epochs=0)
+    override_fields(config, {'init.skip': 'Dense_1'}, dict)
+    train(config, tmp_path)
     new, old = leaves(tmp_path), leaves(origin)
     assert {path for path in new if not np.array_equal(new[path], old[path])} == {'Dense_1/kernel', 'Dense_1/bias'}
     assert 'new (config.init.skip)' in caplog.text

@@ -26,13 +26,15 @@ class Repeats:
     def add(self, number: int) -> bool:
         """Returns whether the signal `number` only repeats one of the last `REPEAT_SECONDS`.
 
-        At the end of a session, a process gets SIGHUP in addition to SIGTERM, so SIGHUP is never a second request.
+        At the end of a session, a process gets SIGHUP in addition to SIGTERM, before or after it, so these are one
+        request, and SIGHUP is never a second one.
         """
+        request = signal.SIGTERM if number == HANGUP else number
         now = time.monotonic()
-        repeated = now - self._times.get(number, -REPEAT_SECONDS) < REPEAT_SECONDS
+        repeated = now - self._times.get(request, -REPEAT_SECONDS) < REPEAT_SECONDS
         if number == HANGUP and self._times:
             repeated = True
-        self._times.setdefault(number, now)
+        self._times.setdefault(request, now)
         return repeated
 
 

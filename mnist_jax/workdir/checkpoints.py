@@ -250,13 +250,15 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if _is_step(path.name))
 
-    def create_directory(self) -> None:
-        """Creates the directory of the checkpoints."""
-        # Orbax globs for its files, and these characters break the glob.
-        if set(str(self._directory)) & set('[]*?\\'):
+    def check_path(self) -> None:
+        """Raises a UserError if Orbax could not find the files of checkpoints in this workdir."""
+        if set(str(self._directory)) & set('[]*?\\'):  # Orbax globs for its files, and these characters break the glob.
             raise UserError(
                 f'--workdir must not contain [, ], *, ? or \\ in its path, got {str(self.workdir.absolute())!r}'
             )
+
+    def create_directory(self) -> None:
+        """Creates the directory of the checkpoints."""
         files.make_directory(self._directory, '--workdir: the checkpoint directory')
 
     def open(self, prepare: Callable[[], None]) -> CheckpointWriter:

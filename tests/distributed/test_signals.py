@@ -42,11 +42,11 @@ import os, signal, sys, time
 from mnist_jax.distributed.signals import REPEAT_SECONDS, stop_on_signals
 with stop_on_signals(owns_process=True) as request:
     request.unsaved = True
-    os.kill(os.getpid(), signal.SIGTERM)
+    first, second = map(int, sys.argv[1:])
+    os.kill(os.getpid(), first)
     while not request.signal:
         time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)  # from a supervisor, after that of the launcher
-    os.kill(os.getpid(), signal.SIGHUP)  # at the end of a session
+    os.kill(os.getpid(), second)
     time.sleep(REPEAT_SECONDS + 0.5)
     os.kill(os.getpid(), signal.SIGHUP)
     time.sleep(0.5)
@@ -56,8 +56,17 @@ with stop_on_signals(owns_process=True) as request:
 """
 
 
-def test_a_signal_that_arrives_twice_is_one_request():
-    process = subprocess.run([sys.executable, '-c', TWICE], cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    'signals',
+    [
+        (signal.SIGTERM, signal.SIGTERM),  # from a supervisor and from the launcher
+        (signal.SIGTERM, signal.SIGHUP),  # at the end of a session
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_a_signal_that_arrives_twice_is_one_request(signals):
+    command = [sys.executable, '-c', TWICE, *(str(int(number)) for number in signals)]
+    process = subprocess.run(command, cwd=ROOT, timeout=TIMEOUT, capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (128 + signal.SIGTERM, 'saved\n')
 
 
