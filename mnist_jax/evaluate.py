@@ -80,7 +80,7 @@ def evaluate_snapshot(
         'reschedules': _reschedules(workdir, int(state.step)),
         'origin': read_origin(workdir),
         'own_code': experiment.own_code,
-        'changed_code': changed_code(workdir, experiment.own_code),
+        'changed_code': changed_code(workdir, experiment.own_code, int(state.step)),
         **_teachers(experiment, workdir),
     }
     if split is None and source.validated:

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import math
+import tokenize
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,7 +135,8 @@ def _add_code(part: Any, lines: list[str], seen: set[int]) -> None:
     try:
         lines.append(inspect.getsource(part))
         has_source = True
-    except (OSError, TypeError):  # Notebooks keep the source of functions, but not of classes.
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        # Notebooks keep the source of functions, but not of classes; a file may be edited at this moment.
         has_source = False
     if not inspect.isclass(part):
         if inspect.isfunction(part):
@@ -169,7 +171,9 @@ def _add_used(function: types.FunctionType, lines: list[str], seen: set[int]) ->
 
 def _names(code: types.CodeType) -> set[str]:
     """Returns the global names that a function, or one inside it, looks up."""
-    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    steps = list(dis.get_instructions(code))
+    names = {str(step.argval) for step in steps if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    names -= {step.argval for step in steps if step.opname == 'STORE_GLOBAL'}  # A cache, for example, is no constant.
     return names.union(*(_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)))
 
 

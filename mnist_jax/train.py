@@ -136,7 +136,7 @@ def train(
             snapshot, origin = first
             epochs = [(0, config.epochs)]
             processes.check_identical({'config.init.workdir': str(origin)})
-        for field in changed_code(workdir, experiment.own_code):
+        for field in changed_code(workdir, experiment.own_code, int(snapshot.state.step)):
             logging.warning('code      that of %s has changed since this run was started', field)
         _renew(locks)  # Another host that took them at the same moment is noticed now.
         if processes.is_main():

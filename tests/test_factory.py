@@ -119,6 +119,20 @@ def test_the_digest_of_code_covers_the_values_and_the_functions_that_it_uses(mon
     assert len({first, second, factory.code_sha256([part])}) == 3
 
 
+CACHE = None
+
+
+def cached():
+    global CACHE
+    CACHE = 1 if CACHE is None else CACHE
+    return CACHE
+
+
+def test_a_cache_is_not_part_of_the_code():
+    before = factory.code_sha256([cached])
+    assert cached() == 1 and factory.code_sha256([cached]) == before
+
+
 def test_an_argument_that_the_section_reserves_is_an_error():
     with pytest.raises(UserError) as error:
         build('section', {'own': lambda size=1, rate=0.5: None}, {'name': 'own', 'size': 2}, reserved=('rate', 'limit'))

@@ -60,18 +60,21 @@ class PreparedDataset:
 
     @functools.cached_property
     def _variant(self) -> str:
-        return self._find_variant()
-
-    def _find_variant(self) -> str:
-        variant = self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
         # Users may change the code of their own builders without a new VERSION.
         own = [part for part in self.make_builder.__mro__ if issubclass(part, ArrayBuilder) and not package_name(part)]
-        return '-'.join(filter(None, [variant, code_sha256(own)[:8]]))
+        return '-'.join(filter(None, [self._raw_variant, code_sha256(own)[:8]]))
+
+    @functools.cached_property
+    def _raw_variant(self) -> str:
+        return self._find_raw_variant()
+
+    def _find_raw_variant(self) -> str:
+        return self.make_builder.variant(self._raw_dir, self._split_seed, **self.options)
 
     def _check_unchanged(self) -> None:
         if self._raw_dir is not None and self._data_dir.resolve().is_relative_to(self._raw_dir.resolve()):
             return  # Preparing the data writes files to the directory of the raw files.
-        if self._find_variant() != self._variant:
+        if self._find_raw_variant() != self._raw_variant:
             raise UserError('the raw files of config.dataset must not change while they are read; run again')
 
     @functools.cached_property

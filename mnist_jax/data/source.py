@@ -231,7 +231,7 @@ class Source:
     def doubts(self) -> list[str]:
         """Returns what may be wrong about the choice of the splits."""
         doubts = []
-        if 'validation' in self.data.digests:
+        if 'validation' in self.data.digests and self._fold is None:
             own = self.data.indices('config.dataset.validation', 'validation')
             if not any(np.isin(own, self.indices(name)).any() for name in self.split_names):
                 doubts.append(

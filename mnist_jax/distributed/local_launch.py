@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from mnist_jax.distributed.signals import Repeats, handle_signals
+from mnist_jax.distributed.signals import SIGNALS, Repeats, handle_signals
 from mnist_jax.errors import print_error
 
 GRACE_SECONDS = 30.0  # time for a process to end after SIGTERM, before SIGKILL
@@ -172,8 +172,10 @@ def _wait(children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]], re
 
 
 def _has_stopped(status: int | None, received: Sequence[int]) -> bool:
-    """Returns whether a process has not failed, but still runs, has finished, or was stopped by one of the signals."""
-    return not status or len(received) > 1 or any(status in (128 + number, -number) for number in received)
+    """Returns whether a process has not failed, but still runs, has finished, or was stopped by a signal."""
+    # A supervisor may send another signal to the child than to this process.
+    stopped = received and any(status in (128 + number, -number) for number in SIGNALS)
+    return not status or len(received) > 1 or bool(stopped)
 
 
 def _rank(status: int) -> int:

@@ -84,8 +84,10 @@ class Peers:
             ended yet; this process can join again.
         """
         remote = connection.getpeername()
+        self._busy = None
+        # Before the heartbeats that an earlier attempt has started.
+        connection.sendall(f'join {self._process_id} {self._num_processes} {platform.node()}\n'.encode())
         self.address, self._connections[0] = _address(connection), connection
-        self._send(f'join {self._process_id} {self._num_processes} {platform.node()}')
         connection.settimeout(SILENCE_SECONDS)
         _start_thread(self._receive, 0, f'process 0 of {self._num_processes}', connection.makefile('rb'))
         self._start_heartbeats()

@@ -52,7 +52,7 @@ class StopRequest:
         self.unsaved = False  # whether there is unsaved work
         self.polls = 0  # number of polls; see `processes.agree_on_stop`
         self._handled = 0  # number of signals in the main thread
-        self._repeats = Repeats()
+        self._repeats, self._handled_repeats = Repeats(), Repeats()
 
     def receive(self, number: int) -> None:
         """Handles the signal `number`; runs in the thread that watches for signals."""
@@ -67,6 +67,8 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal in the main thread: interrupts a process that this program must not end."""
+        if self._handled_repeats.add(number):
+            return
         self._handled += 1
         if not self.owns_process and (not self.unsaved or self._handled > 1):
             raise KeyboardInterrupt

@@ -138,9 +138,10 @@ class RestoredModel:
             if step is not None:
                 raise UserError(f'a step must not be given for weights without checkpoints, got {step!r}')
             return cls(workdir, plan, packaged.read_weights(plan, workdir))
-        for changed in changed_code(workdir, plan.own_code):
+        snapshot = restore_snapshot(checkpoints, plan, step)
+        for changed in changed_code(workdir, plan.own_code, int(snapshot.state.step)):
             logging.warning('The code of %s has changed since the run in %s was started', changed, workdir)
-        return cls(workdir, plan, restore_snapshot(checkpoints, plan, step))
+        return cls(workdir, plan, snapshot)
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -106,7 +106,7 @@ class Plan:
         """The names of the parts of compiled programs; None for each that is not of this package."""
         return [package_name(part) for part in self._parts.values()]
 
-    @property
+    @functools.cached_property
     def own_code(self) -> dict[str, str]:
         """The digests of the code of the parts that are not of this package, by the fields that select them."""
         own = {field: part for field, part in self._parts.items() if part is not None and package_name(part) is None}

@@ -147,7 +147,8 @@ class DirectoryLock:
             now = _time_of_file_system(self._directory)
             # A time in the future must not extend the wait.
             age = max(now - modified, 0.0 if first is None else now - start)
-            if age >= LOCK_EXPIRY_SECONDS:
+            # A process of this host that waits too, and has the lock of the kernel, comes first.
+            if age >= LOCK_EXPIRY_SECONDS + held * 3 * LOCK_POLL_SECONDS:
                 break
             if first is None:
                 first, start = modified, now

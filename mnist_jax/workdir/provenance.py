@@ -114,9 +114,11 @@ def training_start(starts: Sequence[JsonObject], step: int) -> int:
     return max((index for index, start in enumerate(starts) if start['step'] < step), default=0)
 
 
-def changed_code(workdir: Path, own_code: Mapping[str, str]) -> list[str]:
-    """Returns the fields of `own_code` whose part had other code at a start of the run."""
-    recorded = [start.get('own_code') for start in read_provenance(workdir)]
+def changed_code(workdir: Path, own_code: Mapping[str, str], step: int) -> list[str]:
+    """Returns the fields of `own_code` whose part had other code at a start that trained the run up to `step`."""
+    starts = read_provenance(workdir)
+    first = max((number for number, start in enumerate(starts) if start['step'] == 0), default=0)
+    recorded = [start.get('own_code') for start in starts[first:] if start['step'] < step]
     starts = [start for start in recorded if isinstance(start, dict)]  # Older versions did not record it.
     return [field for field, digest in own_code.items() if any(start.get(field, digest) != digest for start in starts)]
 

@@ -36,7 +36,9 @@ try:
             try:
                 service = peers.current.join(socket.create_connection(('127.0.0.1', port)), timeout)
                 break
-            except ConnectionError:
+            except ConnectionError as error:
+                if 'in use' in str(error):
+                    print('busy', flush=True)
                 if time.monotonic() > begin + timeout:
                     raise
                 time.sleep(0.05)
@@ -154,13 +156,16 @@ def test_two_processes_with_the_same_index_are_an_error_of_the_second(start):
 
 
 def test_a_process_that_replaces_one_joins_the_next_run(start):
-    first = start(FOREVER, FOREVER, settle=1)
+    first = start(FOREVER, FOREVER, settle=TIMEOUT)
     first[1].kill()
-    start('', numbers=(1,), num_processes=(2,), wait=False, settle=60)  # before process 0 of the first run has ended
-    assert ended(first[0])[0] == 1
-    start('', numbers=(0,), num_processes=(2,), wait=False)
-    replacement, following = first[2:]
-    assert following.stdout.readline() == replacement.stdout.readline() == 'connected\n'
+    start('', numbers=(1,), num_processes=(2,), wait=False)
+    replacement = first[2]
+    assert replacement.stdout.readline() == 'busy\n'
+    first[0].kill()
+    first[0].wait(TIMEOUT)
+    following = start('', numbers=(0,), num_processes=(2,), wait=False)[3]
+    assert following.stdout.readline() == 'connected\n'
+    assert next(line for line in replacement.stdout if line != 'busy\n') == 'connected\n'
 
 
 def test_missing_processes_are_named(start):

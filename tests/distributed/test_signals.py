@@ -39,15 +39,16 @@ def test_unsaved_work_defers_the_stop(capsys):
 
 TWICE = """
 import os, signal, sys, time
-from mnist_jax.distributed.signals import REPEAT_SECONDS, stop_on_signals
-with stop_on_signals(owns_process=True) as request:
+from mnist_jax.distributed import signals
+signals.REPEAT_SECONDS = 4.0
+with signals.stop_on_signals(owns_process=True) as request:
     request.unsaved = True
     first, second = map(int, sys.argv[1:])
     os.kill(os.getpid(), first)
     while not request.signal:
         time.sleep(0.01)
     os.kill(os.getpid(), second)
-    time.sleep(REPEAT_SECONDS + 0.5)
+    time.sleep(signals.REPEAT_SECONDS + 0.5)
     os.kill(os.getpid(), signal.SIGHUP)
     time.sleep(0.5)
     print('saved', flush=True)

@@ -14,6 +14,7 @@ from mnist_jax.train import train
 from mnist_jax.workdir.provenance import (
     FIELDS,
     MAX_STARTS,
+    changed_code,
     program,
     read_epochs,
     read_provenance,
@@ -59,6 +60,20 @@ def test_recorded_command_is_quoted_for_the_shell(monkeypatch, tmp_path, program
 def test_a_result_is_that_of_the_last_start_before_its_step():
     starts = [make_start(step) for step in (0, 5, 10, 10)]
     assert [training_start(starts, step) for step in (0, 5, 6, 10, 11)] == [0, 0, 1, 1, 3]
+
+
+def test_only_code_that_has_trained_the_parameters_counts(tmp_path):
+    starts = [make_start(step) | {'own_code': {'config.loss.name=own': code}} for step, code in ((0, 'a'), (5, 'b'))]
+    (tmp_path / 'provenance.json').write_text(json.dumps([*starts, make_start(9)]))
+
+    def changed(code, step):
+        return changed_code(tmp_path, {'config.loss.name=own': code}, step)
+
+    assert changed('a', 5) == changed('a', 0) == changed('b', 0) == []
+    assert changed('b', 5) == changed('a', 6) == changed('b', 6) == ['config.loss.name=own']
+    # A new run in the same directory.
+    (tmp_path / 'provenance.json').write_text(json.dumps([*starts, starts[0] | {'own_code': {}}]))
+    assert changed('b', 6) == []
 
 
 def test_damaged_starts_are_ignored_and_old_ones_dropped(tmp_path):
