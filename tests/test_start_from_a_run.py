@@ -90,7 +90,7 @@ def test_what_may_be_wrong_about_the_origin_is_logged(start, small, tmp_path, ca
     train(start(epochs=0, dataset__normalize='none'), tmp_path / 'other')
     assert (
         'the last layer is taken from a run with other classes, 0, 1, 2, 3, 4, ... instead of a, b, c, d, e, ...; to '
-        'start it anew, add --config.init.skip=Dense_1'
+        'initialize it at random, add --config.init.skip=Dense_1'
     ) in caplog.text
     assert "another scale of the inputs: config.dataset.normalize='unit', not 'none'" in caplog.text
 

@@ -1,5 +1,6 @@
 """The training, validation and test examples of a run, as parts of a prepared dataset."""
 
+import copy
 import functools
 import inspect
 import itertools
@@ -208,9 +209,11 @@ class Source:
             return len(self._train_and_validation[name])
         return self.data.size(f'config.dataset.{name}', self.specs[name])
 
-    def use_data_of(self, source: 'Source') -> None:
-        """Reads the prepared data of another source, whose digests are the same."""
-        self.data, self._read = source.data, source._read
+    def with_data_of(self, source: 'Source') -> 'Source':
+        """Returns this source, except that it reads the prepared data of another one, which has the same digests."""
+        other = copy.copy(self)
+        other.data, other._read, other._examples = source.data, source._read, {}
+        return other
 
     def overlaps(self, split: str | None = None) -> list[Overlap]:
         """Returns the overlaps of the training and validation examples and a split, without reading images.

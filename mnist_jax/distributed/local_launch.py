@@ -173,9 +173,10 @@ def _wait(children: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes]], re
 
 def _has_stopped(status: int | None, received: Sequence[int]) -> bool:
     """Returns whether a process has not failed, but still runs, has finished, or was stopped by a signal."""
+    if not status or len(received) > 1:
+        return True
     # A supervisor may send another signal to the child than to this process.
-    stopped = received and any(status in (128 + number, -number) for number in SIGNALS)
-    return not status or len(received) > 1 or bool(stopped)
+    return bool(received) and (-status if status < 0 else status - 128) in SIGNALS
 
 
 def _rank(status: int) -> int:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from mnist_jax import text_tables
-from mnist_jax.config import ConfigDict
 from mnist_jax.data.source import Overlap
 from mnist_jax.errors import UserError
 from mnist_jax.files import JsonObject, user_path
@@ -55,7 +55,7 @@ def initial_snapshot(experiment: Experiment, workdir: Path | None = None) -> tup
     for line in text_tables.titled(rows, left=3):
         logging.info('%s', line)
     _warn_of_differences(experiment, plan, transfers)
-    if overlaps := seen_examples(experiment, checkpoints, config, FIELD):
+    if overlaps := seen_examples(experiment, plan, path, FIELD):
         origin['overlaps'] = overlaps
     return snapshot._replace(state=state), origin
 
@@ -67,8 +67,8 @@ def _warn_of_differences(experiment: Experiment, origin: Plan, transfers: list[T
     last = layers[-1].name if layers else ''
     if own != other and any(transfer.taken and transfer.path.startswith(f'{last}/') for transfer in transfers):
         logging.warning(
-            'the last layer is taken from a run with other classes, %s instead of %s; to start it anew, add '
-            '--config.init.skip=%s',
+            'the last layer is taken from a run with other classes, %s instead of %s; to initialize it at random, '
+            'add --config.init.skip=%s',
             _some(other),
             _some(own),
             last,
@@ -86,29 +86,25 @@ def _some(names: list[str]) -> str:
     return ', '.join(names[:5]) + ', ...' * (len(names) > 5)
 
 
-def seen_examples(experiment: Experiment, checkpoints: Checkpoints, config: ConfigDict, field: str) -> list[JsonObject]:
+def seen_examples(experiment: Experiment, plan: Plan, workdir: Path, field: str) -> list[JsonObject]:
     """Returns which validation and test examples of a run another one was trained on, and warns of them.
 
     Args:
       experiment: The experiment of the run.
-      checkpoints: The checkpoints of the other run.
-      config: The config of the other run.
+      plan: The plan of the other run.
+      workdir: Its workdir.
       field: The config field that names it.
 
     Returns:
       Overlaps as in `eval.json`; none if the other run has other data.
     """
     source = experiment.source
-    if config.dataset.name != source.name or not checkpoints.has_data(source.data.digests):
+    if plan.source.name != source.name or not Checkpoints(workdir).has_data(source.data.digests):
         return []
-    other = make_plan(config, checkpoints.read_description()).source
-    other.use_data_of(source)  # The files of the other run may be gone.
-    trained = set(other.indices('train').tolist())
-    name = f'the training split of {field}={checkpoints.workdir}'
+    trained = plan.source.with_data_of(source).indices('train')  # The files of the other run may be gone.
+    name = f'the training split of {field}={workdir}'
     counts = {
-        split: len(trained.intersection(source.indices(split).tolist()))
-        for split in source.split_names
-        if split != 'train'
+        split: np.intersect1d(trained, source.indices(split)).size for split in source.split_names if split != 'train'
     }
     overlaps = [Overlap(name, split, count)._asdict() for split, count in counts.items() if count]
     if overlaps:

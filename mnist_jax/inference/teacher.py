@@ -75,20 +75,13 @@ def make_teacher(experiment: Experiment, workdir: Path, resumed: bool) -> Teache
     teacher = read_teacher(workdir) if resumed else None
     if teacher is not None and teacher.probabilities.shape == (examples.size, classes):
         return teacher
-    models: list[RestoredModel] = []
-    runs: list[JsonObject] = []
-    for text in workdirs:
-        model, overlaps = _restore(experiment, text)
-        models.append(model)
-        runs.append({'workdir': str(model.workdir.resolve()), 'params_sha256': model.params_sha256})
-        if overlaps:
-            runs[-1]['overlaps'] = overlaps
+    models = [_restore(experiment, text) for text in workdirs]
+    runs = [_describe(experiment, model) for model in models]
     total_NxK = functools.reduce(operator.add, (model.predict_examples(examples) for model in models))
     return Teacher(total_NxK / np.float32(len(models)), runs, is_new=True)
 
 
-def _restore(experiment: Experiment, text: str) -> tuple[RestoredModel, list[JsonObject]]:
-    """Returns the model of a teacher, and the overlaps of its training examples with the new run."""
+def _restore(experiment: Experiment, text: str) -> RestoredModel:
     path = user_path(text, FIELD)
     checkpoints, config = open_workdir(path, FIELD)
     plan = make_plan(config, checkpoints.read_description())
@@ -98,5 +91,10 @@ def _restore(experiment: Experiment, text: str) -> tuple[RestoredModel, list[Jso
     ):
         if own != other:
             raise UserError(f'{FIELD} must be runs with the {what} of this one, {own}, got {other} in {str(path)!r}')
-    overlaps = seen_examples(experiment, checkpoints, config, FIELD)
-    return RestoredModel(path, plan, restore_snapshot(checkpoints, plan)), overlaps
+    return RestoredModel(path, plan, restore_snapshot(checkpoints, plan))
+
+
+def _describe(experiment: Experiment, model: RestoredModel) -> JsonObject:
+    run = {'workdir': str(model.workdir.resolve()), 'params_sha256': model.params_sha256}
+    overlaps = seen_examples(experiment, model.plan, model.workdir, FIELD)
+    return {**run, 'overlaps': overlaps} if overlaps else run

@@ -150,9 +150,14 @@ def plain_normalize_for_inference(
 _normalize_for_inference = Operation('normalize_for_inference', plain_normalize_for_inference)
 
 
+def four_axes(x: jax.Array) -> jax.Array:
+    """Returns x as BxHxWxC; all axes between the first and the last one become the height."""
+    return x if x.ndim == 4 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
+
+
 def scale(x: jax.Array, factor_C: jax.Array, shift_C: jax.Array, activation: str) -> jax.Array:
     """Returns the activation of x * factor + shift, with one factor and one shift per channel, the last axis of x."""
-    x_BxHxWxC = x if x.ndim == 4 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
+    x_BxHxWxC = four_axes(x)
     factor_C, shift_C = (jnp.broadcast_to(array, x.shape[-1:]).astype(jnp.float32) for array in (factor_C, shift_C))
     return _scale(activation)(x_BxHxWxC, factor_C, shift_C).reshape(x.shape)
 

@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
             if convolution is not None:
                 return convolution(x, factor, shift, self.activation)
         else:
-            sums = _batch_sums(_four_axes(x), training)
+            sums = _batch_sums(norms.four_axes(x), training)
             factor, shift, mean, variance = norms.normalize(*sums, scale, bias, *averages, self.momentum, self.epsilon)
             if not self.is_initializing():
                 moving_mean.value, moving_variance.value = mean, variance
@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
 
 def batch_statistics(x: jax.Array, training: Training) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance per channel, the last axis of x, over the unpadded examples of the global batch."""
-    total, squares, count = _batch_sums(_four_axes(x), training)
+    total, squares, count = _batch_sums(norms.four_axes(x), training)
     mean = total / count
     return mean, jnp.maximum(squares / count - jnp.square(mean), 0.0)
 
@@ -88,10 +88,6 @@ def _batch_sums(x_BxHxWxC: jax.Array, training: Training) -> tuple[jax.Array, ja
     """Returns the sums of x and of its squares over the global batch, per channel, and the number of pixels."""
     pixels = training.mask.sum() * x_BxHxWxC.shape[1] * x_BxHxWxC.shape[2]
     return training.batch_sum((*norms.moments(x_BxHxWxC, training.mask), pixels))
-
-
-def _four_axes(x: jax.Array) -> jax.Array:
-    return x if x.ndim == 4 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 1, x.shape[-1])
 
 
 class LayerNorm(nn.Module):

@@ -29,7 +29,6 @@ from mnist_jax.studies.results_table import (
 )
 
 # The signal that stopped a run, by the exit status of the run.
-SIGNAL_BY_STATUS = {128 + number: number for number in SIGNALS}
 # The number of rows of each class in Kaggle's train.csv, 42,000 in all.
 KAGGLE_CLASS_COUNTS = (4132, 4684, 4177, 4351, 4072, 3795, 4137, 4401, 4063, 4188)
 
@@ -132,8 +131,8 @@ def _run_command(flags: Sequence[str], directory: Path) -> int:
     logging.info('%s', ' '.join(flags))
     python_path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
     status = run_child(flags, {**os.environ, 'PYTHONPATH': python_path}, output=subprocess.DEVNULL)
-    if status in SIGNAL_BY_STATUS:
-        raise Interrupted(SIGNAL_BY_STATUS[status], f'in {str(directory)!r}')
+    if status - 128 in SIGNALS:
+        raise Interrupted(status - 128, f'in {str(directory)!r}')
     if status:
         logging.error('The run in %s failed with exit status %d', directory, status)
     return status

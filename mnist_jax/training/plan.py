@@ -95,11 +95,15 @@ class Plan:
     @property
     def _parts(self) -> dict[str, Callable | None]:
         """The constructors of the parts of compiled programs, by the fields that select them."""
-        names = {f'config.{field}.name': self.config[field].name for field in SECTIONS if field != 'dataset'}
-        parts = {f'{field}={name}': SECTIONS[field.split('.')[1]].table[name] for field, name in names.items()}
-        # A run can be loaded without the steps that it was trained with.
-        steps = [step['name'] for step in self.config.augmentation]
-        return {**parts, **{f'config.augmentation: {name}': AUGMENTATIONS.get(name) for name in steps}}
+        parts: dict[str, Callable | None] = {}
+        for section in SECTIONS:
+            if section != 'dataset':
+                name = self.config[section].name
+                parts[f'config.{section}.name={name}'] = SECTIONS[section].table[name]
+        for augmentation in self.config.augmentation:
+            # A run can be loaded without the steps that it was trained with.
+            parts[f'config.augmentation: {augmentation["name"]}'] = AUGMENTATIONS.get(augmentation['name'])
+        return parts
 
     @property
     def _part_names(self) -> list[str | None]:

@@ -116,7 +116,7 @@ def training_start(starts: Sequence[JsonObject], step: int) -> int:
 
 def changed_code(workdir: Path, own_code: Mapping[str, str], step: int) -> list[str]:
     """Returns the fields of `own_code` whose part had other code at a start that trained the run up to `step`."""
-    starts = read_provenance(workdir)
+    starts = read_provenance(workdir) if own_code else []
     first = max((number for number, start in enumerate(starts) if start['step'] == 0), default=0)
     recorded = [start.get('own_code') for start in starts[first:] if start['step'] < step]
     starts = [start for start in recorded if isinstance(start, dict)]  # Older versions did not record it.

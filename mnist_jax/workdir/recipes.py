@@ -83,7 +83,7 @@ def _past(run: FinishedRun) -> list:
     return [
         run.result['split_sha256'],
         data,
-        *(run.result.get(name) for name in ('reschedules', 'own_code', 'changed_code') if run.result.get(name)),
+        *(run.result.get(name) or [] for name in ('reschedules', 'own_code', 'changed_code')),
     ]
 
 
